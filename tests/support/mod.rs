@@ -1,0 +1,1 @@
+//! What the tests share. Nothing here copies an expectation from our own output.
