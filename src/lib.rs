@@ -1,1 +1,4 @@
-//! Placeholder, replaced as the rooms are built.
+//! peelfs: mounts a container image the moment it is named, and fetches its bytes when they are read.
+
+pub mod layer;
+pub mod table;

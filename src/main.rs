@@ -1,2 +1,3 @@
-//! Placeholder, replaced as the rooms are built.
+//! The binary `peel`.
+
 fn main() {}

@@ -1,0 +1,3 @@
+//! Layer formats: blob → entries and chunks → inode table. One file per format; nothing above learns which one a layer had.
+
+pub mod entry;
