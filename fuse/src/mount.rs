@@ -20,7 +20,7 @@ use crate::errno;
 use crate::fusermount;
 use crate::kernel_mount::{self, Failure};
 use crate::mountinfo::{MountEntry, mount_at, mount_id, mount_with_root};
-use crate::session::{self, Session, Unmounter};
+use crate::session::{self, Session};
 use crate::tree::{ROOT_INODE, Tree};
 use crate::unmount;
 
@@ -211,7 +211,7 @@ pub fn mount(tree: Arc<impl Tree>, options: &MountOptions) -> Result<Session, Mo
             kernel_mount::attach(detached.mount.as_fd(), directory.as_fd()).map_err(|error| {
                 MountError::Kernel { mountpoint: mountpoint(), step: "move_mount", error }
             })?;
-            Ok(Session::new(service, Unmounter::new(place, id, device)))
+            Ok(Session::new(service, place, id, device))
         }
         Err(failure @ (Failure::Device(Errno::ACCESS | Errno::PERM) | Failure::NotPermitted(_))) => {
             mount_with_helper(tree, options, failure)
@@ -261,7 +261,7 @@ fn mount_with_helper(
                     mountpoint: mountpoint(),
                     message: "it reported success, but there is no mount".to_owned(),
                 })?;
-            Ok(Session::new(service, Unmounter::new(entry.mountpoint, entry.id, device)))
+            Ok(Session::new(service, entry.mountpoint, entry.id, device))
         });
     if served.is_err() {
         // The first error is the one to tell; what remains of the mount is dead, and the next mount cleans it.

@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use crate::adapter::Adapter;
 use crate::kernel_mount;
 use crate::mount::MountOptions;
-use crate::mountinfo::{all_mounts, mount_at};
+use crate::mountinfo::{MountEntry, all_mounts, mount_at};
 use crate::tree::Tree;
 use crate::unmount::{self, UnmountError};
 use crate::users::User;
@@ -25,13 +25,13 @@ use crate::users::User;
 /// its last user is gone or this process ends.
 #[derive(Debug)]
 pub struct Session {
-    service: Arc<Service>,
     unmounter: Unmounter,
 }
 
 /// A handle that ends a [`Session`] from anywhere, as from a thread that waits for signals.
 #[derive(Clone, Debug)]
 pub struct Unmounter {
+    service: Arc<Service>,
     mountpoint: PathBuf,
     id: u64,
     device: (u32, u32),
@@ -54,8 +54,9 @@ pub(crate) struct Service {
 }
 
 impl Session {
-    pub(crate) fn new(service: Arc<Service>, unmounter: Unmounter) -> Session {
-        Session { service, unmounter }
+    /// The session of the mount of this id and device number; `mountpoint` is absolute and without symlinks.
+    pub(crate) fn new(service: Arc<Service>, mountpoint: PathBuf, id: u64, device: (u32, u32)) -> Session {
+        Session { unmounter: Unmounter { service, mountpoint, id, device } }
     }
 
     /// The directory at which the tree is mounted, as an absolute path.
@@ -65,9 +66,8 @@ impl Session {
 
     /// Waits until the file system is gone: unmounted by us or by anyone else, and used by nobody any more.
     pub fn wait(&self) -> Result<(), ServeError> {
-        self.service
-            .wait()
-            .map_err(|message| ServeError { mountpoint: self.unmounter.mountpoint.clone(), message })
+        let mountpoint = || self.unmounter.mountpoint.clone();
+        self.unmounter.service.wait().map_err(|message| ServeError { mountpoint: mountpoint(), message })
     }
 
     /// Unmounts; success if it is unmounted already. With `lazily` it disappears even while it is in use. Serving ends
@@ -92,19 +92,18 @@ impl Drop for Session {
 }
 
 impl Unmounter {
-    /// The handle on the mount of this id; `mountpoint` is absolute.
-    pub(crate) fn new(mountpoint: PathBuf, id: u64, device: (u32, u32)) -> Unmounter {
-        Unmounter { mountpoint, id, device }
-    }
-
     /// See [`Session::unmount`].
     pub fn unmount(&self, lazily: bool) -> Result<(), UnmountError> {
         let broken = |error| UnmountError::Failed { mountpoint: self.mountpoint.clone(), error };
         let mounts = all_mounts().map_err(broken)?;
-        // Ids and device numbers are used again, but both for a mount of ours at one place: hardly.
         let ours =
-            |entry: &crate::MountEntry| entry.id == self.id && entry.device == self.device && entry.is_ours();
-        let Some(entry) = mounts.iter().find(|entry| ours(entry)) else { return Ok(()) };
+            |entry: &&MountEntry| entry.id == self.id && entry.device == self.device && entry.is_ours();
+        let Some(entry) = mounts.iter().find(ours) else { return Ok(()) };
+        // The kernel uses both numbers again, at once, when a file system is gone. Ours is gone when serving it has
+        // ended, unless it ended by a failure, which leaves a dead mount: what is alive now is somebody else's.
+        if self.service.has_ended() && !entry.is_dead() {
+            return Ok(());
+        }
         // By its path only the topmost mount can be taken away: never take somebody else's.
         match mount_at(&entry.mountpoint).map_err(broken)? {
             Some(top) if top.id != entry.id => Err(UnmountError::Busy {
@@ -125,6 +124,10 @@ impl Service {
                 None => outcome = self.ended.wait(outcome).unwrap_or_else(PoisonError::into_inner),
             }
         }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     fn end(&self, outcome: Result<(), String>) {
