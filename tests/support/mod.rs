@@ -1,1 +1,3 @@
 //! What the tests share. Nothing here copies an expectation from our own output.
+
+pub mod mounts;
