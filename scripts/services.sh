@@ -16,6 +16,9 @@
 #   start_containerd      sets $containerd (the socket); use `containerd_ctr …` and `containerd_ctr_remote …`
 #   stop_containerd
 
+# Where servers and Rust are, also for a user or a runner whose PATH does not name it.
+PATH=${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "${0##*/}: $*"; exit 1; }
 need_root() { [ "$(id -u)" = 0 ] || fail "must run as root (it mounts file systems and makes device nodes)"; }
@@ -66,7 +69,7 @@ stop_process() {
     kill -0 "$pid" 2>/dev/null || break
     sleep 0.05
   done
-  kill -KILL "$pid" 2>/dev/null
+  kill -KILL "$pid" 2>/dev/null || true
   wait "$pid" 2>/dev/null || true
 }
 
