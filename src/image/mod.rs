@@ -95,7 +95,7 @@ impl Image {
     pub fn manifest(digest: &Digest, bytes: &[u8]) -> Result<(ImageManifest, BlobDescriptor), ImageError> {
         let unusable = |reason: String| ImageError::Manifest { digest: digest.clone(), reason };
         let manifest = match Document::parse(bytes, None) {
-            Ok((Document::Manifest(manifest), _)) => manifest,
+            Ok((Document::Manifest(manifest), _)) => *manifest,
             Ok((Document::Index(_), _)) => return Err(unusable("it is an image index".into())),
             Err(error) => return Err(unusable(error.to_string())),
         };
