@@ -134,7 +134,7 @@ pub enum MountError {
         error: io::Error,
     },
     /// This process may not use `/dev/fuse`.
-    #[error("cannot mount at {}: opening {} is forbidden ({error}); run as root, install fusermount3 (Debian: fuse3), or give the container the device (--device /dev/fuse)", mountpoint.display(), kernel_mount::DEVICE)]
+    #[error("cannot mount at {}: opening {} is forbidden ({error}); run as root, let everybody use the device (chmod 666 {}), or give it to the container (--device {})", mountpoint.display(), kernel_mount::DEVICE, kernel_mount::DEVICE, kernel_mount::DEVICE)]
     DeviceForbidden {
         /// Where it was to be mounted.
         mountpoint: PathBuf,
@@ -213,12 +213,18 @@ pub fn mount(tree: Arc<impl Tree>, options: &MountOptions) -> Result<Session, Mo
             })?;
             Ok(Session::new(service, place, id, device))
         }
-        Err(failure @ (Failure::Device(Errno::ACCESS | Errno::PERM) | Failure::NotPermitted(_))) => {
-            mount_with_helper(tree, options, failure)
+        Err(Failure::Device(errno @ (Errno::ACCESS | Errno::PERM))) => {
+            Err(MountError::DeviceForbidden { mountpoint: mountpoint(), error: errno.into() })
         }
-        Err(Failure::Device(errno)) => {
+        Err(Failure::Device(errno @ (Errno::NOENT | Errno::NODEV | Errno::NXIO))) => {
             Err(MountError::DeviceMissing { mountpoint: mountpoint(), error: errno.into() })
         }
+        Err(Failure::Device(errno)) => Err(MountError::Kernel {
+            mountpoint: mountpoint(),
+            step: "opening /dev/fuse",
+            error: errno.into(),
+        }),
+        Err(Failure::NotPermitted(errno)) => mount_with_helper(tree, options, errno),
         Err(Failure::Step { step, error }) => {
             Err(MountError::Kernel { mountpoint: mountpoint(), step, error })
         }
@@ -229,21 +235,13 @@ pub fn mount(tree: Arc<impl Tree>, options: &MountOptions) -> Result<Session, Mo
 fn mount_with_helper(
     tree: Arc<impl Tree>,
     options: &MountOptions,
-    failure: Failure,
+    refusal: Errno,
 ) -> Result<Session, MountError> {
     let mountpoint = || options.mountpoint.clone();
     let device = match fusermount::mount(options) {
         Ok(device) => device,
         Err(fusermount::Failure::Absent) => {
-            return Err(match failure {
-                Failure::Device(errno) => {
-                    MountError::DeviceForbidden { mountpoint: mountpoint(), error: errno.into() }
-                }
-                Failure::NotPermitted(errno) => {
-                    MountError::NotPermitted { mountpoint: mountpoint(), error: errno.into() }
-                }
-                Failure::Step { step, error } => MountError::Kernel { mountpoint: mountpoint(), step, error },
-            });
+            return Err(MountError::NotPermitted { mountpoint: mountpoint(), error: refusal.into() });
         }
         Err(fusermount::Failure::Refused(message)) => {
             return Err(MountError::Fusermount { mountpoint: mountpoint(), message });
