@@ -16,4 +16,6 @@ pub mod tar;
 pub mod zstd;
 
 #[cfg(test)]
+mod real_images;
+#[cfg(test)]
 mod testing;
