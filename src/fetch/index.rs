@@ -198,7 +198,7 @@ impl Indexer {
             }
             let draft = store.layers().layer(digest.as_str())?.create()?;
             for (number, length) in builder.large_sizes().iter().enumerate() {
-                draft.data().set_length(DataFile::Large(number as u32), *length)?;
+                draft.large_file(number as u32, *length)?;
             }
             draft.data().set_length(DataFile::Packed, contents.decoded_length)?;
             let table = builder.finish(identity(&digest), &contents.chunks)?;
@@ -234,9 +234,6 @@ impl Indexer {
                 let pieces = std::iter::from_fn(|| receiver.blocking_recv());
                 let streamed = stream::unpack_stream(pieces, &expectation, &mut sink, &told)?;
                 let DraftSink { builder, draft } = sink;
-                for (number, length) in builder.large_sizes().iter().enumerate() {
-                    draft.data().set_length(DataFile::Large(number as u32), *length)?;
-                }
                 draft.data().set_length(DataFile::Packed, streamed.decoded_length)?;
                 let table = builder.finish(identity(&descriptor.digest), &[])?;
                 Ok::<_, IndexError>(draft.finish_unsynced(&table, None)?)
@@ -324,7 +321,12 @@ struct DraftSink {
 
 impl TarSink for DraftSink {
     fn entry(&mut self, entry: Entry) -> Result<(), SinkError> {
-        Ok(self.builder.add(entry)?)
+        let known = self.builder.large_sizes().len();
+        self.builder.add(entry)?;
+        for (number, length) in self.builder.large_sizes().iter().enumerate().skip(known) {
+            self.draft.large_file(number as u32, *length)?;
+        }
+        Ok(())
     }
 
     fn payload(&mut self, decoded_offset: u64, mut bytes: &[u8]) -> Result<(), SinkError> {

@@ -171,9 +171,8 @@ impl Lazy {
         fresh: &mut Vec<u32>,
     ) {
         let mut left = state.readahead.missed(wanted.clone());
-        let all = content.table().chunks();
-        for number in wanted.end..all.len() {
-            let length = blob_range(&all[number]).end - blob_range(&all[number]).start;
+        for (number, chunk) in content.table().chunks().iter().enumerate().skip(wanted.end) {
+            let length = blob_range(chunk).end - blob_range(chunk).start;
             if left < length {
                 break;
             }
