@@ -4,4 +4,5 @@
 mod registry;
 mod support;
 
+mod architecture;
 mod fuse;
