@@ -123,7 +123,8 @@ impl<T: Tree> Filesystem for Adapter<T> {
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
         if self.default_permissions {
-            // The kernel refuses the mount if this is asked for without it.
+            // Containers with user namespaces mount us with other owners (an idmapped mount). The kernel refuses
+            // to start if this is asked for without default_permissions.
             wanted |= InitFlags::FUSE_ALLOW_IDMAP;
         }
         if *self.passthrough.get_mut() {
