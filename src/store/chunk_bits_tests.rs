@@ -108,6 +108,8 @@ impl Words for Rc<Machine> {
 enum Operation {
     Fill(u64),
     Checkpoint,
+    /// Another thread fills a chunk when the data files have just been synced.
+    CheckpointWhileFilling(u64),
     FailedCheckpoint,
     Discard(u64),
 }
@@ -131,6 +133,15 @@ fn run(machine: &Rc<Machine>, count: u64, operations: &[Operation]) -> Vec<bool>
                 if machine.steps_left.get() > 0 {
                     vouched = (0..count).map(|chunk| bits.is_present(chunk)).collect();
                 }
+            }
+            Operation::CheckpointWhileFilling(chunk) => {
+                let fill_after_sync = || {
+                    machine.sync_data()?;
+                    machine.set_bytes(*chunk, true);
+                    bits.mark(*chunk);
+                    Ok(())
+                };
+                bits.checkpoint(fill_after_sync).unwrap();
             }
             Operation::FailedCheckpoint => {
                 let result = bits.checkpoint(|| {
@@ -172,6 +183,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let operation = prop_oneof![
         4 => chunk.clone().prop_map(Operation::Fill),
         2 => Just(Operation::Checkpoint),
+        2 => chunk.clone().prop_map(Operation::CheckpointWhileFilling),
         1 => Just(Operation::FailedCheckpoint),
         1 => chunk.prop_map(Operation::Discard),
     ];

@@ -109,7 +109,7 @@ fn only_its_own_process_forgets_a_mount() {
     let database = store.database();
     let (first, second) = (mount("/m", 1), mount("/m", 2));
     database.remember_mount(&first).unwrap();
-    assert_eq!(database.mounts().unwrap(), [first.clone()]);
+    assert_eq!(database.mounts().unwrap(), std::slice::from_ref(&first));
     database.remember_mount(&second).unwrap();
     assert!(!database.forget_mount(&first.mountpoint, 1).unwrap());
     assert_eq!(database.find_mount(&first.mountpoint).unwrap(), Some(second));
@@ -154,7 +154,8 @@ fn aside(directory: &tempfile::TempDir) -> Vec<String> {
 
 #[test]
 fn a_damaged_database_is_kept_aside_and_a_new_one_begun() {
-    let damages: [(&str, fn(&Path)); 3] = [
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 3] = [
         ("not a database", |path| std::fs::write(path, vec![b'x'; 8192]).unwrap()),
         ("first page zero", |path| {
             use std::os::unix::fs::FileExt;
