@@ -116,6 +116,8 @@ pub mod inode_flags {
     pub const LINK_TO_LOWER: u16 = 4;
     /// The layer removes what lower layers have of this name and makes the directory anew.
     pub const REMADE: u16 = 8;
+    /// A regular file without extents that is one hole: nothing of it is stored.
+    pub const ALL_ZEROS: u16 = 16;
 }
 
 /// One inode.
