@@ -1,1 +1,8 @@
 //! What the tests share. Nothing here copies an expectation from our own output.
+
+pub mod archive;
+pub mod blob;
+pub mod content;
+pub mod image;
+pub mod model;
+pub mod tree;
