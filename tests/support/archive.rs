@@ -2,6 +2,7 @@
 //! (POSIX pax, GNU tar manual "Basic Tar Format" and "Storing Sparse Files"), so that no reader under test judges itself.
 
 use super::content::Content;
+use std::fmt;
 use std::io::{self, Write};
 
 const BLOCK: u64 = 512;
@@ -10,7 +11,7 @@ const SEVEN_OCTAL_DIGITS: u64 = 0o7777777;
 const ELEVEN_OCTAL_DIGITS: u64 = 0o77777777777;
 
 /// One entry of a layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct TestEntry {
     /// As written into the archive.
     pub path: Vec<u8>,
@@ -55,6 +56,28 @@ pub enum SparseEncoding {
     Pax00,
     Pax01,
     Pax10,
+}
+
+/// One line, so that a failing case can be read.
+impl fmt::Debug for TestEntry {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.escape_ascii();
+        match &self.kind {
+            Kind::File(content) => write!(formatter, "{path} file of {}", content.length())?,
+            Kind::SparseFile(content, encoding) => {
+                write!(formatter, "{path} {encoding:?} sparse file of {}", content.length())?;
+            }
+            Kind::Directory => write!(formatter, "{path}/")?,
+            Kind::Symlink(target) => write!(formatter, "{path} -> {}", target.escape_ascii())?,
+            Kind::Hardlink(target) => write!(formatter, "{path} = {}", target.escape_ascii())?,
+            kind => write!(formatter, "{path} {kind:?}")?,
+        }
+        write!(formatter, " ({:o} {}:{} {:?}", self.mode, self.uid, self.gid, self.modified)?;
+        for (name, value) in &self.xattrs {
+            write!(formatter, " {}={}", name.escape_ascii(), value.escape_ascii())?;
+        }
+        write!(formatter, ")")
+    }
 }
 
 impl TestEntry {
