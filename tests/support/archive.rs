@@ -218,7 +218,8 @@ pub fn entry_headers(entry: &TestEntry) -> Vec<u8> {
             SparseEncoding::Pax01 => {
                 record("GNU.sparse.size", text(content.length()));
                 record("GNU.sparse.numblocks", text(map.len() as u64));
-                let list: Vec<String> = map.iter().map(|(offset, length)| format!("{offset},{length}")).collect();
+                let list: Vec<String> =
+                    map.iter().map(|(offset, length)| format!("{offset},{length}")).collect();
                 record("GNU.sparse.map", list.join(",").into_bytes());
                 record("GNU.sparse.name", stored_name.clone());
             }
@@ -306,7 +307,8 @@ fn pieces(content: &Content) -> &[(u64, Content)] {
 
 /// The pieces, and as GNU tar does an empty one at the end, when the file ends in a hole.
 fn sparse_map(content: &Content) -> Vec<(u64, u64)> {
-    let mut map: Vec<(u64, u64)> = pieces(content).iter().map(|(place, piece)| (*place, piece.length())).collect();
+    let mut map: Vec<(u64, u64)> =
+        pieces(content).iter().map(|(place, piece)| (*place, piece.length())).collect();
     if map.last().is_none_or(|(offset, length)| offset + length < content.length()) {
         map.push((content.length(), 0));
     }

@@ -206,7 +206,11 @@ impl<C: Compression> Pieces<C> {
         Ok(Pieces { piece: Vec::new(), length: total.div_ceil(pieces.max(1)) as usize, compression })
     }
     fn finish(&mut self) -> io::Result<()> {
-        if self.piece.is_empty() { Ok(()) } else { self.compression.compress(&std::mem::take(&mut self.piece)) }
+        if self.piece.is_empty() {
+            Ok(())
+        } else {
+            self.compression.compress(&std::mem::take(&mut self.piece))
+        }
     }
 }
 
@@ -439,7 +443,10 @@ fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for group in bytes.chunks(3) {
-        let word = group.iter().enumerate().fold(0_u32, |word, (place, byte)| word | u32::from(*byte) << (16 - 8 * place));
+        let word = group
+            .iter()
+            .enumerate()
+            .fold(0_u32, |word, (place, byte)| word | u32::from(*byte) << (16 - 8 * place));
         for place in 0..4 {
             if place <= group.len() {
                 text.push(char::from(ALPHABET[(word >> (18 - 6 * place)) as usize & 63]));

@@ -30,7 +30,9 @@ impl Content {
     pub fn length(&self) -> u64 {
         match self {
             Content::Bytes(bytes) => bytes.len() as u64,
-            Content::Noise { length, .. } | Content::Zeros(length) | Content::Sparse { length, .. } => *length,
+            Content::Noise { length, .. } | Content::Zeros(length) | Content::Sparse { length, .. } => {
+                *length
+            }
         }
     }
 
@@ -86,7 +88,9 @@ impl Content {
 
 /// One byte of a splitmix64 stream: random access, and no two seeds alike.
 fn noise(seed: u64, place: u64) -> u8 {
-    let mut word = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add((place >> 3).wrapping_mul(0xd1b5_4a32_d192_ed03));
+    let mut word = seed
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .wrapping_add((place >> 3).wrapping_mul(0xd1b5_4a32_d192_ed03));
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     ((word ^ (word >> 31)) >> ((place & 7) * 8)) as u8

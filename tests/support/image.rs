@@ -22,7 +22,8 @@ impl Layout {
     pub fn create(directory: impl Into<PathBuf>) -> Layout {
         let directory = directory.into();
         fs::create_dir_all(directory.join("blobs/sha256")).expect("making a layout");
-        fs::write(directory.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#).expect("making a layout");
+        fs::write(directory.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)
+            .expect("making a layout");
         let layout = Layout { directory, tagged: Vec::new() };
         layout.write_index();
         layout

@@ -2,10 +2,12 @@
 
 pub mod archive;
 pub mod blob;
+pub mod cases;
 pub mod content;
 pub mod image;
 pub mod merged;
 pub mod model;
+pub mod mounts;
 pub mod peel;
 pub mod random;
 pub mod tools;

@@ -35,20 +35,12 @@ pub struct Model {
 }
 
 impl Layer {
-    /// A layer that makes one name a file first and a directory then, where the layers below have a directory, or a link
-    /// to one: whether what they have in it is seen, no rule says, and no tool writes such a layer.
-    fn refuse_twofold_directory(&self, path: &[Vec<u8>]) -> Result<(), Refusal> {
-        match self.lower.kind(path) {
-            Some(InodeKind::Directory | InodeKind::Symlink(_)) => Err(Refusal(format!("{} is a file and then a directory", shown(path)))),
-            _ => Ok(()),
-        }
-    }
-
     /// Entries of different names that a symlink of a lower layer brings to one place: which is the later one, no rule says.
     fn refuse_two_ways_to_one_name(&self) -> Result<(), Refusal> {
         for moved in self.made.iter().filter(|made| made.name != made.place) {
             for other in self.made.iter().filter(|other| other.name != moved.name) {
-                let covers = |above: &Made, below: &Made| !above.is_directory && below.place.starts_with(&above.place);
+                let covers =
+                    |above: &Made, below: &Made| !above.is_directory && below.place.starts_with(&above.place);
                 if moved.place == other.place || covers(moved, other) || covers(other, moved) {
                     return Err(Refusal(format!("{} is made by two names", shown(&moved.place))));
                 }
@@ -146,8 +138,10 @@ impl Model {
             let Some((name, parents)) = path.split_last() else { continue };
             let Some(hidden) = name.strip_prefix(b".wh.") else { continue };
             // Does it hide what is below the new link's target, or what was below its name? No rule says.
-            let is_link_above =
-                |other: &TestEntry| matches!(other.kind, Kind::Symlink(_) | Kind::Hardlink(_)) && parents.starts_with(&clean(&other.path));
+            let is_link_above = |other: &TestEntry| {
+                matches!(other.kind, Kind::Symlink(_) | Kind::Hardlink(_))
+                    && parents.starts_with(&clean(&other.path))
+            };
             if entries.iter().any(is_link_above) {
                 return Err(Refusal(format!("a whiteout below the new link {}", shown(parents))));
             }
@@ -191,7 +185,7 @@ impl Model {
             }
             Kind::Directory => {
                 if self.kind(&place).is_some_and(|kind| *kind != InodeKind::Directory) {
-                    layer.refuse_twofold_directory(&place)?;
+                    self.refuse_twofold_directory(&place, layer)?;
                 }
                 self.new_inode(entry, InodeKind::Directory)
             }
@@ -211,9 +205,9 @@ impl Model {
     fn hardlink_target(&self, target: &[u8], layer: &Layer) -> Result<usize, Refusal> {
         let found = self.hardlink_target_here(target)?;
         let below = layer.lower.hardlink_target_here(target)?;
-        let inode = found.or(below).ok_or_else(|| {
-            Refusal(format!("a hardlink to the missing {}", target.escape_ascii()))
-        })?;
+        let inode = found
+            .or(below)
+            .ok_or_else(|| Refusal(format!("a hardlink to the missing {}", target.escape_ascii())))?;
         // The link itself, though entries lie below it: only one of both can be in the layer's own tree.
         if layer.followed.contains(&clean(target)) {
             return Err(Refusal(format!("a hardlink to the followed link {}", target.escape_ascii())));
@@ -229,7 +223,8 @@ impl Model {
 
     fn hardlink_target_here(&self, target: &[u8]) -> Result<Option<usize>, Refusal> {
         let path = clean(target);
-        let (name, parents) = path.split_last().ok_or_else(|| Refusal("a hardlink to the root".to_owned()))?;
+        let (name, parents) =
+            path.split_last().ok_or_else(|| Refusal("a hardlink to the root".to_owned()))?;
         let path = joined(&self.resolve(parents, &mut BTreeSet::new())?, name);
         match self.names.get(&path) {
             Some(inode) if self.inodes[*inode].kind == InodeKind::Directory => {
@@ -275,13 +270,25 @@ impl Model {
             let place = &path[..depth];
             if self.kind(place) != Some(&InodeKind::Directory) {
                 if self.kind(place).is_some() {
-                    layer.refuse_twofold_directory(place)?;
+                    self.refuse_twofold_directory(place, layer)?;
                 }
                 self.inodes.push(implied_directory());
                 self.names.insert(place.to_vec(), self.inodes.len() - 1);
             }
         }
         Ok(path)
+    }
+
+    /// A layer that makes one name a file first and a directory then, where the layers below have a directory, or a link
+    /// to one: whether what they have in it is seen, no rule says, and no tool writes such a layer.
+    fn refuse_twofold_directory(&self, path: &[Vec<u8>], layer: &Layer) -> Result<(), Refusal> {
+        let is_own = self.names.get(path) != layer.lower.names.get(path);
+        match layer.lower.kind(path) {
+            Some(InodeKind::Directory | InodeKind::Symlink(_)) if is_own => {
+                Err(Refusal(format!("{} is a file and then a directory", shown(path))))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn kind(&self, path: &[Vec<u8>]) -> Option<&InodeKind> {
@@ -293,7 +300,8 @@ impl Model {
     }
 
     fn new_inode(&mut self, entry: &TestEntry, kind: InodeKind) -> usize {
-        let private = |name: &[u8]| name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
+        let private =
+            |name: &[u8]| name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
         self.inodes.push(Inode {
             mode: if matches!(kind, InodeKind::Symlink(_)) { 0o777 } else { entry.mode },
             kind,
@@ -351,7 +359,14 @@ fn missing_target(target: &[u8]) -> Refusal {
 }
 
 fn implied_directory() -> Inode {
-    Inode { kind: InodeKind::Directory, mode: 0o755, uid: 0, gid: 0, modified: (0, 0), xattrs: BTreeMap::new() }
+    Inode {
+        kind: InodeKind::Directory,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        modified: (0, 0),
+        xattrs: BTreeMap::new(),
+    }
 }
 
 /// The components of a name once `.`, `..` and empty ones are resolved by letter; `..` does not leave the root.

@@ -51,7 +51,8 @@ pub struct Registry {
 
 impl Registry {
     pub fn start() -> Registry {
-        let directory = tempfile::Builder::new().prefix("peel-registry-").tempdir().expect("making a directory");
+        let directory =
+            tempfile::Builder::new().prefix("peel-registry-").tempdir().expect("making a directory");
         // A port that was free a moment ago; whoever else takes it makes the registry exit, and then another one is tried.
         for _ in 0..20 {
             let port = TcpListener::bind("127.0.0.1:0")

@@ -137,7 +137,8 @@ pub fn differences(left: &Tree, right: &Tree) -> Vec<Difference> {
         node.compare_attributes(other, &mut report);
         let (group, other_group) = (left_groups.get(&node.inode), right_groups.get(&other.inode));
         if group != other_group && !node.is_directory() && !other.is_directory() {
-            let names = |group: Option<&Vec<&[u8]>>| group.map_or("alone".to_owned(), |names| shown(names[0]));
+            let names =
+                |group: Option<&Vec<&[u8]>>| group.map_or("alone".to_owned(), |names| shown(names[0]));
             report(Aspect::LinkGroup, names(group), names(other_group));
         }
         if let (NodeKind::File(_), NodeKind::File(_)) = (&node.kind, &other.kind)
@@ -208,7 +209,8 @@ fn shown(bytes: &[u8]) -> String {
 }
 
 fn shown_xattrs(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> String {
-    let pairs = xattrs.iter().map(|(name, value)| format!("{}={}", name.escape_ascii(), value.escape_ascii()));
+    let pairs =
+        xattrs.iter().map(|(name, value)| format!("{}={}", name.escape_ascii(), value.escape_ascii()));
     pairs.collect::<Vec<_>>().join(" ")
 }
 
@@ -216,12 +218,9 @@ impl Tree {
     /// Walks a directory. Every `d_type` that `getdents` gives is checked against `lstat` on the way.
     pub fn walk(directory: &Path) -> Tree {
         allow_many_open_files();
-        let root = rustix::fs::open(
-            directory,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .unwrap_or_else(|error| panic!("opening {}: {error}", directory.display()));
+        let root =
+            rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .unwrap_or_else(|error| panic!("opening {}: {error}", directory.display()));
         let mut nodes = BTreeMap::new();
         let stat = rustix::fs::fstat(&root).expect("fstat of a root");
         nodes.insert(Vec::new(), node(&root, &stat, NodeKind::Directory));

@@ -1,0 +1,213 @@
+//! A chunk's blob range becomes its bytes: decoded within bounds, and verified before anybody sees them.
+
+use sha2::{Digest, Sha256};
+
+use super::compression::{Decode, DecodeError, Progress};
+use super::entry::Chunk;
+use super::gzip::GzipDecoder;
+use super::zstd::ZstdDecoder;
+use crate::table::Codec;
+
+/// Most bytes that one chunk decodes to. It bounds what one read may cost in memory, whatever a table of contents says. Writers make
+/// chunks of 4 MiB unless told otherwise.
+pub const MAXIMUM_CHUNK: u64 = 64 << 20;
+
+/// Most bytes that are decoded before a chunk's begin. They cost time only; members that several files share are small as a rule.
+pub const MAXIMUM_SKIP: u64 = 256 << 20;
+
+/// Why a chunk has no bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChunkError {
+    /// The chunk claims more than any chunk may.
+    #[error("chunk at byte {blob_offset} of the blob claims {length} bytes, more than {limit}")]
+    TooLarge {
+        /// First byte of its range.
+        blob_offset: u64,
+        /// What it claims.
+        length: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// The range holds something else than the codec expects.
+    #[error("chunk at byte {blob_offset} of the blob: {source}")]
+    Decode {
+        /// First byte of its range.
+        blob_offset: u64,
+        /// What is wrong.
+        source: DecodeError,
+    },
+    /// The range decodes to too little.
+    #[error("chunk at byte {blob_offset} of the blob ends before its {length} bytes")]
+    Short {
+        /// First byte of its range.
+        blob_offset: u64,
+        /// Bytes that it should have.
+        length: u64,
+    },
+    /// The bytes are not those that the table of contents vouches for.
+    #[error(
+        "chunk at byte {blob_offset} of the blob does not match its digest: it is corrupt or was tampered with"
+    )]
+    Digest {
+        /// First byte of its range.
+        blob_offset: u64,
+    },
+}
+
+/// The bytes of `chunk`, from the bytes of its blob range. They match its digest, and there are `decoded_length` of them.
+///
+/// A gzip member may hold more than the chunk, before and after it; nothing after it is decoded.
+///
+/// # Errors
+/// If the range does not decode to a chunk with that digest. Never are more than `decoded_length` bytes (plus a small buffer) held.
+pub fn decode_chunk(chunk: &Chunk, blob_bytes: &[u8]) -> Result<Vec<u8>, ChunkError> {
+    let too_large = |length, limit| ChunkError::TooLarge { blob_offset: chunk.blob_offset, length, limit };
+    if chunk.decoded_length > MAXIMUM_CHUNK {
+        return Err(too_large(chunk.decoded_length, MAXIMUM_CHUNK));
+    }
+    if chunk.skip > MAXIMUM_SKIP {
+        return Err(too_large(chunk.skip, MAXIMUM_SKIP));
+    }
+    // Both fit: the bounds are below 2³².
+    let (skip, length) = (chunk.skip as usize, chunk.decoded_length as usize);
+    let short = || ChunkError::Short { blob_offset: chunk.blob_offset, length: chunk.decoded_length };
+    let decoded = match chunk.codec {
+        Codec::Raw => blob_bytes.get(skip..skip + length).ok_or_else(short)?.to_vec(),
+        Codec::Zeros => vec![0; length],
+        Codec::Gzip => decode_part(&mut GzipDecoder::new(), blob_bytes, skip, length)
+            .map_err(|source| ChunkError::Decode { blob_offset: chunk.blob_offset, source })?
+            .ok_or_else(short)?,
+        Codec::Zstd => decode_part(&mut ZstdDecoder::new(), blob_bytes, skip, length)
+            .map_err(|source| ChunkError::Decode { blob_offset: chunk.blob_offset, source })?
+            .ok_or_else(short)?,
+    };
+    verify_chunk(chunk, &decoded)?;
+    Ok(decoded)
+}
+
+/// Checks decoded bytes against the digest of their chunk.
+///
+/// # Errors
+/// [`ChunkError::Digest`] if they do not match.
+pub fn verify_chunk(chunk: &Chunk, decoded: &[u8]) -> Result<(), ChunkError> {
+    if <[u8; 32]>::from(Sha256::digest(decoded)) == chunk.digest {
+        Ok(())
+    } else {
+        Err(ChunkError::Digest { blob_offset: chunk.blob_offset })
+    }
+}
+
+/// `length` decoded bytes after the first `skip` ones, or none if there are not as many.
+fn decode_part(
+    decoder: &mut dyn Decode,
+    mut input: &[u8],
+    mut skip: usize,
+    length: usize,
+) -> Result<Option<Vec<u8>>, DecodeError> {
+    let mut discarded = vec![0; skip.min(64 << 10)];
+    while skip > 0 {
+        let room = skip.min(discarded.len());
+        let Progress { consumed, produced } = decoder.decode(input, &mut discarded[..room])?;
+        input = &input[consumed..];
+        skip -= produced;
+        if consumed == 0 && produced == 0 {
+            return Ok(None);
+        }
+    }
+    let mut decoded = vec![0; length];
+    let mut filled = 0;
+    while filled < length {
+        let Progress { consumed, produced } = decoder.decode(input, &mut decoded[filled..])?;
+        input = &input[consumed..];
+        filled += produced;
+        if consumed == 0 && produced == 0 {
+            return Ok(None);
+        }
+    }
+    Ok(Some(decoded))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::layer::testing::pattern;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn chunk(codec: Codec, skip: u64, bytes: &[u8]) -> Chunk {
+        Chunk {
+            blob_offset: 100,
+            blob_length: 0,
+            decoded_offset: 0,
+            decoded_length: bytes.len() as u64,
+            skip,
+            codec,
+            digest: Sha256::digest(bytes).into(),
+        }
+    }
+
+    #[test]
+    fn a_chunk_is_decoded_from_the_middle_of_its_range() {
+        let all = pattern(200_000);
+        let encodings = [
+            (Codec::Raw, all.clone()),
+            (Codec::Gzip, gzip(&all)),
+            (Codec::Zstd, zstd::bulk::compress(&all, 3).unwrap()),
+        ];
+        for (codec, encoded) in encodings {
+            for (skip, length) in [(0, 1), (0, 200_000), (512, 70_000), (199_999, 1)] {
+                let part = &all[skip..skip + length];
+                let result = decode_chunk(&chunk(codec, skip as u64, part), &encoded);
+                assert!(result.as_deref() == Ok(part), "{codec:?} {skip} {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_hole_needs_no_bytes() {
+        assert_eq!(decode_chunk(&chunk(Codec::Zeros, 0, &[0; 5000]), &[]), Ok(vec![0; 5000]));
+    }
+
+    #[test]
+    fn bytes_that_the_digest_does_not_vouch_for_are_never_given() {
+        let all = pattern(1000);
+        for (codec, encoded) in [(Codec::Raw, all.clone()), (Codec::Gzip, gzip(&all)), (Codec::Zeros, vec![])]
+        {
+            let chunk = Chunk { digest: [7; 32], ..chunk(codec, 0, &all) };
+            assert_eq!(decode_chunk(&chunk, &encoded), Err(ChunkError::Digest { blob_offset: 100 }));
+        }
+    }
+
+    #[test]
+    fn a_range_that_decodes_to_too_little_is_refused() {
+        let all = pattern(1000);
+        let encodings = [
+            (Codec::Raw, all.clone()),
+            (Codec::Gzip, gzip(&all)),
+            (Codec::Zstd, zstd::bulk::compress(&all, 3).unwrap()),
+        ];
+        for (codec, encoded) in encodings {
+            for (skip, blob) in
+                [(1, &encoded[..]), (2000, &encoded), (0, &encoded[..encoded.len() / 2]), (0, &[])]
+            {
+                let result = decode_chunk(&chunk(codec, skip, &all), blob);
+                assert!(matches!(result, Err(ChunkError::Short { .. })), "{codec:?} {skip}: {result:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_claim_makes_it_allocate_without_bound() {
+        let cases = [(0, MAXIMUM_CHUNK + 1), (0, u64::MAX), (MAXIMUM_SKIP + 1, 1), (u64::MAX, 1)];
+        for (skip, decoded_length) in cases {
+            let chunk = Chunk { decoded_length, ..chunk(Codec::Zeros, skip, &[]) };
+            assert!(matches!(decode_chunk(&chunk, &[]), Err(ChunkError::TooLarge { .. })));
+        }
+    }
+}

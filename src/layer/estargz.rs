@@ -1,0 +1,293 @@
+//! eStargz (stargz-snapshotter, `docs/estargz.md`): a tar.gz whose last entry lists all files and where their bytes are.
+//!
+//! ```text
+//! blob    │ member │ member │ … │ member │ TOC: a tar with stargz.index.json │ footer │
+//!           ▲        payload of a file, or of a chunk of it, begins here       │
+//!           └──────────────────────────── toc_offset ──────────────────────────┘
+//! ```
+//!
+//! The digest of the JSON bytes is in the layer's descriptor ([`TOC_DIGEST_ANNOTATION`]), and so vouched for by the manifest; the JSON
+//! has the digest of each chunk. A layer without the annotation is an ordinary tar.gz.
+//!
+//! Decoded space: each regular file begins at a multiple of [`ALIGNMENT`], in the order of the TOC, its chunks one after the other.
+
+mod footer;
+mod layout;
+mod time;
+mod toc;
+
+#[cfg(test)]
+mod tests;
+
+use sha2::{Digest, Sha256};
+
+pub use self::footer::{Footer, MAXIMUM_FOOTER};
+use super::compression::{Decode, DecodeError, Progress};
+use super::entry::{Chunk, Entry, EntryKind};
+use super::gzip::GzipDecoder;
+use super::tar::{Limits, SinkError, TarError, TarReader, TarSink};
+
+/// Annotation of a layer's descriptor: digest of the TOC's JSON bytes, as `sha256:…`.
+pub const TOC_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+/// Where files may begin in the decoded space: at the multiples of a page.
+pub const ALIGNMENT: u64 = 4096;
+
+/// Longest TOC that is read, in bytes of JSON: 500,000 entries or more.
+pub const MAXIMUM_TOC: u64 = 256 << 20;
+
+/// Name of the tar entry that holds the TOC.
+const TOC_NAME: &[u8] = b"stargz.index.json";
+
+/// What a TOC says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableOfContents {
+    /// In the order of the TOC. Landmarks and the TOC itself are not among them.
+    pub entries: Vec<Entry>,
+    /// Of all files, sorted by decoded offset, without overlaps.
+    pub chunks: Vec<Chunk>,
+    /// Length of the decoded space in bytes.
+    pub decoded_length: u64,
+    /// What the layer's author wants to have fetched first, if he says.
+    pub prefetch: Option<Landmark>,
+}
+
+/// A landmark file at the root of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Landmark {
+    /// `.prefetch.landmark`: all of the blob before `blob_length` is wanted first.
+    Prefetch {
+        /// Bytes from the beginning of the blob.
+        blob_length: u64,
+    },
+    /// `.no.prefetch.landmark`: nothing is.
+    None,
+}
+
+/// Why a TOC was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum EstargzError {
+    /// The bytes do not decode.
+    #[error("eStargz table of contents: {0}")]
+    Decode(#[from] DecodeError),
+    /// The TOC is not in the tar entry where it should be.
+    #[error("eStargz table of contents: {0}")]
+    Tar(#[from] TarError),
+    /// No tar entry of that name comes first.
+    #[error("eStargz table of contents: the entry stargz.index.json is missing or cut off")]
+    Missing,
+    /// The TOC is too long.
+    #[error("eStargz table of contents has {length} bytes, more than {limit}")]
+    TooLarge {
+        /// Its length.
+        length: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// The TOC is not the one that the manifest vouches for.
+    #[error("eStargz table of contents does not match the digest in the layer's annotation: expected {}, is {}", hex(.expected), hex(.actual))]
+    Digest {
+        /// SHA-256 of the annotation.
+        expected: [u8; 32],
+        /// SHA-256 of the JSON.
+        actual: [u8; 32],
+    },
+    /// Its place does not fit the blob.
+    #[error("eStargz table of contents at byte {toc_offset} of a blob of {blob_size} bytes")]
+    Place {
+        /// Where it is said to begin.
+        toc_offset: u64,
+        /// Bytes of the blob.
+        blob_size: u64,
+    },
+    /// Not the JSON of a TOC.
+    #[error("eStargz table of contents, after entry \"{after}\": {source}")]
+    Json {
+        /// The last entry that was read.
+        after: String,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// A version that nobody knows.
+    #[error("eStargz table of contents of version {version}: only 1 is known")]
+    Version {
+        /// As it says.
+        version: i64,
+    },
+    /// An entry that makes no sense.
+    #[error("eStargz table of contents, entry \"{name}\": {fault}")]
+    Entry {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        fault: EntryFault,
+    },
+}
+
+/// What can be wrong with an entry of a TOC.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EntryFault {
+    /// A type that nobody knows.
+    #[error("unknown type \"{0}\"")]
+    Type(String),
+    /// A number that is negative or too large.
+    #[error("{field} {value} is out of range")]
+    OutOfRange {
+        /// Name of the field.
+        field: &'static str,
+        /// What it holds.
+        value: i64,
+    },
+    /// A name that is too long.
+    #[error("a name or link target of {0} bytes is too long")]
+    PathTooLong(usize),
+    /// A time that is none.
+    #[error("modtime \"{0}\" is not a time of RFC 3339")]
+    Time(String),
+    /// A digest that is missing or none.
+    #[error("{field} is missing or not a SHA-256 digest")]
+    Digest {
+        /// Name of the field.
+        field: &'static str,
+    },
+    /// A whole file in one chunk, with two digests.
+    #[error("digest and chunkDigest of its only chunk contradict each other")]
+    TwoDigests,
+    /// An attribute that Linux could not hold, or that is not encoded as it should be.
+    #[error("extended attribute \"{0}\" is malformed or too long")]
+    Xattr(String),
+    /// A chunk without a file.
+    #[error("a chunk that does not follow its file")]
+    StrayChunk,
+    /// A chunk that is not where the last one ended.
+    #[error("a chunk at {stated} of the file, though the last one ended at {expected}")]
+    ChunkOffset {
+        /// chunkOffset.
+        stated: u64,
+        /// Where it should be.
+        expected: u64,
+    },
+    /// Chunks that are less than their file.
+    #[error("its chunks hold {chunks} of its {size} bytes")]
+    ChunkSizes {
+        /// Sum of their sizes.
+        chunks: u64,
+        /// Size of the file.
+        size: u64,
+    },
+    /// A chunk beyond its file or all bounds.
+    #[error("a chunk of {length} bytes, more than {limit}")]
+    ChunkTooLarge {
+        /// Its length.
+        length: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// Bytes that cannot be where it says.
+    #[error(
+        "offset {offset} is not between the payload before it ({after}) and the table of contents ({toc_offset})"
+    )]
+    Offset {
+        /// offset.
+        offset: u64,
+        /// The offset before.
+        after: u64,
+        /// Where the TOC begins.
+        toc_offset: u64,
+    },
+    /// Payloads of one member that overlap.
+    #[error("innerOffset {inner_offset} is before the end of the payload before it ({after})")]
+    InnerOffset {
+        /// innerOffset.
+        inner_offset: u64,
+        /// Where the last payload of the member ended.
+        after: u64,
+    },
+    /// A payload too far from the beginning of its member.
+    #[error("innerOffset {inner_offset} is more than {limit}")]
+    InnerOffsetTooLarge {
+        /// innerOffset.
+        inner_offset: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// More than fits into any decoded space.
+    #[error("the sizes of all files add up to more than any layer")]
+    TotalSize,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads a TOC from the bytes of a blob from its `toc_offset` up to the footer, and proves it against its digest.
+///
+/// # Errors
+/// If it is not the TOC with that digest, or does not make sense. Memory is bounded by [`MAXIMUM_TOC`] and what is built from it.
+pub fn read_toc(
+    toc_member: &[u8],
+    expected: [u8; 32],
+    blob_size: u64,
+    toc_offset: u64,
+) -> Result<TableOfContents, EstargzError> {
+    if toc_offset.checked_add(toc_member.len() as u64).is_none_or(|end| end > blob_size) {
+        return Err(EstargzError::Place { toc_offset, blob_size });
+    }
+    let json = read_json(toc_member)?;
+    let actual: [u8; 32] = Sha256::digest(&json).into();
+    if actual != expected {
+        return Err(EstargzError::Digest { expected, actual });
+    }
+    toc::parse(&json, toc_offset)
+}
+
+/// The JSON bytes of a TOC that is still compressed. What follows them is neither decoded nor looked at: the digest covers the JSON alone.
+fn read_json(mut member: &[u8]) -> Result<Vec<u8>, EstargzError> {
+    let mut decoder = GzipDecoder::new();
+    let mut reader = TarReader::new(Limits::default());
+    let mut sink = JsonSink::default();
+    let mut buffer = vec![0; 128 << 10];
+    loop {
+        let Progress { consumed, produced } = decoder.decode(member, &mut buffer)?;
+        member = &member[consumed..];
+        let pushed = reader.push(&buffer[..produced], &mut sink);
+        match sink.expected {
+            Some(length) if length > MAXIMUM_TOC => {
+                return Err(EstargzError::TooLarge { length, limit: MAXIMUM_TOC });
+            }
+            Some(length) if sink.json.len() as u64 == length => return Ok(sink.json),
+            _ => pushed?,
+        }
+        if consumed == 0 && produced == 0 {
+            return Err(EstargzError::Missing);
+        }
+    }
+}
+
+/// Keeps the payload of the first entry, if that is the TOC.
+#[derive(Default)]
+struct JsonSink {
+    expected: Option<u64>,
+    json: Vec<u8>,
+}
+
+impl TarSink for JsonSink {
+    fn entry(&mut self, entry: Entry) -> Result<(), SinkError> {
+        match entry.kind {
+            EntryKind::Regular { size, .. } if entry.path == TOC_NAME && self.expected.is_none() => {
+                self.expected = Some(size);
+                if size > MAXIMUM_TOC { Err("the table of contents is too long".into()) } else { Ok(()) }
+            }
+            // After a whole TOC, `read_json` has stopped to read; and before it there is nothing.
+            _ if self.expected.is_some() => Ok(()),
+            _ => Err(format!("stargz.index.json expected, found \"{}\"", entry.path.escape_ascii()).into()),
+        }
+    }
+
+    fn payload(&mut self, _decoded_offset: u64, bytes: &[u8]) -> Result<(), SinkError> {
+        let room = self.expected.unwrap_or(0).saturating_sub(self.json.len() as u64);
+        let taken = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        self.json.extend_from_slice(&bytes[..taken]);
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! The TOC's JSON, read entry by entry into a [`Layout`]: no tree of values is built.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::layout::{Layout, Payload};
+use super::{EntryFault, EstargzError, TableOfContents, time};
+use crate::layer::entry::{Content, Entry, EntryKind};
+use crate::layer::tar::Limits;
+
+/// An entry as the JSON has it. Names of users and groups are of no use here; what is unknown is ignored.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct TocEntry {
+    name: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    size: Option<i64>,
+    modtime: Option<String>,
+    link_name: Option<String>,
+    mode: Option<i64>,
+    uid: Option<i64>,
+    gid: Option<i64>,
+    offset: Option<i64>,
+    inner_offset: Option<i64>,
+    dev_major: Option<i64>,
+    dev_minor: Option<i64>,
+    xattrs: Option<BTreeMap<String, Option<String>>>,
+    digest: Option<String>,
+    chunk_offset: Option<i64>,
+    chunk_size: Option<i64>,
+    chunk_digest: Option<String>,
+}
+
+/// Reads the JSON of a TOC that begins at `toc_offset` of its blob.
+pub(super) fn parse(json: &[u8], toc_offset: u64) -> Result<TableOfContents, EstargzError> {
+    let mut reader =
+        Reader { layout: Layout::new(toc_offset), version: None, last: String::new(), error: None };
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let parsed = reader.deserialize(&mut deserializer).and_then(|()| deserializer.end());
+    if let Some(error) = reader.error {
+        return Err(error);
+    }
+    parsed.map_err(|source| EstargzError::Json { after: reader.last, source })?;
+    match reader.version {
+        Some(1) => reader.layout.finish(),
+        version => Err(EstargzError::Version { version: version.unwrap_or(0) }),
+    }
+}
+
+struct Reader {
+    layout: Layout,
+    version: Option<i64>,
+    /// Name of the last entry.
+    last: String,
+    /// Our own error: serde can carry only text.
+    error: Option<EstargzError>,
+}
+
+impl Reader {
+    fn deserialize<'de, D: Deserializer<'de>>(&mut self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(TocVisitor(self))
+    }
+
+    fn take(&mut self, entry: TocEntry) -> Result<(), EstargzError> {
+        self.last = entry.name.clone().unwrap_or_default();
+        let name = self.last.clone();
+        self.add(entry).map_err(|fault| EstargzError::Entry { name, fault })
+    }
+
+    fn add(&mut self, toc_entry: TocEntry) -> Result<(), EntryFault> {
+        let kind = toc_entry.kind.as_deref().unwrap_or_default();
+        let regular = match kind {
+            "chunk" => return self.layout.chunk(&self.last, &payload(&toc_entry)?),
+            "reg" => Some(payload(&toc_entry)?),
+            _ => None,
+        };
+        let mut entry = Entry {
+            path: self.last.clone().into_bytes(),
+            kind: EntryKind::Directory,
+            // The mode of the tar header: some writers leave the type in it.
+            mode: (number("mode", toc_entry.mode)? & 0o7777) as u32,
+            uid: number_32("uid", toc_entry.uid)?,
+            gid: number_32("gid", toc_entry.gid)?,
+            modified: match toc_entry.modtime.as_deref() {
+                None | Some("") => Default::default(),
+                Some(text) => time::parse(text).ok_or_else(|| EntryFault::Time(text.to_owned()))?,
+            },
+            xattrs: xattrs(&toc_entry)?,
+        };
+        let target = toc_entry.link_name.unwrap_or_default().into_bytes();
+        let longest = entry.path.len().max(target.len());
+        if longest > Limits::default().path {
+            return Err(EntryFault::PathTooLong(longest));
+        }
+        let device =
+            || Ok((number_32("devMajor", toc_entry.dev_major)?, number_32("devMinor", toc_entry.dev_minor)?));
+        entry.kind = match (kind, regular) {
+            (_, Some(payload)) => {
+                let size = payload.size;
+                entry.kind = EntryKind::Regular { size, content: Content::Contiguous(0) };
+                return self.layout.regular(entry, &payload);
+            }
+            ("dir", _) => EntryKind::Directory,
+            ("symlink", _) => EntryKind::Symlink { target },
+            ("hardlink", _) => EntryKind::Hardlink { target },
+            ("char", _) => device().map(|(major, minor)| EntryKind::CharacterDevice { major, minor })?,
+            ("block", _) => device().map(|(major, minor)| EntryKind::BlockDevice { major, minor })?,
+            ("fifo", _) => EntryKind::Fifo,
+            (unknown, _) => return Err(EntryFault::Type(unknown.to_owned())),
+        };
+        self.layout.other(entry)
+    }
+}
+
+fn number(field: &'static str, value: Option<i64>) -> Result<u64, EntryFault> {
+    let value = value.unwrap_or(0);
+    u64::try_from(value).map_err(|_| EntryFault::OutOfRange { field, value })
+}
+
+fn number_32(field: &'static str, value: Option<i64>) -> Result<u32, EntryFault> {
+    let value = value.unwrap_or(0);
+    u32::try_from(value).map_err(|_| EntryFault::OutOfRange { field, value })
+}
+
+fn payload(entry: &TocEntry) -> Result<Payload, EntryFault> {
+    Ok(Payload {
+        size: number("size", entry.size)?,
+        offset: number("offset", entry.offset)?,
+        inner_offset: number("innerOffset", entry.inner_offset)?,
+        chunk_offset: number("chunkOffset", entry.chunk_offset)?,
+        chunk_size: number("chunkSize", entry.chunk_size)?,
+        digest: digest("digest", entry.digest.as_deref())?,
+        chunk_digest: digest("chunkDigest", entry.chunk_digest.as_deref())?,
+    })
+}
+
+/// A digest, if one is there; one of another algorithm is as good as a malformed one.
+fn digest(field: &'static str, text: Option<&str>) -> Result<Option<[u8; 32]>, EntryFault> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let digits = text.strip_prefix("sha256:").filter(|digits| digits.len() == 64);
+    let digits = digits.ok_or(EntryFault::Digest { field })?.as_bytes();
+    let mut digest = [0; 32];
+    for (byte, pair) in digest.iter_mut().zip(digits.chunks(2)) {
+        let digit = |digit: u8| match digit {
+            b'0'..=b'9' => Ok(digit - b'0'),
+            b'a'..=b'f' => Ok(digit - b'a' + 10),
+            _ => Err(EntryFault::Digest { field }),
+        };
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Ok(Some(digest))
+}
+
+fn xattrs(entry: &TocEntry) -> Result<Vec<(Vec<u8>, Vec<u8>)>, EntryFault> {
+    let Some(xattrs) = &entry.xattrs else { return Ok(Vec::new()) };
+    let one = |(name, value): (&String, &Option<String>)| {
+        let malformed = || EntryFault::Xattr(name.clone());
+        let value = BASE64.decode(value.as_deref().unwrap_or_default()).map_err(|_| malformed())?;
+        let name_is_valid = (1..=255).contains(&name.len()) && !name.contains('\0');
+        if !name_is_valid || value.len() > Limits::default().xattr_value {
+            return Err(malformed());
+        }
+        Ok((name.clone().into_bytes(), value))
+    };
+    xattrs.iter().map(one).collect()
+}
+
+struct TocVisitor<'a>(&'a mut Reader);
+
+impl<'de> Visitor<'de> for TocVisitor<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a table of contents")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut has_entries = false;
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "version" if self.0.version.is_some() => {
+                    return Err(serde::de::Error::duplicate_field("version"));
+                }
+                "version" => self.0.version = Some(map.next_value()?),
+                "entries" if has_entries => return Err(serde::de::Error::duplicate_field("entries")),
+                "entries" => {
+                    map.next_value_seed(EntriesSeed(self.0))?;
+                    has_entries = true;
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+struct EntriesSeed<'a>(&'a mut Reader);
+
+impl<'de> DeserializeSeed<'de> for EntriesSeed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for EntriesSeed<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list of entries")
+    }
+
+    /// Go writes an empty list as `null`.
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        while let Some(entry) = entries.next_element::<TocEntry>()? {
+            if let Err(error) = self.0.take(entry) {
+                self.0.error = Some(error);
+                return Err(serde::de::Error::custom("malformed entry"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,229 @@
+//! Gzip (RFC 1952), decoded as it arrives: any number of members.
+//!
+//! ```text
+//!   Header ──▶ Deflate ──▶ Trailer ──▶ BetweenMembers ──▶ Header …
+//!                                          └── a zero ──▶ Zeros     (padding up to the end)
+//! ```
+//!
+//! Checked are magic, method, reserved flags, header checksum, CRC-32 and length. What follows the last member is an error, as in
+//! Go (and so in containerd and umoci), unless it is zeros, which tape blocking leaves and gzip(1) ignores.
+//! The deflate stream is decoded raw, so that a decoder can start in its middle one day.
+
+mod header;
+
+use flate2::{Decompress, FlushDecompress, Status};
+
+use self::header::HeaderReader;
+use super::compression::{Decode, DecodeError, Progress};
+
+/// Decoder of a whole blob.
+pub struct GzipDecoder {
+    inflate: Decompress,
+    state: State,
+    /// CRC-32 and length of what the member decoded to.
+    checksum: crc32fast::Hasher,
+    length: u64,
+    consumed: u64,
+}
+
+enum State {
+    Header(HeaderReader),
+    Deflate,
+    Trailer { bytes: [u8; 8], filled: usize },
+    BetweenMembers,
+    Zeros,
+}
+
+impl GzipDecoder {
+    /// A decoder at the beginning of a blob.
+    pub fn new() -> Self {
+        Self {
+            inflate: Decompress::new(false),
+            state: State::Header(HeaderReader::new()),
+            checksum: crc32fast::Hasher::new(),
+            length: 0,
+            consumed: 0,
+        }
+    }
+
+    fn corrupt(&self, reason: impl Into<String>) -> DecodeError {
+        DecodeError::Corrupt { format: "gzip", offset: self.consumed, reason: reason.into() }
+    }
+
+    fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Progress, DecodeError> {
+        match &mut self.state {
+            State::Header(reader) => {
+                let taken = reader.take(input).map_err(|reason| self.corrupt(reason))?;
+                if taken.is_complete {
+                    self.inflate.reset(false);
+                    self.checksum.reset();
+                    self.length = 0;
+                    self.state = State::Deflate;
+                }
+                Ok(Progress { consumed: taken.length, produced: 0 })
+            }
+            State::Deflate => self.inflate(input, output),
+            State::Trailer { bytes, filled } => {
+                let taken = input.len().min(bytes.len() - *filled);
+                bytes[*filled..*filled + taken].copy_from_slice(&input[..taken]);
+                *filled += taken;
+                if *filled == bytes.len() {
+                    let [a, b, c, d, e, f, g, h] = *bytes;
+                    self.check(u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))?;
+                    self.state = State::BetweenMembers;
+                }
+                Ok(Progress { consumed: taken, produced: 0 })
+            }
+            State::BetweenMembers => {
+                self.state = match input.first() {
+                    Some(0) => State::Zeros,
+                    Some(0x1f) => State::Header(HeaderReader::new()),
+                    Some(_) => return Err(self.corrupt("garbage after the last member")),
+                    None => State::BetweenMembers,
+                };
+                Ok(Progress::default())
+            }
+            State::Zeros if input.iter().any(|byte| *byte != 0) => {
+                Err(self.corrupt("garbage after the last member"))
+            }
+            State::Zeros => Ok(Progress { consumed: input.len(), produced: 0 }),
+        }
+    }
+
+    fn inflate(&mut self, input: &[u8], output: &mut [u8]) -> Result<Progress, DecodeError> {
+        let (total_in, total_out) = (self.inflate.total_in(), self.inflate.total_out());
+        let status = self.inflate.decompress(input, output, FlushDecompress::None);
+        let status = status.map_err(|error| self.corrupt(error.to_string()))?;
+        // Neither can exceed the length of its slice.
+        let consumed = (self.inflate.total_in() - total_in) as usize;
+        let produced = (self.inflate.total_out() - total_out) as usize;
+        self.checksum.update(&output[..produced]);
+        self.length += produced as u64;
+        if matches!(status, Status::StreamEnd) {
+            self.state = State::Trailer { bytes: [0; 8], filled: 0 };
+        }
+        Ok(Progress { consumed, produced })
+    }
+
+    fn check(&self, checksum: u32, length: u32) -> Result<(), DecodeError> {
+        if self.checksum.clone().finalize() != checksum {
+            return Err(self.corrupt("the CRC of the member does not match"));
+        }
+        // The field holds the length modulo 2³².
+        if self.length as u32 != length {
+            return Err(self.corrupt("the length of the member does not match"));
+        }
+        Ok(())
+    }
+}
+
+impl Default for GzipDecoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Decode for GzipDecoder {
+    fn decode(&mut self, input: &[u8], output: &mut [u8]) -> Result<Progress, DecodeError> {
+        let mut progress = Progress::default();
+        loop {
+            let (rest, room) = (&input[progress.consumed..], &mut output[progress.produced..]);
+            let inflating = matches!(self.state, State::Deflate);
+            // An inflater may hold back output for want of room; everything else lives on input alone.
+            if (inflating && room.is_empty()) || (!inflating && rest.is_empty()) {
+                return Ok(progress);
+            }
+            let step = self.step(rest, room)?;
+            self.consumed += step.consumed as u64;
+            progress.consumed += step.consumed;
+            progress.produced += step.produced;
+            if step == Progress::default() && inflating && matches!(self.state, State::Deflate) {
+                return Ok(progress);
+            }
+        }
+    }
+
+    fn finish(&self) -> Result<(), DecodeError> {
+        match self.state {
+            State::BetweenMembers | State::Zeros => Ok(()),
+            _ => Err(DecodeError::Truncated { format: "gzip", offset: self.consumed }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::write::GzEncoder;
+    use flate2::{Compression, GzBuilder};
+
+    use super::*;
+    use crate::layer::testing::{decoded, pattern};
+
+    fn member(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn members_are_read_in_pieces_of_any_size() {
+        let (one, two) = (pattern(300_000), pattern(5));
+        let blob = [member(&one), member(&[]), member(&two), vec![0; 1000]].concat();
+        for piece in [1, 7, 4096, blob.len()] {
+            for room in [1, 1000, 1 << 20] {
+                let result = decoded(&mut GzipDecoder::new(), &blob, piece, room).unwrap();
+                assert!(result == [&one[..], &two].concat(), "{piece} {room}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_of_a_header_is_passed_over() {
+        let builder =
+            GzBuilder::new().extra(vec![7; 300]).filename("layer.tar").comment("x".repeat(2000)).mtime(9);
+        let mut encoder = builder.write(Vec::new(), Compression::default());
+        encoder.write_all(b"content").unwrap();
+        let blob = encoder.finish().unwrap();
+        for piece in [1, 3, blob.len()] {
+            assert_eq!(decoded(&mut GzipDecoder::new(), &blob, piece, 100).unwrap(), b"content");
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_noticed() {
+        let blob = member(&pattern(3000));
+        for length in 0..blob.len() {
+            let error = decoded(&mut GzipDecoder::new(), &blob[..length], 100, 100).unwrap_err();
+            assert!(matches!(error, DecodeError::Truncated { .. }), "{length}: {error}");
+        }
+    }
+
+    #[test]
+    fn corruption_and_garbage_are_refused() {
+        let blob = member(&pattern(3000));
+        let changed = |at: usize| {
+            let mut blob = blob.clone();
+            blob[at] ^= 0x40;
+            blob
+        };
+        let end = blob.len();
+        let cases = [
+            changed(0),
+            changed(1),
+            changed(2),
+            changed(3),
+            changed(end / 2),
+            changed(end - 8),
+            changed(end - 1),
+            [&blob[..], b"garbage"].concat(),
+            [&blob[..], b"\0\0\0x"].concat(),
+            [&blob[..], b"\x1f\x8b\x09\0\0\0\0\0\0\0"].concat(),
+        ];
+        for (case, blob) in cases.iter().enumerate() {
+            let error = decoded(&mut GzipDecoder::new(), blob, 100, 100).unwrap_err();
+            assert!(matches!(error, DecodeError::Corrupt { .. }), "{case}: {error}");
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! A layer without a table of contents: its blob is streamed once, and in that pass decoded, hashed twice, and read.
+//!
+//! ```text
+//!            input thread                     buffers                 caller's thread
+//!   pieces ─▶ blob hash ─▶ decoder ─▶ full ══════════════▶ diff hash ─▶ tar reader ─▶ sink
+//!                             ▲                                  │
+//!                             └──────────── empty ◀══════════════┘
+//! ```
+//!
+//! The buffers are made once and go round; their number bounds the memory, and lets either side wait for the other. Whichever side
+//! fails hangs up, and the other stops at its next buffer. What follows the end of the tar counts for both hashes.
+//!
+//! The sink is given bytes before the digests are known to match: nothing that it keeps may be used unless
+//! [`unpack_stream`] succeeds.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use sha2::{Digest as _, Sha256, Sha512};
+
+use super::compression::{Compression, Decode, DecodeError};
+use super::tar::{Limits, SinkError, TarError, TarReader, TarSink};
+
+/// Most bytes that a layer may decode to, unless the caller knows better: what a bomb may fill of the disk.
+pub const MAXIMUM_DECODED: u64 = 128 << 30;
+
+/// Bytes of a buffer, and how many go round. Larger ones leave the processor's cache.
+const BUFFER: usize = 256 << 10;
+const BUFFERS: usize = 6;
+
+/// What takes the entries of a layer and their data.
+pub use super::tar::TarSink as LayerSink;
+
+/// The digest of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StreamDigest {
+    /// SHA-256.
+    Sha256([u8; 32]),
+    /// SHA-512.
+    Sha512([u8; 64]),
+}
+
+impl std::fmt::Display for StreamDigest {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (algorithm, bytes): (_, &[u8]) = match self {
+            Self::Sha256(bytes) => ("sha256", bytes),
+            Self::Sha512(bytes) => ("sha512", bytes),
+        };
+        write!(formatter, "{algorithm}:")?;
+        bytes.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+/// What is known of a layer before it arrives.
+#[derive(Clone, Debug)]
+pub struct StreamExpectation {
+    /// Digest of the blob, as its descriptor says.
+    pub blob_digest: StreamDigest,
+    /// Bytes of the blob, as its descriptor says.
+    pub blob_size: u64,
+    /// Digest of the decoded blob, as the image's configuration says. Without it, SHA-256 is computed.
+    pub diff_id: Option<StreamDigest>,
+    /// Most bytes that it may decode to.
+    pub maximum_decoded: u64,
+}
+
+/// What a layer proved to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streamed {
+    /// Digest of the decoded blob.
+    pub diff_id: StreamDigest,
+    /// Bytes of the decoded blob.
+    pub decoded_length: u64,
+    /// How it was compressed.
+    pub compression: Compression,
+}
+
+/// Why a layer could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The bytes did not arrive.
+    #[error("the layer did not arrive: {0}")]
+    Input(SinkError),
+    /// More bytes than the descriptor says.
+    #[error("the blob is longer than the {size} bytes of its descriptor")]
+    TooLong {
+        /// Bytes as the descriptor says.
+        size: u64,
+    },
+    /// Fewer bytes than the descriptor says.
+    #[error("the blob ended after {received} of the {size} bytes of its descriptor")]
+    TooShort {
+        /// Bytes that came.
+        received: u64,
+        /// Bytes as the descriptor says.
+        size: u64,
+    },
+    /// Other bytes than the descriptor says.
+    #[error("the blob does not match its digest: expected {expected}, received {actual}")]
+    BlobDigest {
+        /// As the descriptor says.
+        expected: StreamDigest,
+        /// Of what came.
+        actual: StreamDigest,
+    },
+    /// The decoded bytes are not those that the image's configuration says.
+    #[error("the decoded layer does not match its diff ID: expected {expected}, is {actual}")]
+    DiffId {
+        /// As the configuration says.
+        expected: StreamDigest,
+        /// Of what was decoded.
+        actual: StreamDigest,
+    },
+    /// The bytes do not decode.
+    #[error("the layer cannot be decoded: {0}")]
+    Decode(#[from] DecodeError),
+    /// It decodes to too much.
+    #[error("the layer decodes to more than {limit} bytes")]
+    TooLarge {
+        /// The bound.
+        limit: u64,
+    },
+    /// The archive is malformed.
+    #[error("the layer cannot be read: {0}")]
+    Tar(TarError),
+    /// The sink took no more: a full disk, as a rule.
+    #[error("the layer cannot be stored: {0}")]
+    Sink(SinkError),
+    /// A thread could not be started.
+    #[error("no thread for the layer: {0}")]
+    Thread(std::io::Error),
+}
+
+impl From<TarError> for StreamError {
+    fn from(error: TarError) -> Self {
+        match error {
+            TarError::Sink(error) => Self::Sink(error),
+            error => Self::Tar(error),
+        }
+    }
+}
+
+/// Unpacks a layer whose blob arrives as `input`, in pieces of any size, into `sink`. `progress` is told how many bytes of the blob
+/// have arrived so far.
+///
+/// `input` is asked for pieces on a thread of its own. That thread is joined, so a piece that never comes holds up the return even
+/// after a failure of the sink: give `input` a deadline.
+///
+/// # Errors
+/// If the blob, or what it decodes to, is not what was expected, or cannot be read or stored. What the sink was given is worthless then.
+pub fn unpack_stream<I, B, E>(
+    input: I,
+    expected: &StreamExpectation,
+    sink: &mut dyn TarSink,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Streamed, StreamError>
+where
+    I: Iterator<Item = Result<B, E>> + Send,
+    B: AsRef<[u8]>,
+    E: Into<SinkError>,
+{
+    let (full_sender, full) = sync_channel(BUFFERS);
+    let (empty_sender, empty) = sync_channel(BUFFERS);
+    for _ in 0..BUFFERS {
+        // The channel has room for all of them, and its receiver is right here.
+        let _ = empty_sender.send(Vec::new());
+    }
+    thread::scope(|scope| {
+        let decoding = thread::Builder::new()
+            .name("layer-decode".into())
+            .spawn_scoped(scope, || decode_input(input, expected, progress, Buffers::new(full_sender, empty)))
+            .map_err(StreamError::Thread)?;
+        let read = read_decoded(full, empty_sender, expected, sink);
+        let decoded = match decoding.join() {
+            Ok(decoded) => decoded,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        // A reader that failed hung up on the decoder, which then has nothing to say.
+        let read = read?;
+        let compression = decoded?;
+        read.finish(expected.diff_id, compression)
+    })
+}
+
+/// The decoder's side: hashes and decodes what arrives. `Err` of a send or receive means that the reader hung up.
+fn decode_input<I, B, E>(
+    input: I,
+    expected: &StreamExpectation,
+    progress: &(dyn Fn(u64) + Sync),
+    mut buffers: Buffers,
+) -> Result<Compression, StreamError>
+where
+    I: Iterator<Item = Result<B, E>>,
+    B: AsRef<[u8]>,
+    E: Into<SinkError>,
+{
+    let size = expected.blob_size;
+    let mut hasher = Hasher::like(Some(expected.blob_digest));
+    let mut received = 0_u64;
+    // The first bytes, until there are enough to tell the compression.
+    let mut first = Vec::new();
+    let mut decoder: Option<(Compression, Box<dyn Decode + Send>)> = None;
+    for piece in input {
+        let piece = piece.map_err(|error| StreamError::Input(error.into()))?;
+        let piece = piece.as_ref();
+        received = received.saturating_add(piece.len() as u64);
+        if received > size {
+            return Err(StreamError::TooLong { size });
+        }
+        hasher.update(piece);
+        progress(received);
+        match &mut decoder {
+            Some((_, decoder)) => buffers.decode(decoder.as_mut(), piece, expected.maximum_decoded)?,
+            None => {
+                first.extend_from_slice(piece);
+                if first.len() >= Compression::MAGIC_LENGTH {
+                    let compression = Compression::sniff(&first);
+                    let (_, decoder) = decoder.insert((compression, compression.decoder()));
+                    buffers.decode(decoder.as_mut(), &first, expected.maximum_decoded)?;
+                    first = Vec::new();
+                }
+            }
+        }
+        if buffers.is_abandoned {
+            break;
+        }
+    }
+    let (compression, mut decoder) =
+        decoder.unwrap_or_else(|| (Compression::None, Compression::None.decoder()));
+    if buffers.is_abandoned {
+        return Ok(compression);
+    }
+    if received < size {
+        return Err(StreamError::TooShort { received, size });
+    }
+    let actual = hasher.finish();
+    if actual != expected.blob_digest {
+        return Err(StreamError::BlobDigest { expected: expected.blob_digest, actual });
+    }
+    buffers.decode(decoder.as_mut(), &first, expected.maximum_decoded)?;
+    decoder.finish()?;
+    buffers.flush();
+    Ok(compression)
+}
+
+/// The decoder's end of the two channels.
+struct Buffers {
+    full: SyncSender<Vec<u8>>,
+    empty: Receiver<Vec<u8>>,
+    /// The buffer that is being filled; `current.len()` is always [`BUFFER`] while there is one.
+    current: Option<Vec<u8>>,
+    filled: usize,
+    decoded: u64,
+    /// The reader hung up.
+    is_abandoned: bool,
+}
+
+impl Buffers {
+    fn new(full: SyncSender<Vec<u8>>, empty: Receiver<Vec<u8>>) -> Self {
+        Self { full, empty, current: None, filled: 0, decoded: 0, is_abandoned: false }
+    }
+
+    /// Decodes all of `input` into buffers, and sends those that are full.
+    fn decode(&mut self, decoder: &mut dyn Decode, mut input: &[u8], limit: u64) -> Result<(), StreamError> {
+        loop {
+            let Some(buffer) = self.room() else { return Ok(()) };
+            let room = buffer.len();
+            let progress = decoder.decode(input, buffer)?;
+            input = &input[progress.consumed..];
+            self.filled += progress.produced;
+            self.decoded = self.decoded.saturating_add(progress.produced as u64);
+            if self.decoded > limit {
+                return Err(StreamError::TooLarge { limit });
+            }
+            if input.is_empty() && progress.produced < room {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The free part of the current buffer, never empty; `None` if the reader hung up.
+    fn room(&mut self) -> Option<&mut [u8]> {
+        if self.filled == BUFFER {
+            self.flush();
+        }
+        if self.current.is_none() && !self.is_abandoned {
+            match self.empty.recv() {
+                Ok(mut buffer) => {
+                    buffer.resize(BUFFER, 0);
+                    self.current = Some(buffer);
+                }
+                Err(_) => self.is_abandoned = true,
+            }
+        }
+        self.current.as_mut().map(|buffer| &mut buffer[self.filled..])
+    }
+
+    /// Sends what is in the current buffer.
+    fn flush(&mut self) {
+        if let Some(mut buffer) = self.current.take() {
+            buffer.truncate(self.filled);
+            self.filled = 0;
+            self.is_abandoned |= self.full.send(buffer).is_err();
+        }
+    }
+}
+
+/// What the reader knows when the last buffer was read.
+struct Read {
+    reader: TarReader,
+    hasher: Hasher,
+    decoded_length: u64,
+}
+
+/// The reader's side: hashes and reads what was decoded, until the decoder hangs up.
+fn read_decoded(
+    full: Receiver<Vec<u8>>,
+    empty: SyncSender<Vec<u8>>,
+    expected: &StreamExpectation,
+    sink: &mut dyn TarSink,
+) -> Result<Read, StreamError> {
+    let mut reader = TarReader::new(Limits::default());
+    let mut hasher = Hasher::like(expected.diff_id);
+    let mut decoded_length = 0_u64;
+    for buffer in full {
+        hasher.update(&buffer);
+        decoded_length += buffer.len() as u64;
+        reader.push(&buffer, sink)?;
+        // A decoder that is done needs no more buffers.
+        let _ = empty.send(buffer);
+    }
+    Ok(Read { reader, hasher, decoded_length })
+}
+
+impl Read {
+    fn finish(
+        self,
+        diff_id: Option<StreamDigest>,
+        compression: Compression,
+    ) -> Result<Streamed, StreamError> {
+        let actual = self.hasher.finish();
+        if let Some(expected) = diff_id.filter(|expected| *expected != actual) {
+            return Err(StreamError::DiffId { expected, actual });
+        }
+        self.reader.finish()?;
+        Ok(Streamed { diff_id: actual, decoded_length: self.decoded_length, compression })
+    }
+}
+
+enum Hasher {
+    Sha256(Box<Sha256>),
+    Sha512(Box<Sha512>),
+}
+
+impl Hasher {
+    /// A hasher for the algorithm of that digest.
+    fn like(digest: Option<StreamDigest>) -> Self {
+        match digest {
+            None | Some(StreamDigest::Sha256(_)) => Self::Sha256(Box::default()),
+            Some(StreamDigest::Sha512(_)) => Self::Sha512(Box::default()),
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hasher) => hasher.update(bytes),
+            Self::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    fn finish(self) -> StreamDigest {
+        match self {
+            Self::Sha256(hasher) => StreamDigest::Sha256(hasher.finalize().into()),
+            Self::Sha512(hasher) => StreamDigest::Sha512(hasher.finalize().into()),
+        }
+    }
+}

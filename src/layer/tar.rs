@@ -1,0 +1,629 @@
+//! Reading tar archives of every kind, pushed in pieces of any size.
+//!
+//! ```text
+//!            zero block        zero block
+//!   Header ────────────▶ Header ────────▶ End        (all that follows the end is ignored)
+//!     │ ▲
+//!     │ └── Padding ◀── Metadata          x, g, L, K: about the next entry
+//!     ├──▶ SparseBlock ⟲ ──┐              S: continuation blocks of the map
+//!     ├──▶ SparseMap ⟲ ────┤              PAX 1.0: blocks of the map in front of the data
+//!     └────────────────────┴──▶ entry() ──▶ Payload ──▶ Padding ──▶ Header
+//! ```
+//!
+//! The decoded space of a tar is the archive itself: decoded offset = offset in the uncompressed archive.
+//!
+//! Rules, after Go's `archive/tar`, so that a layer means here what it means to containerd and umoci: what follows from each
+//! header is worked out in the order header block, PAX records, GNU long names, sparse name; links, directories, devices and fifos
+//! have no payload whatever their size says; the archive ends at two zero blocks, or where the bytes end after a whole entry;
+//! an unknown type is an error, as it is to them. Read beyond what they do: contiguous files, every sparse encoding, and
+//! attributes in libarchive's encoding. Global PAX headers are checked and ignored ([`pax::check_global`]).
+//!
+//! Only the layout of a header block is taken from `tar-core`: its parser (0.1) cuts off fractions of times, refuses times before
+//! 1970, and stops silently at a record without a length.
+
+mod number;
+mod pax;
+mod sparse;
+
+#[cfg(test)]
+mod tests;
+
+use tar_core::{EntryType, GnuExtSparseHeader, Header};
+use zerocopy::FromBytes;
+
+use self::pax::Records;
+use self::sparse::{MapReader, PaxMap};
+use super::entry::{Content, Entry, EntryKind, Timestamp};
+
+/// Bytes of a block, of which an archive is made.
+const BLOCK: usize = tar_core::HEADER_SIZE;
+
+/// What a [`TarSink`] fails with: passed on as it is.
+pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Who takes what an archive holds.
+pub trait TarSink {
+    /// The next entry, in the order of the archive. If it is a regular file, the payload that follows is its data.
+    fn entry(&mut self, entry: Entry) -> Result<(), SinkError>;
+
+    /// Data of the last entry, in pieces of any size, in order and without gaps. `decoded_offset` is that of the first byte.
+    fn payload(&mut self, decoded_offset: u64, bytes: &[u8]) -> Result<(), SinkError>;
+}
+
+/// Bounds on what one entry may claim, so that no archive fills the memory.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Longest name or link target in bytes.
+    pub path: usize,
+    /// Most bytes of all headers in front of one entry (PAX, GNU long names). Go allows as much for each of them.
+    pub metadata: u64,
+    /// Longest value of an extended attribute in bytes; Linux knows none longer than the default (`XATTR_SIZE_MAX`).
+    pub xattr_value: usize,
+    /// Most pieces of a sparse file.
+    pub sparse_pieces: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { path: 64 << 10, metadata: 1 << 20, xattr_value: 64 << 10, sparse_pieces: 1_000_000 }
+    }
+}
+
+impl Limits {
+    fn check_sparse_numbers(&self, numbers: usize) -> Result<(), TarFault> {
+        if numbers / 2 > self.sparse_pieces {
+            return Err(TarFault::SparsePieces { limit: self.sparse_pieces });
+        }
+        Ok(())
+    }
+}
+
+/// Why an archive was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum TarError {
+    /// The archive itself.
+    #[error("tar archive, header at byte {offset}{}: {fault}", of_entry(.name))]
+    Archive {
+        /// Where the header in question begins in the uncompressed archive.
+        offset: u64,
+        /// Name of the entry, as far as it is known.
+        name: String,
+        /// What is wrong.
+        fault: TarFault,
+    },
+    /// The sink took no more.
+    #[error(transparent)]
+    Sink(SinkError),
+}
+
+fn of_entry(name: &str) -> String {
+    if name.is_empty() { String::new() } else { format!(" (entry \"{name}\")") }
+}
+
+/// What can be wrong with an archive.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TarFault {
+    /// No header where one should be.
+    #[error("not a tar header: its checksum does not match")]
+    Checksum,
+    /// A header field that is no number.
+    #[error("the field {field} holds no number: \"{value}\"")]
+    Number {
+        /// Name of the field.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+    },
+    /// A number that is out of range.
+    #[error("{field} {value} is out of range")]
+    OutOfRange {
+        /// Name of the field.
+        field: &'static str,
+        /// What it holds.
+        value: i64,
+    },
+    /// Sizes that add up to more than any archive.
+    #[error("its size is beyond any archive")]
+    Size,
+    /// A type that nobody knows.
+    #[error("unknown entry type \"{}\"", .0.escape_ascii())]
+    Type(u8),
+    /// One zero block, then something else.
+    #[error("a zero block that does not end the archive")]
+    LoneZeroBlock,
+    /// The bytes end in the middle.
+    #[error("the archive is cut off")]
+    Truncated,
+    /// Headers that are too large.
+    #[error("more than {limit} bytes of extended headers")]
+    Metadata {
+        /// The bound.
+        limit: u64,
+    },
+    /// A name that is too long.
+    #[error("a name of {length} bytes, more than {limit}")]
+    PathTooLong {
+        /// Its length.
+        length: usize,
+        /// The bound.
+        limit: usize,
+    },
+    /// A PAX record that is none.
+    #[error("malformed PAX record \"{0}\"")]
+    PaxRecord(String),
+    /// A PAX record of a known key whose value makes no sense.
+    #[error("malformed PAX record {key}: \"{value}\"")]
+    PaxValue {
+        /// Its key.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// An extended attribute that Linux could not hold.
+    #[error("extended attribute name \"{0}\" is empty, longer than 255 bytes or holds a NUL")]
+    XattrName(String),
+    /// An extended attribute that is too long.
+    #[error("extended attribute \"{name}\" has {length} bytes, more than {limit}")]
+    XattrTooLong {
+        /// Its name.
+        name: String,
+        /// Its length.
+        length: usize,
+        /// The bound.
+        limit: usize,
+    },
+    /// A sparse encoding that nobody knows.
+    #[error("unknown sparse encoding, version {major:?}.{minor:?}")]
+    SparseVersion {
+        /// `GNU.sparse.major`.
+        major: Option<u64>,
+        /// `GNU.sparse.minor`.
+        minor: Option<u64>,
+    },
+    /// A sparse map that does not fit its file.
+    #[error("sparse map: {0}")]
+    Sparse(&'static str),
+    /// A sparse map that is too long.
+    #[error("a sparse file of more than {limit} pieces")]
+    SparsePieces {
+        /// The bound.
+        limit: usize,
+    },
+}
+
+/// Reads one archive. See the module for its states.
+#[derive(Debug)]
+pub struct TarReader {
+    limits: Limits,
+    /// Bytes taken so far.
+    offset: u64,
+    /// Where the header that is being worked on began, and the name of its entry.
+    header_offset: u64,
+    name: Vec<u8>,
+    state: State,
+    /// The part of a block that was there at the end of a piece.
+    block: [u8; BLOCK],
+    filled: usize,
+    /// What the headers before the next entry said.
+    pending: Pending,
+}
+
+#[derive(Debug)]
+enum State {
+    Header { after_zero_block: bool },
+    Metadata { kind: Metadata, bytes: Vec<u8>, remaining: u64, padding: u64 },
+    SparseBlock { draft: Box<Draft>, map: Vec<u64> },
+    SparseMap { draft: Box<Draft>, reader: MapReader },
+    Payload { remaining: u64, padding: u64 },
+    Padding { remaining: u64 },
+    End,
+}
+
+const NEXT_HEADER: State = State::Header { after_zero_block: false };
+
+#[derive(Clone, Copy, Debug)]
+enum Metadata {
+    Pax,
+    GlobalPax,
+    LongName,
+    LongLink,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    records: Option<Records>,
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+    /// Bytes of all of them so far.
+    bytes: u64,
+}
+
+/// A regular file whose data lies in `stored` bytes of the archive, not yet read; its extents are still unknown.
+#[derive(Debug)]
+struct Draft {
+    entry: Entry,
+    size: u64,
+    stored: u64,
+    padding: u64,
+}
+
+impl TarReader {
+    /// A reader at the beginning of an archive.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            offset: 0,
+            header_offset: 0,
+            name: Vec::new(),
+            state: NEXT_HEADER,
+            block: [0; BLOCK],
+            filled: 0,
+            pending: Pending::default(),
+        }
+    }
+
+    /// Takes the next bytes of the archive, any number of them.
+    ///
+    /// # Errors
+    /// If the archive is malformed or beyond the limits, or the sink fails. The reader is of no use then.
+    pub fn push(&mut self, mut bytes: &[u8], sink: &mut dyn TarSink) -> Result<(), TarError> {
+        while !bytes.is_empty() {
+            let taken = self.step(bytes, sink)?;
+            bytes = &bytes[taken..];
+        }
+        Ok(())
+    }
+
+    /// Ends the archive.
+    ///
+    /// # Errors
+    /// If the bytes ended in the middle of an entry. Missing padding and missing zero blocks are no error.
+    pub fn finish(self) -> Result<(), TarError> {
+        let between_entries = self.filled == 0 && self.pending.bytes == 0;
+        match self.state {
+            State::Header { .. } if between_entries => Ok(()),
+            State::End | State::Padding { .. } if self.pending.bytes == 0 => Ok(()),
+            _ => Err(self.fault(TarFault::Truncated)),
+        }
+    }
+
+    /// Works on the beginning of `bytes`, which are not empty, and says how many it took: at least one.
+    fn step(&mut self, bytes: &[u8], sink: &mut dyn TarSink) -> Result<usize, TarError> {
+        let available = bytes.len() as u64;
+        match &mut self.state {
+            State::End => Ok(bytes.len()),
+            State::Payload { remaining, padding } => {
+                // No more than the slice has, so it fits.
+                let taken = available.min(*remaining) as usize;
+                sink.payload(self.offset, &bytes[..taken]).map_err(TarError::Sink)?;
+                *remaining -= taken as u64;
+                if *remaining == 0 {
+                    self.state = after_data(*padding);
+                }
+                self.took(taken)
+            }
+            State::Padding { remaining } => {
+                let taken = available.min(*remaining) as usize;
+                *remaining -= taken as u64;
+                if *remaining == 0 {
+                    self.state = NEXT_HEADER;
+                }
+                self.took(taken)
+            }
+            State::Metadata { kind, bytes: collected, remaining, padding } => {
+                let taken = available.min(*remaining) as usize;
+                collected.extend_from_slice(&bytes[..taken]);
+                *remaining -= taken as u64;
+                if *remaining == 0 {
+                    let (kind, collected, padding) = (*kind, std::mem::take(collected), *padding);
+                    self.metadata(kind, &collected).map_err(|fault| self.fault(fault))?;
+                    self.state = after_data(padding);
+                }
+                self.took(taken)
+            }
+            State::Header { .. } | State::SparseBlock { .. } | State::SparseMap { .. } => {
+                let taken = bytes.len().min(BLOCK - self.filled);
+                self.block[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
+                self.filled += taken;
+                self.took(taken)?;
+                if self.filled == BLOCK {
+                    self.filled = 0;
+                    let entry = self.block().map_err(|fault| self.fault(fault))?;
+                    if let Some(entry) = entry {
+                        sink.entry(entry).map_err(TarError::Sink)?;
+                    }
+                }
+                Ok(taken)
+            }
+        }
+    }
+
+    fn took(&mut self, count: usize) -> Result<usize, TarError> {
+        self.offset = self.offset.checked_add(count as u64).ok_or_else(|| self.fault(TarFault::Size))?;
+        Ok(count)
+    }
+
+    fn fault(&self, fault: TarFault) -> TarError {
+        TarError::Archive { offset: self.header_offset, name: pax::excerpt(&self.name), fault }
+    }
+
+    /// Works on a whole block; gives an entry if that completes one.
+    fn block(&mut self) -> Result<Option<Entry>, TarFault> {
+        let block = self.block;
+        match std::mem::replace(&mut self.state, NEXT_HEADER) {
+            State::Header { after_zero_block } => {
+                let is_zero = block.iter().all(|byte| *byte == 0);
+                match (after_zero_block, is_zero) {
+                    (true, true) => self.state = State::End,
+                    (false, true) => self.state = State::Header { after_zero_block: true },
+                    (true, false) => return Err(TarFault::LoneZeroBlock),
+                    (false, false) => {
+                        self.header_offset = self.offset - BLOCK as u64;
+                        self.name.clear();
+                        return self.header(Header::from_bytes(&block));
+                    }
+                }
+                Ok(None)
+            }
+            State::SparseBlock { draft, mut map } => {
+                let continuation =
+                    GnuExtSparseHeader::ref_from_bytes(&block).map_err(|_| TarFault::Checksum)?;
+                sparse::append_old_gnu(&continuation.sparse, &mut map, &self.limits)?;
+                if continuation.isextended[0] != 0 {
+                    self.state = State::SparseBlock { draft, map };
+                    return Ok(None);
+                }
+                self.sparse_entry(*draft, &map).map(Some)
+            }
+            State::SparseMap { mut draft, mut reader } => {
+                draft.stored = draft
+                    .stored
+                    .checked_sub(BLOCK as u64)
+                    .ok_or(TarFault::Sparse("the map is longer than the stored data"))?;
+                match reader.block(&block, &self.limits)? {
+                    Some(map) => self.sparse_entry(*draft, &map).map(Some),
+                    None => {
+                        self.state = State::SparseMap { draft, reader };
+                        Ok(None)
+                    }
+                }
+            }
+            // `step` collects blocks in the three states above only.
+            state => {
+                self.state = state;
+                Ok(None)
+            }
+        }
+    }
+
+    fn header(&mut self, header: &Header) -> Result<Option<Entry>, TarFault> {
+        check_sum(header)?;
+        let fields = header.as_ustar();
+        let stored = size_field(&fields.size)?;
+        let metadata = match header.entry_type() {
+            EntryType::XHeader => Metadata::Pax,
+            EntryType::XGlobalHeader => Metadata::GlobalPax,
+            EntryType::GnuLongName => Metadata::LongName,
+            EntryType::GnuLongLink => Metadata::LongLink,
+            _ => return self.entry_header(header, stored),
+        };
+        let limit = self.limits.metadata;
+        let bytes = self.pending.bytes.checked_add(stored).filter(|bytes| *bytes <= limit);
+        let bytes = bytes.ok_or(TarFault::Metadata { limit })?;
+        if !matches!(metadata, Metadata::GlobalPax) {
+            // An empty header counts too: it still announces an entry.
+            self.pending.bytes = bytes.max(1);
+        }
+        if stored == 0 {
+            self.metadata(metadata, &[])?;
+            self.state = NEXT_HEADER;
+        } else {
+            let padding = padding_of(stored);
+            self.state = State::Metadata { kind: metadata, bytes: Vec::new(), remaining: stored, padding };
+        }
+        Ok(None)
+    }
+
+    fn metadata(&mut self, kind: Metadata, bytes: &[u8]) -> Result<(), TarFault> {
+        match kind {
+            Metadata::Pax => self.pending.records = Some(Records::parse(bytes, &self.limits)?),
+            Metadata::GlobalPax => pax::check_global(bytes)?,
+            Metadata::LongName => self.pending.long_name = Some(number::header_string(bytes).to_vec()),
+            Metadata::LongLink => self.pending.long_link = Some(number::header_string(bytes).to_vec()),
+        }
+        Ok(())
+    }
+
+    /// The header block of an entry: all that was said before it comes together here.
+    fn entry_header(&mut self, header: &Header, stored: u64) -> Result<Option<Entry>, TarFault> {
+        let pending = std::mem::take(&mut self.pending);
+        let mut records = pending.records.unwrap_or_default();
+        let fields = header.as_ustar();
+        let named = |name: Option<Vec<u8>>| name.filter(|name| !name.is_empty());
+        let path = named(pending.long_name).or(records.path.take()).unwrap_or_else(|| header_path(header));
+        self.name.clone_from(&path);
+        let target = named(pending.long_link)
+            .or(records.link_path.take())
+            .unwrap_or_else(|| number::header_string(&fields.linkname).to_vec());
+        let modified = match records.modified {
+            Some(modified) => modified,
+            None => Timestamp { seconds: numeric_field("mtime", &fields.mtime)?, nanoseconds: 0 },
+        };
+        // Only the permission bits are the mode's; some writers put the file type there, too.
+        let mode = (numeric_field("mode", &fields.mode)? & 0o7777) as u32;
+        let mut entry = Entry {
+            path,
+            kind: EntryKind::Directory,
+            mode,
+            uid: owner("uid", records.uid, &fields.uid)?,
+            gid: owner("gid", records.gid, &fields.gid)?,
+            modified,
+            xattrs: records.take_xattrs(),
+        };
+        let stored = records.size.unwrap_or(stored);
+        let old_directory = fields.typeflag[0] == 0 && entry.path.ends_with(b"/");
+        entry.kind = match header.entry_type() {
+            EntryType::Regular if !old_directory => return self.regular(entry, stored, records, None),
+            EntryType::Continuous => return self.regular(entry, stored, records, None),
+            EntryType::GnuSparse => return self.regular(entry, stored, records, Some(header)),
+            EntryType::Regular | EntryType::Directory => EntryKind::Directory,
+            EntryType::Link => EntryKind::Hardlink { target },
+            EntryType::Symlink => EntryKind::Symlink { target },
+            EntryType::Char => {
+                let (major, minor) = device_numbers(header)?;
+                EntryKind::CharacterDevice { major, minor }
+            }
+            EntryType::Block => {
+                let (major, minor) = device_numbers(header)?;
+                EntryKind::BlockDevice { major, minor }
+            }
+            EntryType::Fifo => EntryKind::Fifo,
+            other => return Err(TarFault::Type(other.to_byte())),
+        };
+        self.checked(entry).map(Some)
+    }
+
+    fn regular(
+        &mut self,
+        mut entry: Entry,
+        stored: u64,
+        mut records: Records,
+        old_gnu: Option<&Header>,
+    ) -> Result<Option<Entry>, TarFault> {
+        let padding = padding_of(stored);
+        let pax_map = sparse::announced(&mut records.sparse)?;
+        let draft = |entry, size| Box::new(Draft { entry, size, stored, padding });
+        if let Some(pax_map) = pax_map {
+            if let Some(name) = records.sparse.name {
+                self.name.clone_from(&name);
+                entry.path = name;
+            }
+            let draft = draft(entry, records.sparse.real_size.unwrap_or(stored));
+            return match pax_map {
+                PaxMap::Records(map) => self.sparse_entry(*draft, &map).map(Some),
+                PaxMap::Data => {
+                    self.state = State::SparseMap { draft, reader: MapReader::default() };
+                    Ok(None)
+                }
+            };
+        }
+        let Some(header) = old_gnu else {
+            entry.kind = EntryKind::Regular { size: stored, content: Content::Contiguous(self.offset) };
+            self.state = data(stored, padding);
+            return self.checked(entry).map(Some);
+        };
+        if !is_gnu(header) {
+            return Err(TarFault::Type(b'S'));
+        }
+        let fields = header.as_gnu();
+        let draft = draft(entry, size_field(&fields.realsize)?);
+        let mut map = Vec::new();
+        sparse::append_old_gnu(&fields.sparse, &mut map, &self.limits)?;
+        if fields.isextended[0] == 0 {
+            return self.sparse_entry(*draft, &map).map(Some);
+        }
+        self.state = State::SparseBlock { draft, map };
+        Ok(None)
+    }
+
+    /// A sparse file whose map is known and whose data comes next.
+    fn sparse_entry(&mut self, draft: Draft, map: &[u64]) -> Result<Entry, TarFault> {
+        let Draft { mut entry, size, stored, padding } = draft;
+        entry.kind = EntryKind::Regular { size, content: sparse::content(map, size, stored, self.offset)? };
+        self.state = data(stored, padding);
+        self.checked(entry)
+    }
+
+    fn checked(&self, entry: Entry) -> Result<Entry, TarFault> {
+        let target = match &entry.kind {
+            EntryKind::Symlink { target } | EntryKind::Hardlink { target } => target.len(),
+            _ => 0,
+        };
+        let (length, limit) = (entry.path.len().max(target), self.limits.path);
+        if length > limit { Err(TarFault::PathTooLong { length, limit }) } else { Ok(entry) }
+    }
+}
+
+fn data(stored: u64, padding: u64) -> State {
+    if stored == 0 { NEXT_HEADER } else { State::Payload { remaining: stored, padding } }
+}
+
+fn after_data(padding: u64) -> State {
+    if padding == 0 { NEXT_HEADER } else { State::Padding { remaining: padding } }
+}
+
+fn padding_of(stored: u64) -> u64 {
+    stored.wrapping_neg() % BLOCK as u64
+}
+
+/// The checksum is the sum of all bytes of the block, its own field taken as spaces; some old writers summed signed bytes.
+fn check_sum(header: &Header) -> Result<(), TarFault> {
+    let field = &header.as_ustar().cksum;
+    let bytes = header.as_bytes();
+    let spaces = 8 * i64::from(b' ');
+    let unsigned = |bytes: &[u8]| bytes.iter().map(|byte| i64::from(*byte)).sum::<i64>();
+    let signed = |bytes: &[u8]| bytes.iter().map(|byte| i64::from(*byte as i8)).sum::<i64>();
+    let stated = number::header_number(field);
+    let matches = stated == Some(unsigned(bytes) - unsigned(field) + spaces)
+        || stated == Some(signed(bytes) - signed(field) + spaces);
+    if matches { Ok(()) } else { Err(TarFault::Checksum) }
+}
+
+fn is_gnu(header: &Header) -> bool {
+    header.as_gnu().magic == *tar_core::GNU_MAGIC && header.as_gnu().version == *tar_core::GNU_VERSION
+}
+
+/// Name with its prefix, as the kind of header has it. The version field of ustar is not looked at: some writers leave it blank.
+fn header_path(header: &Header) -> Vec<u8> {
+    let fields = header.as_ustar();
+    let is_ustar = fields.magic == *tar_core::USTAR_MAGIC;
+    // star has two times where ustar has the end of the prefix.
+    let is_star = is_ustar && header.as_bytes().ends_with(b"tar\0");
+    let prefix = number::header_string(match (is_ustar, is_star) {
+        (_, true) => &fields.prefix[..131],
+        (true, false) => &fields.prefix,
+        (false, _) if has_prefix_of_old_go(header) => &fields.prefix,
+        (false, _) => &[],
+    });
+    let name = number::header_string(&fields.name);
+    if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+}
+
+/// Before 1.8, Go's writer put a prefix into GNU headers at times, where the format has times. There are images of that age.
+fn has_prefix_of_old_go(header: &Header) -> bool {
+    let fields = header.as_gnu();
+    let is_time = |field: &[u8]| field[0] == 0 || number::header_number(field).is_some();
+    is_gnu(header)
+        && !(is_time(&fields.atime) && is_time(&fields.ctime))
+        && number::header_string(&header.as_ustar().prefix).is_ascii()
+}
+
+fn numeric_field(field: &'static str, bytes: &[u8]) -> Result<i64, TarFault> {
+    number::header_number(bytes).ok_or_else(|| TarFault::Number { field, value: pax::excerpt(bytes) })
+}
+
+fn size_field(bytes: &[u8]) -> Result<u64, TarFault> {
+    let value = numeric_field("size", bytes)?;
+    u64::try_from(value).map_err(|_| TarFault::OutOfRange { field: "size", value })
+}
+
+fn owner(field: &'static str, record: Option<u64>, bytes: &[u8]) -> Result<u32, TarFault> {
+    let value = match record {
+        // PAX numbers are below 2⁶³.
+        Some(value) => value as i64,
+        None => numeric_field(field, bytes)?,
+    };
+    u32::try_from(value).map_err(|_| TarFault::OutOfRange { field, value })
+}
+
+fn device_numbers(header: &Header) -> Result<(u32, u32), TarFault> {
+    let fields = header.as_ustar();
+    if fields.magic != *tar_core::USTAR_MAGIC && !is_gnu(header) {
+        return Ok((0, 0));
+    }
+    let number = |field, bytes: &[u8]| {
+        let value = numeric_field(field, bytes)?;
+        u32::try_from(value).map_err(|_| TarFault::OutOfRange { field, value })
+    };
+    Ok((number("devmajor", &fields.dev_major)?, number("devminor", &fields.dev_minor)?))
+}
