@@ -9,7 +9,7 @@ use crate::support::cases::{
 use crate::support::image::Layout;
 use crate::support::model::Model;
 use crate::support::peel::Peel;
-use crate::support::tools::{Registry, Unpacked, real_images};
+use crate::support::tools::{Unpacked, docker_registry, push, real_images};
 use crate::support::tree::{Allowed, Aspect, Tree, assert_same};
 use std::sync::OnceLock;
 
@@ -97,29 +97,29 @@ fn python_is_what_umoci_unpacks(form: &str, allowed: &[Allowed]) {
     assert_same(&Tree::walk(from_layout.path()), &expected, allowed);
     from_layout.unmount();
 
-    let registry = Registry::start();
+    let registry = docker_registry();
     let fresh = Peel::new();
-    let from_registry = fresh.mount(&registry.push(&layout, form, "python"));
+    let from_registry = fresh.mount(&push(&layout, form, &registry, "python"));
     assert_same(&Tree::walk(from_registry.path()), &expected, allowed);
     from_registry.unmount();
 }
 
 #[test]
-fn a_mounted_debian_python_gzip_is_what_umoci_unpacks() {
+fn debian_python_gzip_is_what_umoci_unpacks() {
     python_is_what_umoci_unpacks("gzip", &[]);
 }
 
 #[test]
-fn a_mounted_debian_python_zstd_is_what_umoci_unpacks() {
+fn debian_python_zstd_is_what_umoci_unpacks() {
     python_is_what_umoci_unpacks("zstd", &[]);
 }
 
 #[test]
-fn a_mounted_debian_python_tar_is_what_umoci_unpacks() {
+fn debian_python_tar_is_what_umoci_unpacks() {
     python_is_what_umoci_unpacks("tar", &[]);
 }
 
 #[test]
-fn a_mounted_debian_python_estargz_is_what_umoci_unpacks() {
+fn debian_python_estargz_is_what_umoci_unpacks() {
     python_is_what_umoci_unpacks("estargz", &[]);
 }

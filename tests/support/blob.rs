@@ -101,9 +101,9 @@ pub fn encode(entries: &[TestEntry], form: Form, out: &mut dyn Write) -> io::Res
             archive.digest()
         }
         Form::Estargz(options) => {
-            let (toc_digest, diff_id) = write_estargz(entries, options, &mut blob)?;
+            let (toc_digest, diff_id) = write_estargz(entries, options, &toc_json, &mut blob)?;
             if options.annotated {
-                annotations.push(("containerd.io/snapshot/stargz/toc.digest".to_owned(), toc_digest));
+                annotations.push((TOC_DIGEST.to_owned(), toc_digest));
             }
             diff_id
         }
@@ -240,10 +240,34 @@ impl Write for Counting {
     }
 }
 
+/// An eStargz blob whose table of contents was made by somebody else, and is vouched for all the same.
+pub fn estargz_with_toc(
+    entries: &[TestEntry],
+    options: Estargz,
+    make_toc: &dyn Fn(Vec<Value>) -> Vec<u8>,
+) -> (Encoded, Vec<u8>) {
+    let mut bytes = Vec::new();
+    let mut blob = Hashing::new(&mut bytes as &mut dyn Write);
+    let (toc_digest, diff_id) =
+        write_estargz(entries, options, make_toc, &mut blob).expect("writing to memory");
+    let encoded = Encoded {
+        media_type: Form::Estargz(options).media_type().to_owned(),
+        digest: blob.digest(),
+        size: blob.count,
+        diff_id,
+        annotations: vec![(TOC_DIGEST.to_owned(), toc_digest)],
+    };
+    (encoded, bytes)
+}
+
+/// Name of the annotation with the digest of the table of contents.
+pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+
 /// Writes an eStargz blob; returns the TOC's digest and the archive's.
 fn write_estargz(
     entries: &[TestEntry],
     options: Estargz,
+    make_toc: &dyn Fn(Vec<Value>) -> Vec<u8>,
     blob: &mut Hashing<&mut dyn Write>,
 ) -> io::Result<(String, String)> {
     let mut members = Members { blob, archive: Sha256::new(), open: Vec::new(), zeros: HashMap::new() };
@@ -259,7 +283,7 @@ fn write_estargz(
     }
     members.finish_member()?;
     let toc_offset = members.blob.count;
-    let json = toc_json(toc);
+    let json = make_toc(toc);
     members.append(&special_entry(b'0', b"stargz.index.json", &json));
     members.append(&[0; 1024]);
     members.finish_member()?;

@@ -1,10 +1,11 @@
 //! Images on disk: OCI layouts with whatever layers, platforms and nested indexes a test wants.
 
 use super::archive::TestEntry;
-use super::blob::{Encoded, Form, Hashing, encode, sha256};
+use super::blob::{Encoded, Form, encode, sha256};
+use super::registry::FakeRegistry;
 use serde_json::{Value, json};
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -27,6 +28,14 @@ impl Layout {
         let layout = Layout { directory, tagged: Vec::new() };
         layout.write_index();
         layout
+    }
+
+    /// A layout that is there already.
+    pub fn open(directory: impl Into<PathBuf>) -> Layout {
+        let directory = directory.into();
+        let bytes = fs::read(directory.join("index.json")).expect("reading a layout");
+        let index: Value = serde_json::from_slice(&bytes).expect("an index is JSON");
+        Layout { directory, tagged: index["manifests"].as_array().expect("an array").clone() }
     }
 
     pub fn path(&self) -> &Path {
@@ -106,6 +115,47 @@ impl Layout {
         self.reference(tag)
     }
 
+    /// Puts all that a tag names into the registry, under the same tag; returns the reference.
+    pub fn serve(&self, registry: &FakeRegistry, repository: &str, tag: &str) -> String {
+        let descriptor = self.descriptor(tag);
+        self.serve_document(registry, repository, tag, &descriptor);
+        registry.reference(repository, tag).to_string()
+    }
+
+    fn serve_document(&self, registry: &FakeRegistry, repository: &str, tag: &str, descriptor: &Value) {
+        let text = |value: &Value| value.as_str().expect("a string").to_owned();
+        let bytes = fs::read(self.blob_path(&text(&descriptor["digest"]))).expect("reading a manifest");
+        let document: Value = serde_json::from_slice(&bytes).expect("a manifest is JSON");
+        registry.put_manifest(repository, tag, &text(&descriptor["mediaType"]), &bytes);
+        for (number, inner) in document["manifests"].as_array().into_iter().flatten().enumerate() {
+            self.serve_document(registry, repository, &format!("{tag}.{number}"), inner);
+        }
+        let layers = document["layers"].as_array().into_iter().flatten();
+        for blob in layers.chain(document.get("config")) {
+            registry.put_blob_file(&self.blob_path(&text(&blob["digest"])));
+        }
+    }
+
+    /// What `index.json` says of a tag.
+    pub fn descriptor(&self, tag: &str) -> Value {
+        let is_tagged = |descriptor: &&Value| descriptor["annotations"]["org.opencontainers.image.ref.name"] == tag;
+        self.tagged.iter().find(is_tagged).unwrap_or_else(|| panic!("no tag {tag}")).clone()
+    }
+
+    /// The manifest of a tag that names an image of one platform, or an index of one.
+    pub fn manifest(&self, tag: &str) -> Value {
+        let mut descriptor = self.descriptor(tag);
+        loop {
+            let digest = descriptor["digest"].as_str().expect("a string").to_owned();
+            let bytes = fs::read(self.blob_path(&digest)).expect("reading a manifest");
+            let document: Value = serde_json::from_slice(&bytes).expect("a manifest is JSON");
+            match document["manifests"].get(0) {
+                Some(inner) => descriptor = inner.clone(),
+                None => return document,
+            }
+        }
+    }
+
     fn write_index(&self) {
         let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": self.tagged });
         fs::write(self.directory.join("index.json"), serde_json::to_vec(&index).expect("plain JSON"))
@@ -142,16 +192,4 @@ pub fn this_architecture() -> &'static str {
         "aarch64" => "arm64",
         other => other,
     }
-}
-
-/// Length and digest of a stream that is not kept.
-pub fn measure(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> (u64, String) {
-    let mut sink = Hashing::new(io::sink());
-    write(&mut sink).expect("writing to nowhere");
-    (sink.count, sink.digest())
-}
-
-/// Opens a blob of a layout to spoil it.
-pub fn open_for_damage(path: &Path) -> File {
-    File::options().read(true).write(true).open(path).expect("opening a blob")
 }

@@ -1,13 +1,10 @@
 //! Other programs that tests ask: umoci unpacks images, docker-registry serves them, skopeo puts them there. All are Debian
 //! packages that `scripts/setup` installs.
 
-use super::image::Layout;
-use super::peel::{run_to_end, wait_or_kill};
-use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use super::docker_registry::{DockerRegistry, Options};
+use super::peel::run_to_end;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use tempfile::TempDir;
 
 /// The folder of real images, as `scripts/images` makes it.
@@ -42,91 +39,19 @@ impl Unpacked {
     }
 }
 
-/// A real registry on a free port of this machine, with nothing in it.
-pub struct Registry {
-    process: Option<Child>,
-    port: u16,
-    directory: TempDir,
+/// Copies an image from a layout to a registry, bytes unchanged; returns the reference.
+pub fn push(layout: &Path, tag: &str, registry: &DockerRegistry, name: &str) -> String {
+    let reference = format!("{}/{name}:{tag}", registry.url_host());
+    let scratch = tempfile::tempdir().expect("making a directory");
+    let mut command = Command::new("skopeo");
+    command.args(["copy", "--quiet", "--all", "--preserve-digests", "--dest-tls-verify=false"]);
+    command.arg(format!("oci:{}:{tag}", layout.display())).arg(format!("docker://{reference}"));
+    let outcome = run_to_end(command, scratch.path());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    reference
 }
 
-impl Registry {
-    pub fn start() -> Registry {
-        let directory =
-            tempfile::Builder::new().prefix("peel-registry-").tempdir().expect("making a directory");
-        // A port that was free a moment ago; whoever else takes it makes the registry exit, and then another one is tried.
-        for _ in 0..20 {
-            let port = TcpListener::bind("127.0.0.1:0")
-                .and_then(|listener| listener.local_addr())
-                .expect("binding a free port")
-                .port();
-            if let Some(process) = serve(directory.path(), port) {
-                return Registry { process: Some(process), port, directory };
-            }
-        }
-        panic!("docker-registry does not start; is the package docker-registry installed?");
-    }
-
-    /// `127.0.0.1:PORT`.
-    pub fn host(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-
-    /// Copies an image from a layout, bytes unchanged; returns the reference.
-    pub fn push(&self, layout: &Path, tag: &str, name: &str) -> String {
-        let reference = format!("{}/{name}:{tag}", self.host());
-        let mut command = Command::new("skopeo");
-        command.args(["copy", "--quiet", "--all", "--preserve-digests", "--dest-tls-verify=false"]);
-        command.arg(format!("oci:{}:{tag}", layout.display())).arg(format!("docker://{reference}"));
-        let outcome = run_to_end(command, self.directory.path());
-        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-        reference
-    }
-
-    pub fn push_layout(&self, layout: &Layout, tag: &str, name: &str) -> String {
-        self.push(layout.path(), tag, name)
-    }
-
-    pub fn stop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().expect("killing the registry");
-            wait_or_kill(process, "docker-registry");
-        }
-    }
-
-    /// Starts again on the same port with the same data.
-    pub fn restart(&mut self) {
-        self.stop();
-        self.process = Some(serve(self.directory.path(), self.port).expect("the port is still free"));
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// Starts a registry and waits until it says that it listens; [`None`] if it cannot.
-fn serve(directory: &Path, port: u16) -> Option<Child> {
-    let data = directory.join("data");
-    let configuration = format!(
-        "version: 0.1\nlog:\n  level: info\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
-         http:\n  addr: 127.0.0.1:{port}\n",
-        data.display()
-    );
-    let file = directory.join("registry.yml");
-    fs::write(&file, configuration).expect("writing the registry's configuration");
-    let mut command = Command::new("docker-registry");
-    command.arg("serve").arg(&file).env("OTEL_TRACES_EXPORTER", "none");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut process = command.spawn().ok()?;
-    let mut lines = BufReader::new(process.stderr.take().expect("piped")).lines();
-    let listens = lines.by_ref().map_while(Result::ok).any(|line| line.contains("listening on"));
-    if !listens {
-        let _ = process.wait();
-        return None;
-    }
-    // Its log goes on; somebody has to read it, or it would block.
-    std::thread::spawn(move || lines.for_each(drop));
-    Some(process)
+/// A real, empty registry.
+pub fn docker_registry() -> DockerRegistry {
+    DockerRegistry::start(Options::default()).expect("the Debian package docker-registry is installed (scripts/setup)")
 }
