@@ -61,23 +61,33 @@ unmount_below() {
   mounts_below "$1" | while IFS= read -r mount_point; do umount --lazy "$(printf '%b' "$mount_point")"; done
 }
 
-# Ends a process that we started, and waits until it is gone; by force after ten seconds.
+# stop_process PID: ends a process that this script started, and waits until it is gone; by force after ten seconds.
+# stop_tree PID: the same for it and all that it has started, the youngest first.
+#
+# A process that has ended may have left its id to somebody else's, so it must still be a child of the one that started it.
 stop_process() {
-  local pid=$1 tries
+  local pid=$1 parent=${2:-$$} tries
+  is_child "$pid" "$parent" || return 0
   kill "$pid" 2>/dev/null || return 0
   for ((tries = 0; tries < 200; tries++)); do
-    kill -0 "$pid" 2>/dev/null || break
+    is_child "$pid" "$parent" || break
     sleep 0.05
   done
-  kill -KILL "$pid" 2>/dev/null || true
+  if is_child "$pid" "$parent"; then kill -KILL "$pid" 2>/dev/null || true; fi
   wait "$pid" 2>/dev/null || true
 }
 
-# The same for a process and all that it has started, the youngest first.
 stop_tree() {
-  local child
-  for child in $(cat "/proc/$1/task/$1/children" 2>/dev/null); do stop_tree "$child"; done
-  stop_process "$1"
+  local pid=$1 parent=${2:-$$} child
+  is_child "$pid" "$parent" || return 0
+  for child in $(cat "/proc/$pid/task/$pid/children" 2>/dev/null); do stop_tree "$child" "$pid"; done
+  stop_process "$pid" "$parent"
+}
+
+# Whether a process runs (a dead one that waits to be waited for does not) and was started by that parent.
+is_child() {
+  awk -v parent="$2" '$1 == "State:" && $2 != "Z" { runs = 1 } $1 == "PPid:" && $2 == parent { ours = 1 } END { exit !(runs && ours) }' \
+    "/proc/$1/status" 2>/dev/null
 }
 
 # wait_until DESCRIPTION PID LOG COMMAND…: polls COMMAND; fails at once, with the log's end, when the process has died.
@@ -86,7 +96,7 @@ wait_until() {
   shift 3
   for ((tries = 0; tries < 600; tries++)); do
     if "$@" >/dev/null 2>&1; then return 0; fi
-    if ! kill -0 "$pid" 2>/dev/null; then break; fi
+    is_child "$pid" $$ || break
     sleep 0.05
   done
   tail -n 20 "$log" >&2

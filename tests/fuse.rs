@@ -1,4 +1,5 @@
-//! The FUSE side through the real kernel: what a tree says is what a program sees, and a mount begins and ends cleanly.
+//! The FUSE side through the real kernel: what a tree says is what a program sees, and a mount begins and
+//! ends cleanly.
 
 mod lifecycle;
 mod toy_tree;
@@ -6,7 +7,7 @@ mod view;
 
 use std::sync::Arc;
 
-use peelfs_fuse::{MountOptions, Session, mount};
+use peelfs_fuse::{MountOptions, Session, UnmountError, User, mount};
 
 use crate::support::mounts::Mountpoint;
 use toy_tree::ToyTree;
@@ -31,6 +32,22 @@ impl Mounted {
         adjust(&mut options);
         let session = mount(Arc::clone(&tree), &options).expect("mounted");
         Mounted { session, tree, mountpoint }
+    }
+}
+
+/// Unmounts what nobody uses, and not lazily. Another test of this process may be starting a program at this
+/// moment, and the program holds our descriptors until it is itself: then it is tried again. What this
+/// process itself holds, and what is mounted, is an error.
+fn unmount_unused(unmount: impl Fn() -> Result<(), UnmountError>) -> Result<(), UnmountError> {
+    let is_ours = |user: &User| match user {
+        User::Process { pid, .. } => *pid == std::process::id(),
+        User::Mount { .. } => true,
+    };
+    loop {
+        match unmount() {
+            Err(UnmountError::Busy { users, .. }) if !users.iter().any(is_ours) => std::thread::yield_now(),
+            other => return other,
+        }
     }
 }
 

@@ -4,4 +4,5 @@
 mod equality;
 mod fuse;
 mod merge_rules;
+mod registry;
 mod support;

@@ -68,7 +68,8 @@ impl<T: Tree> Adapter<T> {
         }
     }
 
-    /// Puts a question to the tree; a panic in it is an I/O error, because it must cost neither the mount nor a thread.
+    /// Puts a question to the tree; a panic in it is an I/O error, because it must cost neither the mount nor
+    /// a thread.
     fn ask<'a, R>(&'a self, question: impl FnOnce(&'a T) -> Result<R, Errno>) -> Result<R, Errno> {
         catch_unwind(AssertUnwindSafe(|| question(&self.tree))).unwrap_or_else(|_| {
             tracing::error!("the tree panicked; the request fails with an I/O error");
@@ -90,7 +91,7 @@ impl<T: Tree> Adapter<T> {
             Ok(backing) => Mode::Passthrough(Arc::new(backing)),
             Err(error) => {
                 self.passthrough.store(false, Ordering::Relaxed);
-                tracing::warn!(inode, %error, "the kernel refuses to pass a file through; reads go through us from now on");
+                tracing::warn!(inode, %error, "the kernel refuses to pass files through; we read them");
                 Mode::Cached
             }
         }
@@ -285,10 +286,11 @@ impl<T: Tree> Filesystem for Adapter<T> {
     ) {
         let listed = self.ask(|tree| {
             directory::list(tree, inode.0, position, &mut |entry| {
-                let attributes = match tree.attributes(entry.inode).and_then(|found| attr::to_kernel(&found)) {
+                let found = tree.attributes(entry.inode).and_then(|found| attr::to_kernel(&found));
+                let attributes = match found {
                     Ok(attributes) => attributes,
                     Err(errno) => {
-                        tracing::debug!(directory = inode.0, inode = entry.inode, %errno, "an entry cannot be shown");
+                        tracing::debug!(inode = entry.inode, %errno, "an entry cannot be shown");
                         return ControlFlow::Continue(());
                     }
                 };

@@ -7,14 +7,14 @@ use fuser::{FileAttr, FileType, INodeNo};
 use crate::errno::Errno;
 use crate::tree::{Attributes, Device, Timestamp};
 
-/// What the kernel is told as the life of an answer: 100 years, since the tree never changes. Larger numbers of seconds
-/// would be clamped by today's kernels, but nothing promises that they stay clear of overflow.
+/// What the kernel is told as the life of an answer: 100 years, since the tree never changes. Larger numbers
+/// of seconds would be clamped by today's kernels, but nothing promises that they stay clear of overflow.
 pub(crate) const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 const PREFERRED_READ_SIZE: u32 = 4096;
 
-/// The kernel's form of `attributes`. `EIO` for a mode without a known type, `EOVERFLOW` for a device number that
-/// would be cut and so name another device.
+/// The kernel's form of `attributes`. `EIO` for a mode without a known type, `EOVERFLOW` for a device number
+/// that would be cut and so name another device.
 pub(crate) fn to_kernel(attributes: &Attributes) -> Result<FileAttr, Errno> {
     let modified = system_time(attributes.modified);
     Ok(FileAttr {

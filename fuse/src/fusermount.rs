@@ -24,7 +24,7 @@ const PROGRAM: &str = "fusermount3";
 /// Why the helper did not do it.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// It is not installed.
+    /// It is not installed, or not for this user.
     Absent,
     /// It did not, and said why.
     Refused(String),
@@ -32,10 +32,10 @@ pub(crate) enum Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
-        if error.kind() == io::ErrorKind::NotFound {
-            Failure::Absent
-        } else {
-            Failure::Refused(error.to_string())
+        match error.kind() {
+            // Or a directory of PATH that may not be searched, which hides the same answer.
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => Failure::Absent,
+            _ => Failure::Refused(error.to_string()),
         }
     }
 }

@@ -5,8 +5,8 @@
 //!                                     │ the kernel queues INIT            nobody can see it yet
 //! ```
 //!
-//! The mount is attached only after it has answered, so that nobody ever meets one that does not work, and a failure
-//! before leaves nothing behind: a detached mount goes away with its descriptor.
+//! The mount is attached only after it has answered, so that nobody ever meets one that does not work, and a
+//! failure before leaves nothing behind: a detached mount goes away with its descriptor.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

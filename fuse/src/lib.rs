@@ -1,14 +1,15 @@
 //! The kernel's side of peelfs: serves an immutable [`Tree`] over FUSE. Knows no image and no network.
 //!
 //! ```text
-//!   processes ── VFS ── /dev/fuse ── session (threads) ── adapter ── dyn-free calls ── Tree
+//!   processes ── VFS ── /dev/fuse ── session (threads) ── adapter ── Tree
 //!                 │                                        │
-//!                 │ page cache, dentries, symlinks         ├ attr       a tree's attributes in the kernel's terms
+//!                 │ page cache, dentries, symlinks         ├ attr       attributes in the kernel's terms
 //!                 │ and directories: kept for ever,        ├ directory  ".", "..", cookies
 //!                 │ because the tree never changes         └ opens      cached or passed through, per inode
 //! ```
 //!
-//! - [`Tree`] is what a caller implements; it is plain Rust and is tested without a kernel ([`ReadReply::channel`]).
+//! - [`Tree`] is what a caller implements; it is plain Rust and is tested without a kernel
+//!   ([`ReadReply::channel`]).
 //! - [`mount()`] makes the file system appear, complete: when it returns, the directory can be used.
 //! - [`unmount()`] takes it away, whoever serves it, alive or dead; [`mounts`] lists what is there.
 //!

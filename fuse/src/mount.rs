@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use crate::errno;
 use crate::fusermount;
-use crate::kernel_mount::{self, Failure};
+use crate::kernel_mount::{self, DEVICE, Failure};
 use crate::mountinfo::{MountEntry, mount_at, mount_id, mount_with_root};
 use crate::session::{self, Session};
 use crate::tree::{ROOT_INODE, Tree};
@@ -44,10 +44,12 @@ pub struct MountOptions {
     pub nodev: bool,
     /// How many threads take requests; at least 1.
     pub threads: usize,
-    /// Whether the kernel reads whole local files itself ([`Tree::whole_file`]). Needs root and Linux 6.9; where that
-    /// is not given, reads go through us. It costs each open and close a round trip, which is spared otherwise.
+    /// Whether the kernel reads whole local files itself ([`Tree::whole_file`]). Needs root and Linux 6.9;
+    /// where that is not given, reads go through us. It costs each open and close a round trip, which is
+    /// spared otherwise.
     pub passthrough: bool,
-    /// How far the kernel reads ahead of a reader, in bytes; rounded down to KiB. Best effort: needs a writable `/sys`.
+    /// How far the kernel reads ahead of a reader, in bytes; rounded down to KiB. Best effort: needs a
+    /// writable `/sys`.
     pub readahead_bytes: u32,
 }
 
@@ -73,7 +75,7 @@ impl MountOptions {
 #[non_exhaustive]
 pub enum MountError {
     /// The directory does not exist.
-    #[error("cannot mount at {}: there is no such directory; create it first (mkdir {})", mountpoint.display(), mountpoint.display())]
+    #[error("cannot mount at {}: there is no such directory; create it first (mkdir)", mountpoint.display())]
     Missing {
         /// Where it was to be mounted.
         mountpoint: PathBuf,
@@ -85,7 +87,11 @@ pub enum MountError {
         mountpoint: PathBuf,
     },
     /// The directory holds files, which the mount would hide.
-    #[error("cannot mount at {}: it is not empty (it holds {entry:?}), and mounting would hide what is in it; use an empty directory", mountpoint.display())]
+    #[error(
+        "cannot mount at {}: it is not empty (it holds {entry:?}), and mounting would hide what is in it; \
+         use an empty directory",
+        mountpoint.display()
+    )]
     NotEmpty {
         /// Where it was to be mounted.
         mountpoint: PathBuf,
@@ -93,7 +99,11 @@ pub enum MountError {
         entry: String,
     },
     /// Something is mounted there, and is in use.
-    #[error("cannot mount at {}: {source_name} ({filesystem_type}) is mounted there already; unmount it first, or use another directory", mountpoint.display())]
+    #[error(
+        "cannot mount at {}: {source_name} ({filesystem_type}) is mounted there already; \
+         unmount it first, or use another directory",
+        mountpoint.display()
+    )]
     AlreadyMounted {
         /// Where it was to be mounted.
         mountpoint: PathBuf,
@@ -126,7 +136,11 @@ pub enum MountError {
         error: io::Error,
     },
     /// There is no `/dev/fuse`.
-    #[error("cannot mount at {}: {} is missing ({error}); load the kernel's module (modprobe fuse), or give the container the device (--device /dev/fuse)", mountpoint.display(), kernel_mount::DEVICE)]
+    #[error(
+        "cannot mount at {}: {DEVICE} is missing ({error}); load the kernel's module (modprobe fuse), \
+         or give the container the device (--device {DEVICE})",
+        mountpoint.display()
+    )]
     DeviceMissing {
         /// Where it was to be mounted.
         mountpoint: PathBuf,
@@ -134,7 +148,11 @@ pub enum MountError {
         error: io::Error,
     },
     /// This process may not use `/dev/fuse`.
-    #[error("cannot mount at {}: opening {} is forbidden ({error}); run as root, install fusermount3 (Debian: fuse3), or give the container the device (--device /dev/fuse)", mountpoint.display(), kernel_mount::DEVICE)]
+    #[error(
+        "cannot mount at {}: opening {DEVICE} is forbidden ({error}); run as root, \
+         let everybody use the device (chmod 666 {DEVICE}), or give it to the container (--device {DEVICE})",
+        mountpoint.display()
+    )]
     DeviceForbidden {
         /// Where it was to be mounted.
         mountpoint: PathBuf,
@@ -142,7 +160,11 @@ pub enum MountError {
         error: io::Error,
     },
     /// This process may not mount, and there is no `fusermount3` that could do it for us.
-    #[error("cannot mount at {}: this process may not mount ({error}); run as root, install fusermount3 (Debian: fuse3), or give the container the right (--cap-add SYS_ADMIN --security-opt apparmor=unconfined)", mountpoint.display())]
+    #[error(
+        "cannot mount at {}: this process may not mount ({error}); run as root, install fusermount3 \
+         (Debian: fuse3), or give the container the right (--cap-add SYS_ADMIN --security-opt apparmor=unconfined)",
+        mountpoint.display()
+    )]
     NotPermitted {
         /// Where it was to be mounted.
         mountpoint: PathBuf,
@@ -185,11 +207,11 @@ pub enum MountError {
     },
 }
 
-/// Makes `tree` appear at `options.mountpoint`. When this returns, the directory can be used. The mount lasts until the
-/// [`Session`] is dropped, or somebody unmounts it.
+/// Makes `tree` appear at `options.mountpoint`. When this returns, the directory can be used. The mount lasts
+/// until the [`Session`] is dropped, or somebody unmounts it.
 ///
-/// A mount that a killed process of ours left there is removed first; any other mount there is an error, and so is
-/// a directory that is not empty.
+/// A mount that a killed process of ours left there is removed first; any other mount there is an error, and
+/// so is a directory that is not empty.
 pub fn mount(tree: Arc<impl Tree>, options: &MountOptions) -> Result<Session, MountError> {
     let mountpoint = || options.mountpoint.clone();
     require_root(&*tree).map_err(|error| MountError::NoRoot { mountpoint: mountpoint(), error })?;
@@ -213,12 +235,18 @@ pub fn mount(tree: Arc<impl Tree>, options: &MountOptions) -> Result<Session, Mo
             })?;
             Ok(Session::new(service, place, id, device))
         }
-        Err(failure @ (Failure::Device(Errno::ACCESS | Errno::PERM) | Failure::NotPermitted(_))) => {
-            mount_with_helper(tree, options, failure)
+        Err(Failure::Device(errno @ (Errno::ACCESS | Errno::PERM))) => {
+            Err(MountError::DeviceForbidden { mountpoint: mountpoint(), error: errno.into() })
         }
-        Err(Failure::Device(errno)) => {
+        Err(Failure::Device(errno @ (Errno::NOENT | Errno::NODEV | Errno::NXIO))) => {
             Err(MountError::DeviceMissing { mountpoint: mountpoint(), error: errno.into() })
         }
+        Err(Failure::Device(errno)) => Err(MountError::Kernel {
+            mountpoint: mountpoint(),
+            step: "opening /dev/fuse",
+            error: errno.into(),
+        }),
+        Err(Failure::NotPermitted(errno)) => mount_with_helper(tree, options, errno),
         Err(Failure::Step { step, error }) => {
             Err(MountError::Kernel { mountpoint: mountpoint(), step, error })
         }
@@ -229,21 +257,13 @@ pub fn mount(tree: Arc<impl Tree>, options: &MountOptions) -> Result<Session, Mo
 fn mount_with_helper(
     tree: Arc<impl Tree>,
     options: &MountOptions,
-    failure: Failure,
+    refusal: Errno,
 ) -> Result<Session, MountError> {
     let mountpoint = || options.mountpoint.clone();
     let device = match fusermount::mount(options) {
         Ok(device) => device,
         Err(fusermount::Failure::Absent) => {
-            return Err(match failure {
-                Failure::Device(errno) => {
-                    MountError::DeviceForbidden { mountpoint: mountpoint(), error: errno.into() }
-                }
-                Failure::NotPermitted(errno) => {
-                    MountError::NotPermitted { mountpoint: mountpoint(), error: errno.into() }
-                }
-                Failure::Step { step, error } => MountError::Kernel { mountpoint: mountpoint(), step, error },
-            });
+            return Err(MountError::NotPermitted { mountpoint: mountpoint(), error: refusal.into() });
         }
         Err(fusermount::Failure::Refused(message)) => {
             return Err(MountError::Fusermount { mountpoint: mountpoint(), message });
@@ -264,13 +284,15 @@ fn mount_with_helper(
             Ok(Session::new(service, entry.mountpoint, entry.id, device))
         });
     if served.is_err() {
-        // The first error is the one to tell; what remains of the mount is dead, and the next mount cleans it.
+        // The first error is the one to tell; what remains of the mount is dead, and the next mount cleans
+        // it.
         let _ = fusermount::unmount(&options.mountpoint, true);
     }
     served
 }
 
-/// Checks that the mount answers, by the attributes of its root, and sets its readahead. Gives its device number.
+/// Checks that the mount answers, by the attributes of its root, and sets its readahead. Gives its device
+/// number.
 fn try_out(
     root: rustix::io::Result<rustix::fs::Stat>,
     options: &MountOptions,

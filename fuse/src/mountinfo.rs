@@ -1,7 +1,8 @@
 //! What is mounted where (`/proc/self/mountinfo`, proc_pid_mountinfo(5)).
 //!
-//! A mount whose server was killed answers `ENOTCONN` to nearly everything, so nothing here asks the file system
-//! itself, except [`MountEntry::is_dead`]: a path is opened with `O_PATH`, and the kernel tells on which mount it lies.
+//! A mount whose server was killed answers `ENOTCONN` to nearly everything, so nothing here asks the file
+//! system itself, except [`MountEntry::is_dead`]: a path is opened with `O_PATH`, and the kernel tells on
+//! which mount it lies.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -39,8 +40,8 @@ impl MountEntry {
         self.filesystem_type == FILESYSTEM_TYPE
     }
 
-    /// Whether the process that served it is gone. Asks the file system (`statfs`, which is never answered from a
-    /// cache), so call it for FUSE mounts only.
+    /// Whether the process that served it is gone. Asks the file system (`statfs`, which is never answered
+    /// from a cache), so call it for FUSE mounts only.
     pub fn is_dead(&self) -> bool {
         matches!(statfs(&self.mountpoint), Err(Errno::NOTCONN | Errno::CONNABORTED))
     }

@@ -6,9 +6,10 @@
 //!              └────────────────────> passed through, n opens ──────┘  backing file released
 //! ```
 //!
-//! The kernel refuses to open an inode both ways at once (the second open would fail with `EIO`), and wants the same
-//! backing file for each open of it. So the choice is made at the first open and kept until the last close. The kernel
-//! forgets a close before it tells us, so that we may keep a choice a little longer than it does, never shorter.
+//! The kernel refuses to open an inode both ways at once (the second open would fail with `EIO`), and wants
+//! the same backing file for each open of it. So the choice is made at the first open and kept until the last
+//! close. The kernel forgets a close before it tells us, so that we may keep a choice a little longer than it
+//! does, never shorter.
 //!
 //! Lock: one mutex over the table. It is held while the choice is made, which must not wait for the network.
 
@@ -49,7 +50,8 @@ impl<B> Opens<B> {
         Opens { by_inode: Mutex::new(HashMap::new()) }
     }
 
-    /// Counts one more handle of `inode`. Gives the way in which it is open, which `choose` decides for the first.
+    /// Counts one more handle of `inode`. Gives the way in which it is open, which `choose` decides for the
+    /// first.
     pub(crate) fn open(&self, inode: u64, choose: impl FnOnce() -> Mode<B>) -> Mode<B> {
         let mut by_inode = self.lock();
         let open = by_inode.entry(inode).or_insert_with(|| Open { mode: choose(), count: 0 });
@@ -57,7 +59,8 @@ impl<B> Opens<B> {
         open.mode.clone()
     }
 
-    /// Counts one handle less; the last one releases the backing file. An inode that is not counted is left alone.
+    /// Counts one handle less; the last one releases the backing file. An inode that is not counted is left
+    /// alone.
     pub(crate) fn release(&self, inode: u64) {
         let mut by_inode = self.lock();
         let Some(open) = by_inode.get_mut(&inode) else { return };

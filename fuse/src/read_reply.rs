@@ -1,7 +1,8 @@
 //! The answer to a read, which may be given later and from any thread.
 //!
-//! A short answer would be taken by the kernel as the new end of the file: a fetch that went wrong would cut the
-//! file silently. So an answer that is not exactly as long as asked becomes `EIO`, and so does none at all.
+//! A short answer would be taken by the kernel as the new end of the file: a fetch that went wrong would cut
+//! the file silently. So an answer that is not exactly as long as asked becomes `EIO`, and so does none at
+//! all.
 
 use std::sync::mpsc;
 

@@ -21,8 +21,8 @@ use crate::tree::Tree;
 use crate::unmount::{self, UnmountError};
 use crate::users::User;
 
-/// A live mount. Dropping it unmounts; if it is in use, it disappears from the tree of files at once, and is served until
-/// its last user is gone or this process ends.
+/// A live mount. Dropping it unmounts; if it is in use, it disappears from the tree of files at once, and is
+/// served until its last user is gone or this process ends.
 #[derive(Debug)]
 pub struct Session {
     unmounter: Unmounter,
@@ -70,8 +70,8 @@ impl Session {
         self.unmounter.service.wait().map_err(|message| ServeError { mountpoint: mountpoint(), message })
     }
 
-    /// Unmounts; success if it is unmounted already. With `lazily` it disappears even while it is in use. Serving ends
-    /// when nobody uses it any more, for which [`wait`](Self::wait) waits.
+    /// Unmounts; success if it is unmounted already. With `lazily` it disappears even while it is in use.
+    /// Serving ends when nobody uses it any more, for which [`wait`](Self::wait) waits.
     pub fn unmount(&self, lazily: bool) -> Result<(), UnmountError> {
         self.unmounter.unmount(lazily)
     }
@@ -99,8 +99,9 @@ impl Unmounter {
         let ours =
             |entry: &&MountEntry| entry.id == self.id && entry.device == self.device && entry.is_ours();
         let Some(entry) = mounts.iter().find(ours) else { return Ok(()) };
-        // The kernel uses both numbers again, at once, when a file system is gone. Ours is gone when serving it has
-        // ended, unless it ended by a failure, which leaves a dead mount: what is alive now is somebody else's.
+        // The kernel uses both numbers again, at once, when a file system is gone. Ours is gone when serving
+        // it has ended, unless it ended by a failure, which leaves a dead mount: what is alive now is
+        // somebody else's.
         if self.service.has_ended() && !entry.is_dead() {
             return Ok(());
         }
@@ -142,7 +143,8 @@ impl fmt::Debug for Service {
     }
 }
 
-/// Answers the kernel's INIT and starts to serve what comes over `device`. The INIT must be there already, or soon be.
+/// Answers the kernel's INIT and starts to serve what comes over `device`. The INIT must be there already, or
+/// soon be.
 pub(crate) fn serve(
     tree: Arc<impl Tree>,
     device: OwnedFd,
@@ -152,7 +154,8 @@ pub(crate) fn serve(
     let mut config = fuser::Config::default();
     config.n_threads = Some(options.threads.max(1));
     config.clone_fd = can_open_device();
-    // The kernel itself checks who may come in (`allow_other`); fuser's own check would look at the wrong ids.
+    // The kernel itself checks who may come in (`allow_other`); fuser's own check would look at the wrong
+    // ids.
     let session = fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config)?;
     let service = Arc::new(Service { outcome: Mutex::new(None), ended: Condvar::new() });
     let serving = Arc::clone(&service);
@@ -167,8 +170,8 @@ pub(crate) fn serve(
     Ok(service)
 }
 
-/// A descriptor for each thread spares them a shared lock, but is opened anew, which not everyone may do who was
-/// handed the first.
+/// A descriptor for each thread spares them a shared lock, but is opened anew, which not everyone may do who
+/// was handed the first.
 fn can_open_device() -> bool {
     std::fs::File::options().read(true).write(true).open(kernel_mount::DEVICE).is_ok()
 }

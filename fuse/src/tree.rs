@@ -96,8 +96,8 @@ pub enum DataOrHole {
 
 /// An immutable file tree. See the head of this module for the rules.
 pub trait Tree: Send + Sync + 'static {
-    /// The attributes of the inode that `name` leads to in the directory `parent`. `name` is neither `.` nor `..`.
-    /// [`Errno::NOT_FOUND`] is remembered by the kernel for ever, like any other answer.
+    /// The attributes of the inode that `name` leads to in the directory `parent`. `name` is neither `.` nor
+    /// `..`. [`Errno::NOT_FOUND`] is remembered by the kernel for ever, like any other answer.
     fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attributes, Errno>;
 
     /// The attributes of an inode; [`Errno::STALE`] if there is none of that number.
@@ -106,8 +106,9 @@ pub trait Tree: Send + Sync + 'static {
     /// A symlink's target, at most 4095 bytes; [`Errno::INVALID`] if the inode is none.
     fn symlink_target(&self, inode: u64) -> Result<&[u8], Errno>;
 
-    /// Shows the entries of a directory to `visit`, without `.` and `..`, until it breaks. `start` is 0 for the first
-    /// entry, or else the `next` of the entry after which to go on. Must show them in the same order each time.
+    /// Shows the entries of a directory to `visit`, without `.` and `..`, until it breaks. `start` is 0 for
+    /// the first entry, or else the `next` of the entry after which to go on. Must show them in the same
+    /// order each time.
     fn read_directory(
         &self,
         inode: u64,
@@ -118,25 +119,28 @@ pub trait Tree: Send + Sync + 'static {
     /// The directory that holds this one; the root's is the root itself.
     fn parent(&self, inode: u64) -> Result<u64, Errno>;
 
-    /// The value of an extended attribute, which may be empty; [`Errno::NO_DATA`] if there is none of that name.
+    /// The value of an extended attribute, which may be empty; [`Errno::NO_DATA`] if there is none of that
+    /// name.
     fn xattr(&self, inode: u64, name: &[u8]) -> Result<&[u8], Errno>;
 
     /// Shows the names of an inode's extended attributes to `visit`.
     fn xattr_names(&self, inode: u64, visit: &mut dyn FnMut(&[u8])) -> Result<(), Errno>;
 
-    /// Reads a regular file and answers on `reply`, now or later, from this thread or another. `offset + length` never
-    /// reaches beyond the file's size, `length` is at least 1, and exactly `length` bytes are wanted.
+    /// Reads a regular file and answers on `reply`, now or later, from this thread or another. `offset +
+    /// length` never reaches beyond the file's size, `length` is at least 1, and exactly `length` bytes are
+    /// wanted.
     fn read(&self, inode: u64, offset: u64, length: u32, reply: ReadReply);
 
-    /// A local file that holds exactly this inode's bytes from offset 0 on, verified and never to change, so that the
-    /// kernel may read it without asking us. Asked only with [`passthrough`](crate::MountOptions::passthrough).
+    /// A local file that holds exactly this inode's bytes from offset 0 on, verified and never to change, so
+    /// that the kernel may read it without asking us. Asked only with
+    /// [`passthrough`](crate::MountOptions::passthrough).
     fn whole_file(&self, inode: u64) -> Option<Arc<File>> {
         let _ = inode;
         None
     }
 
-    /// The first data or hole at or after `offset` of a regular file; [`Errno::NO_SUCH_OFFSET`] if there is none, and if
-    /// `offset` is not inside the file.
+    /// The first data or hole at or after `offset` of a regular file; [`Errno::NO_SUCH_OFFSET`] if there is
+    /// none, and if `offset` is not inside the file.
     fn seek(&self, inode: u64, offset: u64, whence: DataOrHole) -> Result<u64, Errno>;
 
     /// What `statfs` shows.

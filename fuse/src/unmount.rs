@@ -21,7 +21,10 @@ pub enum UnmountError {
         mountpoint: PathBuf,
     },
     /// The mount there is not one of ours.
-    #[error("{} is a mount of type {filesystem_type}, not {FILESYSTEM_TYPE}; use umount for it", mountpoint.display())]
+    #[error(
+        "{} is a mount of type {filesystem_type}, not {FILESYSTEM_TYPE}; use umount for it",
+        mountpoint.display()
+    )]
     NotOurs {
         /// The path that was given.
         mountpoint: PathBuf,
@@ -29,7 +32,11 @@ pub enum UnmountError {
         filesystem_type: String,
     },
     /// Somebody uses it.
-    #[error("{} is in use{}; end what uses it, or unmount lazily: it disappears now, and ends with its last user", mountpoint.display(), describe(users))]
+    #[error(
+        "{} is in use{}; end what uses it, or unmount lazily: it disappears now, and ends with its last user",
+        mountpoint.display(),
+        describe(users)
+    )]
     Busy {
         /// Where it is mounted.
         mountpoint: PathBuf,
@@ -37,7 +44,10 @@ pub enum UnmountError {
         users: Vec<User>,
     },
     /// This process may not unmount it.
-    #[error("unmounting {} is not permitted ({message}); run as the user who mounted it, or as root", mountpoint.display())]
+    #[error(
+        "unmounting {} is not permitted ({message}); run as the user who mounted it, or as root",
+        mountpoint.display()
+    )]
     NotPermitted {
         /// Where it is mounted.
         mountpoint: PathBuf,
@@ -54,7 +64,8 @@ pub enum UnmountError {
     },
 }
 
-/// Unmounts the mount of ours at `path`. With `lazily` it disappears even while it is in use; a dead one always does.
+/// Unmounts the mount of ours at `path`. With `lazily` it disappears even while it is in use; a dead one
+/// always does.
 pub fn unmount(path: &Path, lazily: bool) -> Result<(), UnmountError> {
     let mountpoint = || path.to_owned();
     match mount_at(path) {

@@ -1,4 +1,5 @@
-//! Who might be using a mount that is busy: an answer for people, from `/proc`, as far as this process may look.
+//! Who might be using a mount that is busy: an answer for people, from `/proc`, as far as this process may
+//! look.
 //!
 //! Processes in other mount namespaces, and the kernel's own users (a loop device, an overlay) are not found.
 

@@ -21,7 +21,7 @@ use reqwest::header::{self, HeaderMap, HeaderValue};
 use serde::Deserialize;
 
 use crate::challenge::{Challenge, challenges};
-use crate::credentials::{self, Credential};
+use crate::credentials::{self, Credential, Sources};
 use crate::error::ErrorKind;
 use crate::origin::Origin;
 use crate::transport::{Endpoint, Failure, Request, Transport};
@@ -36,8 +36,11 @@ const RENEWAL_MARGIN: Duration = Duration::from_secs(10);
 /// What is known of each host and scope.
 #[derive(Debug, Default)]
 pub(crate) struct Authenticator {
-    grants: Mutex<HashMap<(Origin, String), Arc<tokio::sync::Mutex<Grant>>>>,
+    grants: Mutex<HashMap<(Origin, String), SharedGrant>>,
 }
+
+/// Held while a token is fetched, so that only one task fetches it.
+type SharedGrant = Arc<tokio::sync::Mutex<Grant>>;
 
 /// What one host wants to see for one scope.
 #[derive(Debug, Default)]
@@ -63,7 +66,7 @@ struct TokenService {
 }
 
 impl Authenticator {
-    fn grant(&self, endpoint: &Endpoint) -> Arc<tokio::sync::Mutex<Grant>> {
+    fn grant(&self, endpoint: &Endpoint) -> SharedGrant {
         let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
         grants.entry((endpoint.origin.clone(), endpoint.scope())).or_default().clone()
     }
@@ -305,10 +308,14 @@ struct TokenAnswer {
 
 /// Files are read and helpers run where blocking is allowed. They are asked each time, so that a new login counts at once.
 async fn credential(transport: &Transport, endpoint: &Endpoint) -> Result<Option<Credential>, Failure> {
-    let files = transport.configuration.credential_files.clone();
-    let timeout = transport.configuration.timeouts.credential_helper;
+    let configuration = &transport.configuration;
+    let sources = Sources {
+        files: configuration.credential_files.clone(),
+        helper_directories: configuration.helper_directories.clone(),
+        helper_timeout: configuration.timeouts.credential_helper,
+    };
     let (host, repository) = (endpoint.host.clone(), endpoint.repository.clone());
-    tokio::task::spawn_blocking(move || credentials::find(&files, timeout, &host, &repository))
+    tokio::task::spawn_blocking(move || credentials::find(&sources, &host, &repository))
         .await
         .map_err(|error| {
             Failure::permanent(ErrorKind::Local, "credentials could not be looked up").caused_by(error)

@@ -19,6 +19,8 @@ pub struct ClientConfiguration {
     /// Files in the format of Docker's `config.json` and podman's `auth.json`; the first that knows a host decides. A file
     /// that does not exist is skipped.
     pub credential_files: Vec<PathBuf>,
+    /// Where the programs `docker-credential-NAME` are looked for, in order; a shell's `PATH`.
+    pub helper_directories: Vec<PathBuf>,
     /// Directories laid out as `/etc/docker/certs.d`: `HOST[:PORT]/` with `*.crt` (authorities), `*.cert` and `*.key`
     /// (client certificate). All that know a host count.
     pub certificate_directories: Vec<PathBuf>,
@@ -112,7 +114,7 @@ impl ClientConfiguration {
     /// The places where docker, podman and the shell keep these settings.
     ///
     /// `lookup` gives the value of an environment variable. Read are `REGISTRY_AUTH_FILE` (which, if set, is the only
-    /// credential file), `XDG_RUNTIME_DIR`, `XDG_CONFIG_HOME`, `DOCKER_CONFIG`, `HOME`, and `HTTP_PROXY`, `HTTPS_PROXY`,
+    /// credential file), `XDG_RUNTIME_DIR`, `XDG_CONFIG_HOME`, `DOCKER_CONFIG`, `HOME`, `PATH`, and `HTTP_PROXY`, `HTTPS_PROXY`,
     /// `ALL_PROXY`, `NO_PROXY` in either case (of `HTTP_PROXY` only the lower case, because a CGI server sets the
     /// other from a request header).
     pub fn from_environment(lookup: impl Fn(&str) -> Option<OsString>) -> ClientConfiguration {
@@ -150,6 +152,7 @@ impl ClientConfiguration {
             .collect();
         ClientConfiguration {
             credential_files,
+            helper_directories: lookup("PATH").iter().flat_map(std::env::split_paths).collect(),
             certificate_directories,
             proxies: Proxies {
                 http: text("http_proxy"),

@@ -89,17 +89,24 @@ pub enum CredentialError {
     },
 }
 
+/// Where credentials come from.
+#[derive(Clone, Debug)]
+pub(crate) struct Sources {
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) helper_directories: Vec<PathBuf>,
+    pub(crate) helper_timeout: Duration,
+}
+
 /// Finds the credential for a repository; reads files and may run a helper, so call it where blocking is allowed.
 pub(crate) fn find(
-    files: &[PathBuf],
-    helper_timeout: Duration,
+    sources: &Sources,
     host: &str,
     repository: &str,
 ) -> Result<Option<Credential>, CredentialError> {
-    for path in files {
+    for path in &sources.files {
         let Some(file) = read(path)? else { continue };
         let server = if host == DEFAULT_HOST { DOCKER_HUB_KEY } else { host };
-        let run = |name: &str| helper::get(name, server, helper_timeout);
+        let run = |name: &str| helper::get(&sources.helper_directories, name, server, sources.helper_timeout);
         if let Some(name) = file.helper_for(host)
             && let Some(credential) = run(name)?
         {
@@ -252,6 +259,10 @@ mod tests {
         Some(Credential::Password { user: user.to_owned(), password: password.to_owned() })
     }
 
+    fn sources(files: Vec<PathBuf>) -> Sources {
+        Sources { files, helper_directories: Vec::new(), helper_timeout: Duration::from_secs(10) }
+    }
+
     fn found(files: &[&str], host: &str, repository: &str) -> Result<Option<Credential>, CredentialError> {
         let directory = tempfile::tempdir().unwrap();
         let paths: Vec<PathBuf> = files
@@ -263,7 +274,7 @@ mod tests {
                 path
             })
             .collect();
-        find(&paths, Duration::from_secs(10), host, repository)
+        find(&sources(paths), host, repository)
     }
 
     /// `u:p`, `v:q` and `w:r:s` in base64, from the `base64` tool.
@@ -306,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_no_error_and_a_malformed_one_is() {
-        assert_eq!(find(&["/nonexistent/file".into()], Duration::ZERO, "h", "r").unwrap(), None);
+        assert_eq!(find(&sources(vec!["/nonexistent/file".into()]), "h", "r").unwrap(), None);
         let malformed =
             found(&[r#"{"auths": {"h": {"auth": 5, "password": "secret"}}}"#], "h", "r").unwrap_err();
         assert!(matches!(malformed, CredentialError::Malformed { line: 1, .. }), "{malformed}");

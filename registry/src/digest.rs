@@ -79,6 +79,12 @@ impl Digest {
         &self.text
     }
 
+    /// The hash itself: 32 bytes for SHA-256, 64 for SHA-512.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let digit = |digit: u8| (digit as char).to_digit(16).unwrap_or_default() as u8;
+        self.hex().as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+    }
+
     /// Whether `content` has this digest.
     pub fn matches(&self, content: &[u8]) -> bool {
         Digest::of(self.algorithm(), content) == *self

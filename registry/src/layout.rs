@@ -87,7 +87,7 @@ impl Layout {
         }
         let bytes = read_bounded(&self.path.join("index.json"), MAXIMUM_DOCUMENT_SIZE, context)?;
         match Document::parse(&bytes, None).map_err(|error| bad(context, error))? {
-            (Document::Index(index), _) => Ok(index),
+            (Document::Index(index), _) => Ok(*index),
             (Document::Manifest(_), _) => {
                 Err(Error::new(ErrorKind::BadDocument, context, "index.json is not an image index"))
             }

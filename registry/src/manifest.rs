@@ -47,9 +47,9 @@ pub fn is_manifest_media_type(media_type: &str) -> bool {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Document {
     /// An image index, or Docker's manifest list.
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
     /// An image manifest, of OCI or Docker schema 2.
-    Manifest(ImageManifest),
+    Manifest(Box<ImageManifest>),
 }
 
 impl Document {

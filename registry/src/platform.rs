@@ -73,7 +73,7 @@ impl FromStr for Platform {
             !part.is_empty()
                 && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
         };
-        if !parts.iter().all(|part| sound(part)) {
+        if !parts.iter().all(sound) {
             return Err(refused());
         }
         let (os, architecture, variant) = match parts[..] {

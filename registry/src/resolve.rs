@@ -27,7 +27,7 @@ pub struct Resolved {
     /// All documents on the way, the manifest last; the first is what the target named.
     pub documents: Vec<FetchedDocument>,
     /// The manifest, read.
-    pub manifest: ImageManifest,
+    pub manifest: Box<ImageManifest>,
     /// The image's config.
     pub config: BlobDescriptor,
     /// The layers, the lowest first.
@@ -99,12 +99,10 @@ pub async fn resolve(
             Document::Index(index) => {
                 offered.extend(offered_platforms(index.manifests()));
                 let chosen = candidates(index.manifests(), platform);
-                chains.extend(
-                    chosen
-                        .into_iter()
-                        .rev()
-                        .map(|entry| Chain::Candidate { documents: documents.clone(), entry: entry.clone() }),
-                );
+                chains.extend(chosen.into_iter().rev().map(|entry| Chain::Candidate {
+                    documents: documents.clone(),
+                    entry: Box::new(entry.clone()),
+                }));
             }
         }
     }
@@ -120,7 +118,7 @@ pub async fn resolve(
 
 enum Chain {
     Documents(Vec<FetchedDocument>),
-    Candidate { documents: Vec<FetchedDocument>, entry: Descriptor },
+    Candidate { documents: Vec<FetchedDocument>, entry: Box<Descriptor> },
 }
 
 async fn described(
@@ -146,7 +144,7 @@ async fn described(
 
 fn accepted(
     documents: Vec<FetchedDocument>,
-    manifest: ImageManifest,
+    manifest: Box<ImageManifest>,
     context: &Context,
 ) -> Result<Resolved, Error> {
     let described =

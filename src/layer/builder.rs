@@ -76,7 +76,7 @@ pub struct LayerBuilder {
     free: Vec<u32>,
     extents: Vec<ExtentRecord>,
     large: Vec<LargePart>,
-    large_files: u32,
+    large_sizes: Vec<u64>,
 }
 
 impl Node {
@@ -105,7 +105,7 @@ impl Default for LayerBuilder {
             free: vec![],
             extents: vec![],
             large: vec![],
-            large_files: 0,
+            large_sizes: vec![],
         }
     }
 }
@@ -120,6 +120,11 @@ impl LayerBuilder {
     /// as soon as it was added, so that its payload can be put in place while it arrives.
     pub fn large_parts(&self) -> &[LargePart] {
         &self.large
+    }
+
+    /// The sizes in bytes of the large files so far, by the number of their data file.
+    pub fn large_sizes(&self) -> &[u64] {
+        &self.large_sizes
     }
 
     /// Adds the next entry of the archive.
@@ -338,7 +343,7 @@ impl LayerBuilder {
             return Err("its size is beyond what a file system can hold");
         }
         let large = size >= LARGE_FILE;
-        let number = self.large_files;
+        let number = self.large_sizes.len() as u32;
         let mut parts = Vec::new();
         match content {
             Content::Contiguous(decoded_offset) => {
@@ -385,7 +390,7 @@ impl LayerBuilder {
         }
         if large && !parts.is_empty() {
             self.large.extend(parts);
-            self.large_files += 1;
+            self.large_sizes.push(size);
         }
         Ok(())
     }
@@ -417,7 +422,7 @@ impl LayerBuilder {
         }) {
             return Err(BuildError::Overlap { what: "chunks" });
         }
-        let chunks: Vec<ChunkRecord> = chunks.iter().map(chunk_record).collect();
+        let chunks: Vec<ChunkRecord> = chunks.iter().map(ChunkRecord::from).collect();
         let large: Vec<LargeRecord> = self.large.iter().map(large_record).collect();
         let contents =
             Contents { identity, layers: 0, extents: &self.extents, chunks: &chunks, large: &large };
@@ -464,19 +469,6 @@ fn encoded_xattrs(entry: &Entry) -> Result<Vec<u8>, &'static str> {
         }
     }
     Ok(encode_xattrs(&kept))
-}
-
-fn chunk_record(chunk: &Chunk) -> ChunkRecord {
-    ChunkRecord {
-        blob_offset: chunk.blob_offset.into(),
-        blob_length: chunk.blob_length.into(),
-        decoded_offset: chunk.decoded_offset.into(),
-        decoded_length: chunk.decoded_length.into(),
-        skip: chunk.skip.into(),
-        codec: chunk.codec as u8,
-        reserved: [0; 7],
-        digest: chunk.digest,
-    }
 }
 
 fn large_record(part: &LargePart) -> LargeRecord {

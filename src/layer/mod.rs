@@ -18,4 +18,6 @@ pub mod tar;
 pub mod zstd;
 
 #[cfg(test)]
+mod real_images;
+#[cfg(test)]
 mod testing;

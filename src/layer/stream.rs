@@ -13,43 +13,28 @@
 //! The sink is given bytes before the digests are known to match: nothing that it keeps may be used unless
 //! [`unpack_stream`] succeeds.
 
+mod buffers;
+mod fault;
+mod hasher;
+
+#[cfg(test)]
+mod tests;
+
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use sha2::{Digest as _, Sha256, Sha512};
-
-use super::compression::{Compression, Decode, DecodeError};
-use super::tar::{Limits, SinkError, TarError, TarReader, TarSink};
+use self::buffers::{BUFFERS, Buffers};
+pub use self::fault::StreamError;
+use self::hasher::Hasher;
+pub use self::hasher::StreamDigest;
+use super::compression::{Compression, Decode};
+use super::tar::{Limits, SinkError, TarReader, TarSink};
 
 /// Most bytes that a layer may decode to, unless the caller knows better: what a bomb may fill of the disk.
 pub const MAXIMUM_DECODED: u64 = 128 << 30;
 
-/// Bytes of a buffer, and how many go round. Larger ones leave the processor's cache.
-const BUFFER: usize = 256 << 10;
-const BUFFERS: usize = 6;
-
 /// What takes the entries of a layer and their data.
 pub use super::tar::TarSink as LayerSink;
-
-/// The digest of a blob.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum StreamDigest {
-    /// SHA-256.
-    Sha256([u8; 32]),
-    /// SHA-512.
-    Sha512([u8; 64]),
-}
-
-impl std::fmt::Display for StreamDigest {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (algorithm, bytes): (_, &[u8]) = match self {
-            Self::Sha256(bytes) => ("sha256", bytes),
-            Self::Sha512(bytes) => ("sha512", bytes),
-        };
-        write!(formatter, "{algorithm}:")?;
-        bytes.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
-    }
-}
 
 /// What is known of a layer before it arrives.
 #[derive(Clone, Debug)]
@@ -73,71 +58,6 @@ pub struct Streamed {
     pub decoded_length: u64,
     /// How it was compressed.
     pub compression: Compression,
-}
-
-/// Why a layer could not be unpacked.
-#[derive(Debug, thiserror::Error)]
-pub enum StreamError {
-    /// The bytes did not arrive.
-    #[error("the layer did not arrive: {0}")]
-    Input(SinkError),
-    /// More bytes than the descriptor says.
-    #[error("the blob is longer than the {size} bytes of its descriptor")]
-    TooLong {
-        /// Bytes as the descriptor says.
-        size: u64,
-    },
-    /// Fewer bytes than the descriptor says.
-    #[error("the blob ended after {received} of the {size} bytes of its descriptor")]
-    TooShort {
-        /// Bytes that came.
-        received: u64,
-        /// Bytes as the descriptor says.
-        size: u64,
-    },
-    /// Other bytes than the descriptor says.
-    #[error("the blob does not match its digest: expected {expected}, received {actual}")]
-    BlobDigest {
-        /// As the descriptor says.
-        expected: StreamDigest,
-        /// Of what came.
-        actual: StreamDigest,
-    },
-    /// The decoded bytes are not those that the image's configuration says.
-    #[error("the decoded layer does not match its diff ID: expected {expected}, is {actual}")]
-    DiffId {
-        /// As the configuration says.
-        expected: StreamDigest,
-        /// Of what was decoded.
-        actual: StreamDigest,
-    },
-    /// The bytes do not decode.
-    #[error("the layer cannot be decoded: {0}")]
-    Decode(#[from] DecodeError),
-    /// It decodes to too much.
-    #[error("the layer decodes to more than {limit} bytes")]
-    TooLarge {
-        /// The bound.
-        limit: u64,
-    },
-    /// The archive is malformed.
-    #[error("the layer cannot be read: {0}")]
-    Tar(TarError),
-    /// The sink took no more: a full disk, as a rule.
-    #[error("the layer cannot be stored: {0}")]
-    Sink(SinkError),
-    /// A thread could not be started.
-    #[error("no thread for the layer: {0}")]
-    Thread(std::io::Error),
-}
-
-impl From<TarError> for StreamError {
-    fn from(error: TarError) -> Self {
-        match error {
-            TarError::Sink(error) => Self::Sink(error),
-            error => Self::Tar(error),
-        }
-    }
 }
 
 /// Unpacks a layer whose blob arrives as `input`, in pieces of any size, into `sink`. `progress` is told how many bytes of the blob
@@ -243,68 +163,6 @@ where
     Ok(compression)
 }
 
-/// The decoder's end of the two channels.
-struct Buffers {
-    full: SyncSender<Vec<u8>>,
-    empty: Receiver<Vec<u8>>,
-    /// The buffer that is being filled; `current.len()` is always [`BUFFER`] while there is one.
-    current: Option<Vec<u8>>,
-    filled: usize,
-    decoded: u64,
-    /// The reader hung up.
-    is_abandoned: bool,
-}
-
-impl Buffers {
-    fn new(full: SyncSender<Vec<u8>>, empty: Receiver<Vec<u8>>) -> Self {
-        Self { full, empty, current: None, filled: 0, decoded: 0, is_abandoned: false }
-    }
-
-    /// Decodes all of `input` into buffers, and sends those that are full.
-    fn decode(&mut self, decoder: &mut dyn Decode, mut input: &[u8], limit: u64) -> Result<(), StreamError> {
-        loop {
-            let Some(buffer) = self.room() else { return Ok(()) };
-            let room = buffer.len();
-            let progress = decoder.decode(input, buffer)?;
-            input = &input[progress.consumed..];
-            self.filled += progress.produced;
-            self.decoded = self.decoded.saturating_add(progress.produced as u64);
-            if self.decoded > limit {
-                return Err(StreamError::TooLarge { limit });
-            }
-            if input.is_empty() && progress.produced < room {
-                return Ok(());
-            }
-        }
-    }
-
-    /// The free part of the current buffer, never empty; `None` if the reader hung up.
-    fn room(&mut self) -> Option<&mut [u8]> {
-        if self.filled == BUFFER {
-            self.flush();
-        }
-        if self.current.is_none() && !self.is_abandoned {
-            match self.empty.recv() {
-                Ok(mut buffer) => {
-                    buffer.resize(BUFFER, 0);
-                    self.current = Some(buffer);
-                }
-                Err(_) => self.is_abandoned = true,
-            }
-        }
-        self.current.as_mut().map(|buffer| &mut buffer[self.filled..])
-    }
-
-    /// Sends what is in the current buffer.
-    fn flush(&mut self) {
-        if let Some(mut buffer) = self.current.take() {
-            buffer.truncate(self.filled);
-            self.filled = 0;
-            self.is_abandoned |= self.full.send(buffer).is_err();
-        }
-    }
-}
-
 /// What the reader knows when the last buffer was read.
 struct Read {
     reader: TarReader,
@@ -344,34 +202,5 @@ impl Read {
         }
         self.reader.finish()?;
         Ok(Streamed { diff_id: actual, decoded_length: self.decoded_length, compression })
-    }
-}
-
-enum Hasher {
-    Sha256(Box<Sha256>),
-    Sha512(Box<Sha512>),
-}
-
-impl Hasher {
-    /// A hasher for the algorithm of that digest.
-    fn like(digest: Option<StreamDigest>) -> Self {
-        match digest {
-            None | Some(StreamDigest::Sha256(_)) => Self::Sha256(Box::default()),
-            Some(StreamDigest::Sha512(_)) => Self::Sha512(Box::default()),
-        }
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(hasher) => hasher.update(bytes),
-            Self::Sha512(hasher) => hasher.update(bytes),
-        }
-    }
-
-    fn finish(self) -> StreamDigest {
-        match self {
-            Self::Sha256(hasher) => StreamDigest::Sha256(hasher.finalize().into()),
-            Self::Sha512(hasher) => StreamDigest::Sha512(hasher.finalize().into()),
-        }
     }
 }

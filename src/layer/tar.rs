@@ -21,6 +21,8 @@
 //! Only the layout of a header block is taken from `tar-core`: its parser (0.1) cuts off fractions of times, refuses times before
 //! 1970, and stops silently at a record without a length.
 
+mod fault;
+mod header;
 mod number;
 mod pax;
 mod sparse;
@@ -28,15 +30,18 @@ mod sparse;
 #[cfg(test)]
 mod tests;
 
-use tar_core::{EntryType, GnuExtSparseHeader, Header};
+use tar_core::{
+    EntryType, GNU_MAGIC, GNU_VERSION, GnuExtSparseHeader, GnuSparseHeader, HEADER_SIZE, Header, USTAR_MAGIC,
+};
 use zerocopy::FromBytes;
 
+pub use self::fault::{TarError, TarFault};
 use self::pax::Records;
 use self::sparse::{MapReader, PaxMap};
 use super::entry::{Content, Entry, EntryKind, Timestamp};
 
 /// Bytes of a block, of which an archive is made.
-const BLOCK: usize = tar_core::HEADER_SIZE;
+const BLOCK: usize = HEADER_SIZE;
 
 /// What a [`TarSink`] fails with: passed on as it is.
 pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
@@ -76,119 +81,6 @@ impl Limits {
         }
         Ok(())
     }
-}
-
-/// Why an archive was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum TarError {
-    /// The archive itself.
-    #[error("tar archive, header at byte {offset}{}: {fault}", of_entry(.name))]
-    Archive {
-        /// Where the header in question begins in the uncompressed archive.
-        offset: u64,
-        /// Name of the entry, as far as it is known.
-        name: String,
-        /// What is wrong.
-        fault: TarFault,
-    },
-    /// The sink took no more.
-    #[error(transparent)]
-    Sink(SinkError),
-}
-
-fn of_entry(name: &str) -> String {
-    if name.is_empty() { String::new() } else { format!(" (entry \"{name}\")") }
-}
-
-/// What can be wrong with an archive.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TarFault {
-    /// No header where one should be.
-    #[error("not a tar header: its checksum does not match")]
-    Checksum,
-    /// A header field that is no number.
-    #[error("the field {field} holds no number: \"{value}\"")]
-    Number {
-        /// Name of the field.
-        field: &'static str,
-        /// What it holds.
-        value: String,
-    },
-    /// A number that is out of range.
-    #[error("{field} {value} is out of range")]
-    OutOfRange {
-        /// Name of the field.
-        field: &'static str,
-        /// What it holds.
-        value: i64,
-    },
-    /// Sizes that add up to more than any archive.
-    #[error("its size is beyond any archive")]
-    Size,
-    /// A type that nobody knows.
-    #[error("unknown entry type \"{}\"", .0.escape_ascii())]
-    Type(u8),
-    /// One zero block, then something else.
-    #[error("a zero block that does not end the archive")]
-    LoneZeroBlock,
-    /// The bytes end in the middle.
-    #[error("the archive is cut off")]
-    Truncated,
-    /// Headers that are too large.
-    #[error("more than {limit} bytes of extended headers")]
-    Metadata {
-        /// The bound.
-        limit: u64,
-    },
-    /// A name that is too long.
-    #[error("a name of {length} bytes, more than {limit}")]
-    PathTooLong {
-        /// Its length.
-        length: usize,
-        /// The bound.
-        limit: usize,
-    },
-    /// A PAX record that is none.
-    #[error("malformed PAX record \"{0}\"")]
-    PaxRecord(String),
-    /// A PAX record of a known key whose value makes no sense.
-    #[error("malformed PAX record {key}: \"{value}\"")]
-    PaxValue {
-        /// Its key.
-        key: String,
-        /// Its value.
-        value: String,
-    },
-    /// An extended attribute that Linux could not hold.
-    #[error("extended attribute name \"{0}\" is empty, longer than 255 bytes or holds a NUL")]
-    XattrName(String),
-    /// An extended attribute that is too long.
-    #[error("extended attribute \"{name}\" has {length} bytes, more than {limit}")]
-    XattrTooLong {
-        /// Its name.
-        name: String,
-        /// Its length.
-        length: usize,
-        /// The bound.
-        limit: usize,
-    },
-    /// A sparse encoding that nobody knows.
-    #[error("unknown sparse encoding, version {major:?}.{minor:?}")]
-    SparseVersion {
-        /// `GNU.sparse.major`.
-        major: Option<u64>,
-        /// `GNU.sparse.minor`.
-        minor: Option<u64>,
-    },
-    /// A sparse map that does not fit its file.
-    #[error("sparse map: {0}")]
-    Sparse(&'static str),
-    /// A sparse map that is too long.
-    #[error("a sparse file of more than {limit} pieces")]
-    SparsePieces {
-        /// The bound.
-        limit: usize,
-    },
 }
 
 /// Reads one archive. See the module for its states.
@@ -397,9 +289,9 @@ impl TarReader {
     }
 
     fn header(&mut self, header: &Header) -> Result<Option<Entry>, TarFault> {
-        check_sum(header)?;
+        header::check_sum(header)?;
         let fields = header.as_ustar();
-        let stored = size_field(&fields.size)?;
+        let stored = header::size_field(&fields.size)?;
         let metadata = match header.entry_type() {
             EntryType::XHeader => Metadata::Pax,
             EntryType::XGlobalHeader => Metadata::GlobalPax,
@@ -440,23 +332,23 @@ impl TarReader {
         let mut records = pending.records.unwrap_or_default();
         let fields = header.as_ustar();
         let named = |name: Option<Vec<u8>>| name.filter(|name| !name.is_empty());
-        let path = named(pending.long_name).or(records.path.take()).unwrap_or_else(|| header_path(header));
+        let path = named(pending.long_name).or(records.path.take()).unwrap_or_else(|| header::path(header));
         self.name.clone_from(&path);
         let target = named(pending.long_link)
             .or(records.link_path.take())
             .unwrap_or_else(|| number::header_string(&fields.linkname).to_vec());
         let modified = match records.modified {
             Some(modified) => modified,
-            None => Timestamp { seconds: numeric_field("mtime", &fields.mtime)?, nanoseconds: 0 },
+            None => Timestamp { seconds: header::numeric_field("mtime", &fields.mtime)?, nanoseconds: 0 },
         };
         // Only the permission bits are the mode's; some writers put the file type there, too.
-        let mode = (numeric_field("mode", &fields.mode)? & 0o7777) as u32;
+        let mode = (header::numeric_field("mode", &fields.mode)? & 0o7777) as u32;
         let mut entry = Entry {
             path,
             kind: EntryKind::Directory,
             mode,
-            uid: owner("uid", records.uid, &fields.uid)?,
-            gid: owner("gid", records.gid, &fields.gid)?,
+            uid: header::owner("uid", records.uid, &fields.uid)?,
+            gid: header::owner("gid", records.gid, &fields.gid)?,
             modified,
             xattrs: records.take_xattrs(),
         };
@@ -470,11 +362,11 @@ impl TarReader {
             EntryType::Link => EntryKind::Hardlink { target },
             EntryType::Symlink => EntryKind::Symlink { target },
             EntryType::Char => {
-                let (major, minor) = device_numbers(header)?;
+                let (major, minor) = header::device_numbers(header)?;
                 EntryKind::CharacterDevice { major, minor }
             }
             EntryType::Block => {
-                let (major, minor) = device_numbers(header)?;
+                let (major, minor) = header::device_numbers(header)?;
                 EntryKind::BlockDevice { major, minor }
             }
             EntryType::Fifo => EntryKind::Fifo,
@@ -512,11 +404,11 @@ impl TarReader {
             self.state = data(stored, padding);
             return self.checked(entry).map(Some);
         };
-        if !is_gnu(header) {
+        if !header::is_gnu(header) {
             return Err(TarFault::Type(b'S'));
         }
         let fields = header.as_gnu();
-        let draft = draft(entry, size_field(&fields.realsize)?);
+        let draft = draft(entry, header::size_field(&fields.realsize)?);
         let mut map = Vec::new();
         sparse::append_old_gnu(&fields.sparse, &mut map, &self.limits)?;
         if fields.isextended[0] == 0 {
@@ -554,76 +446,4 @@ fn after_data(padding: u64) -> State {
 
 fn padding_of(stored: u64) -> u64 {
     stored.wrapping_neg() % BLOCK as u64
-}
-
-/// The checksum is the sum of all bytes of the block, its own field taken as spaces; some old writers summed signed bytes.
-fn check_sum(header: &Header) -> Result<(), TarFault> {
-    let field = &header.as_ustar().cksum;
-    let bytes = header.as_bytes();
-    let spaces = 8 * i64::from(b' ');
-    let unsigned = |bytes: &[u8]| bytes.iter().map(|byte| i64::from(*byte)).sum::<i64>();
-    let signed = |bytes: &[u8]| bytes.iter().map(|byte| i64::from(*byte as i8)).sum::<i64>();
-    let stated = number::header_number(field);
-    let matches = stated == Some(unsigned(bytes) - unsigned(field) + spaces)
-        || stated == Some(signed(bytes) - signed(field) + spaces);
-    if matches { Ok(()) } else { Err(TarFault::Checksum) }
-}
-
-fn is_gnu(header: &Header) -> bool {
-    header.as_gnu().magic == *tar_core::GNU_MAGIC && header.as_gnu().version == *tar_core::GNU_VERSION
-}
-
-/// Name with its prefix, as the kind of header has it. The version field of ustar is not looked at: some writers leave it blank.
-fn header_path(header: &Header) -> Vec<u8> {
-    let fields = header.as_ustar();
-    let is_ustar = fields.magic == *tar_core::USTAR_MAGIC;
-    // star has two times where ustar has the end of the prefix.
-    let is_star = is_ustar && header.as_bytes().ends_with(b"tar\0");
-    let prefix = number::header_string(match (is_ustar, is_star) {
-        (_, true) => &fields.prefix[..131],
-        (true, false) => &fields.prefix,
-        (false, _) if has_prefix_of_old_go(header) => &fields.prefix,
-        (false, _) => &[],
-    });
-    let name = number::header_string(&fields.name);
-    if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
-}
-
-/// Before 1.8, Go's writer put a prefix into GNU headers at times, where the format has times. There are images of that age.
-fn has_prefix_of_old_go(header: &Header) -> bool {
-    let fields = header.as_gnu();
-    let is_time = |field: &[u8]| field[0] == 0 || number::header_number(field).is_some();
-    is_gnu(header)
-        && !(is_time(&fields.atime) && is_time(&fields.ctime))
-        && number::header_string(&header.as_ustar().prefix).is_ascii()
-}
-
-fn numeric_field(field: &'static str, bytes: &[u8]) -> Result<i64, TarFault> {
-    number::header_number(bytes).ok_or_else(|| TarFault::Number { field, value: pax::excerpt(bytes) })
-}
-
-fn size_field(bytes: &[u8]) -> Result<u64, TarFault> {
-    let value = numeric_field("size", bytes)?;
-    u64::try_from(value).map_err(|_| TarFault::OutOfRange { field: "size", value })
-}
-
-fn owner(field: &'static str, record: Option<u64>, bytes: &[u8]) -> Result<u32, TarFault> {
-    let value = match record {
-        // PAX numbers are below 2⁶³.
-        Some(value) => value as i64,
-        None => numeric_field(field, bytes)?,
-    };
-    u32::try_from(value).map_err(|_| TarFault::OutOfRange { field, value })
-}
-
-fn device_numbers(header: &Header) -> Result<(u32, u32), TarFault> {
-    let fields = header.as_ustar();
-    if fields.magic != *tar_core::USTAR_MAGIC && !is_gnu(header) {
-        return Ok((0, 0));
-    }
-    let number = |field, bytes: &[u8]| {
-        let value = numeric_field(field, bytes)?;
-        u32::try_from(value).map_err(|_| TarFault::OutOfRange { field, value })
-    };
-    Ok((number("devmajor", &fields.dev_major)?, number("devminor", &fields.dev_minor)?))
 }

@@ -1,21 +1,23 @@
 //! How a mount begins and ends.
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use peelfs_fuse::{
-    FILESYSTEM_TYPE, MountError, MountOptions, ROOT_INODE, UnmountError, User, is_mountpoint, mount,
+    FILESYSTEM_TYPE, MountError, MountOptions, ROOT_INODE, Session, UnmountError, User, is_mountpoint, mount,
     mount_at, mounts, unmount,
 };
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::toy_tree::{Content, ToyTree, generated};
-use super::{Mounted, require_fuse};
+use super::{Mounted, require_fuse, unmount_unused};
 use crate::support::mounts::Mountpoint;
 
 fn tree_with_a_file() -> ToyTree {
@@ -35,7 +37,7 @@ fn a_mount_is_usable_when_mount_returns_and_gone_when_unmount_does() {
     assert!(mounts().expect("listed").contains(&entry));
     assert_eq!(session.mountpoint(), mountpoint.path().canonicalize().expect("resolved"));
 
-    session.unmount(false).expect("nobody uses it");
+    unmount_unused(|| session.unmount(false)).expect("nobody uses it");
     assert!(!is_mountpoint(mountpoint.path()).expect("looked at"));
     assert_eq!(session.wait().map_err(|error| error.to_string()), Ok(()));
     assert_eq!(Arc::strong_count(&tree), 1, "the tree is let go");
@@ -45,15 +47,19 @@ fn a_mount_is_usable_when_mount_returns_and_gone_when_unmount_does() {
 #[test]
 fn a_session_ends_when_somebody_else_unmounts() {
     require_fuse!();
-    let by_the_library = |path: &Path| unmount(path, false).expect("unmounted");
-    let by_the_system = |path: &Path| rustix::mount::unmount(path, UnmountFlags::empty()).expect("unmounted");
-    for take_away in [&by_the_library as &dyn Fn(&Path), &by_the_system] {
+    let by_the_library = |path: &Path| unmount_unused(|| unmount(path, false)).is_ok();
+    let by_the_system = |path: &Path| rustix::mount::unmount(path, UnmountFlags::DETACH).is_ok();
+    for take_away in [&by_the_library as &dyn Fn(&Path) -> bool, &by_the_system] {
         let mounted = Mounted::new(ToyTree::new());
-        let path = mounted.mountpoint.path();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| mounted.session.wait());
-            take_away(path);
+            let unmounted = take_away(mounted.mountpoint.path());
+            if !unmounted {
+                // Lest the scope wait for ever.
+                mounted.session.unmount(true).expect("lazily");
+            }
             waiting.join().expect("no panic").expect("an ordinary end");
+            assert!(unmounted);
         });
     }
 }
@@ -127,7 +133,7 @@ fn what_is_mounted_over_or_in_a_mount_is_never_taken_away_with_it() {
         assert!(is_mountpoint(&place).expect("looked at"));
         drop(foreign);
     }
-    mounted.session.unmount(false).expect("free again");
+    unmount_unused(|| mounted.session.unmount(false)).expect("free again");
 }
 
 #[test]
@@ -139,7 +145,7 @@ fn an_unmounter_that_outlives_its_mount_leaves_the_next_one_alone() {
     for _ in 0..5 {
         let first = mount(Arc::new(ToyTree::new()), &options).expect("mounted");
         let unmounter = first.unmounter();
-        unmounter.unmount(false).expect("its own");
+        unmount_unused(|| unmounter.unmount(false)).expect("its own");
         first.wait().expect("ended");
         let second = mount(Arc::new(ToyTree::new()), &options).expect("mounted again");
         unmounter.unmount(true).expect("nothing left to do");
@@ -163,14 +169,14 @@ fn a_directory_that_cannot_be_mounted_at_is_refused_with_the_reason() {
     assert!(matches!(&refused, Err(MountError::NotEmpty { entry, .. }) if entry == "file"), "{refused:?}");
     let refused = attempt(Path::new("/proc"));
     assert!(
-        matches!(&refused, Err(MountError::AlreadyMounted { filesystem_type, .. }) if filesystem_type == "proc"),
+        matches!(&refused, Err(MountError::AlreadyMounted { filesystem_type: kind, .. }) if kind == "proc"),
         "{refused:?}"
     );
 
     let mounted = Mounted::new(ToyTree::new());
     let refused = attempt(mounted.mountpoint.path()).expect_err("a live mount");
     assert!(
-        matches!(&refused, MountError::AlreadyMounted { source_name, .. } if source_name == "toy, with a comma")
+        matches!(&refused, MountError::AlreadyMounted { source_name: name, .. } if name == "toy, with a comma")
     );
     assert!(refused.to_string().contains(&*mounted.mountpoint.path().to_string_lossy()), "{refused}");
 
@@ -228,7 +234,6 @@ fn child_that_serves() {
     let session = mount(Arc::new(tree_with_a_file()), &MountOptions::new(place, "child")).expect("mounted");
     println!("\nserving");
     session.wait().expect("an ordinary end");
-    println!("\nended");
 }
 
 /// A process that serves a mount. Killed when this is dropped.
@@ -238,15 +243,12 @@ struct Server {
 }
 
 impl Server {
-    fn start(program: &Path, mountpoint: &Path, user: Option<u32>) -> Server {
-        let mut command = Command::new(program);
+    fn start(mountpoint: &Path) -> Server {
+        let mut command = Command::new(std::env::current_exe().expect("known"));
         command
             .args(["--exact", "fuse::lifecycle::child_that_serves", "--ignored", "--nocapture"])
             .env("PEEL_TEST_SERVE_AT", mountpoint)
             .stdout(Stdio::piped());
-        if let Some(user) = user {
-            command.uid(user).gid(user).current_dir("/");
-        }
         let mut process = command.spawn().expect("started");
         let output = BufReader::new(process.stdout.take().expect("piped"));
         let mut server = Server { process, output };
@@ -281,10 +283,9 @@ impl Drop for Server {
 #[test]
 fn the_mount_of_a_killed_process_is_cleaned_by_unmounting_and_by_mounting() {
     require_fuse!();
-    let program = std::env::current_exe().expect("known");
     let mountpoint = Mountpoint::new();
     let dead_mount = || {
-        let server = Server::start(&program, mountpoint.path(), None);
+        let server = Server::start(mountpoint.path());
         assert_eq!(fs::read(mountpoint.join("file")).expect("served"), b"content");
         server.kill();
         let entry = mount_at(mountpoint.path()).expect("looked at").expect("left behind");
@@ -306,7 +307,7 @@ fn the_mount_of_a_killed_process_is_cleaned_by_unmounting_and_by_mounting() {
 fn a_dead_mount_goes_away_even_while_somebody_stands_in_it() {
     require_fuse!();
     let mountpoint = Mountpoint::new();
-    let server = Server::start(&std::env::current_exe().expect("known"), mountpoint.path(), None);
+    let server = Server::start(mountpoint.path());
     let inside = File::open(mountpoint.path()).expect("opened");
     server.kill();
     unmount(mountpoint.path(), false).expect("cleaned");
@@ -314,27 +315,162 @@ fn a_dead_mount_goes_away_even_while_somebody_stands_in_it() {
     drop(inside);
 }
 
+/// Not a test: the body of the processes that the next one starts.
 #[test]
-fn somebody_who_may_not_mount_does_it_with_fusermount3() {
+#[ignore = "the body of processes that another test starts"]
+fn child_without_rights() {
+    let Some(place) = std::env::var_os("PEEL_TEST_MOUNT_AT") else { return };
+    assert!(!rustix::process::geteuid().is_root());
+    let place = Path::new(&place);
+    let mounted = mount(Arc::new(tree_with_a_file()), &MountOptions::new(place, "child"));
+    match std::env::var("PEEL_TEST_EXPECTS").expect("set").as_str() {
+        "a mount" => use_and_unmount(mounted.expect("mounted"), place),
+        "forbidden" => assert!(matches!(mounted, Err(MountError::DeviceForbidden { .. })), "{mounted:?}"),
+        "missing" => assert!(matches!(mounted, Err(MountError::DeviceMissing { .. })), "{mounted:?}"),
+        "not permitted" => assert!(matches!(mounted, Err(MountError::NotPermitted { .. })), "{mounted:?}"),
+        "refused" => assert!(matches!(mounted, Err(MountError::Fusermount { .. })), "{mounted:?}"),
+        other => panic!("no such expectation: {other}"),
+    }
+    assert!(!is_mountpoint(place).expect("looked at"));
+}
+
+fn use_and_unmount(session: Session, place: &Path) {
+    let entry = mount_at(place).expect("looked at").expect("a mount");
+    assert_eq!((entry.filesystem_type.as_str(), entry.source.as_str()), (FILESYSTEM_TYPE, "child"));
+    assert_eq!(fs::read(place.join("file")).expect("read"), b"content");
+
+    let open = File::open(place.join("file")).expect("opened");
+    assert!(matches!(session.unmount(false), Err(UnmountError::Busy { .. })));
+    drop(open);
+    session.unmount(false).expect("unmounted");
+    session.wait().expect("an ordinary end");
+}
+
+#[test]
+fn somebody_who_may_not_mount_does_it_with_fusermount3_or_learns_why_not() {
     require_fuse!();
-    const NOBODY: u32 = 65_534;
     if !rustix::process::geteuid().is_root() || !Path::new("/usr/bin/fusermount3").exists() {
         eprintln!("skipped: needs root, to become somebody else, and fusermount3");
         return;
     }
+    let directory = tempfile::tempdir().expect("a directory");
+    let part = |name: &str| directory.path().join(name);
     // Where nobody can read: the test's own program may lie in a private directory.
-    let place = tempfile::tempdir().expect("a directory");
-    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("opened up");
-    let program = place.path().join("tests");
-    fs::copy(std::env::current_exe().expect("known"), &program).expect("copied");
-    let mountpoint = Mountpoint::new();
-    chown(mountpoint.path(), Some(NOBODY), Some(NOBODY)).expect("given away");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("opened up");
+    fs::copy(std::env::current_exe().expect("known"), part("tests")).expect("copied");
+    fs::create_dir(part("mountpoint")).expect("made");
+    chown(part("mountpoint"), Some(65_534), Some(65_534)).expect("given away");
+    // Each in mounts of its own, so that this machine's device stays as it is.
+    let device = |mode: &str| {
+        format!(
+            "mount -t tmpfs tmpfs /mnt; mknod -m {mode} /mnt/fuse c 10 229; mount --bind /mnt/fuse /dev/fuse"
+        )
+    };
+    for (expects, prepare) in [
+        ("a mount", device("666")),
+        ("forbidden", device("600")),
+        ("not permitted", format!("{}; cp /usr/bin/setpriv /mnt; mount --bind /mnt /usr/bin", device("666"))),
+        ("refused", format!("{}; chown 0:0 {}", device("666"), part("mountpoint").display())),
+        ("missing", "mount -t tmpfs tmpfs /dev".to_owned()),
+    ] {
+        let script =
+            format!("set -e; {prepare}; exec setpriv --reuid 65534 --regid 65534 --clear-groups -- \"$@\"");
+        let output = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"])
+            .arg(part("tests"))
+            .args(["--exact", "fuse::lifecycle::child_without_rights", "--ignored", "--nocapture"])
+            .env("PEEL_TEST_MOUNT_AT", part("mountpoint"))
+            .env("PEEL_TEST_EXPECTS", expects)
+            .current_dir("/")
+            .output()
+            .expect("started");
+        let said =
+            [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+        assert!(output.status.success() && said.contains("1 passed"), "{expects}: {said}");
+    }
+}
 
-    let mut server = Server::start(&program, mountpoint.path(), Some(NOBODY));
-    let entry = mount_at(mountpoint.path()).expect("looked at").expect("a mount");
-    assert_eq!((entry.filesystem_type.as_str(), entry.source.as_str()), (FILESYSTEM_TYPE, "child"));
-    unmount(mountpoint.path(), false).expect("unmounted");
-    server.wait_for("ended");
+#[test]
+fn a_reader_that_waits_for_bytes_can_be_killed_and_others_read_on() {
+    require_fuse!();
+    let mut tree = tree_with_a_file();
+    let (content, arrivals, gate) = Content::held();
+    tree.content(ROOT_INODE, b"held", 100_000, content);
+    let mounted = Mounted::with(tree, |options| options.threads = 1);
+    let mut reader = Command::new("cat")
+        .arg(mounted.mountpoint.join("held"))
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("started");
+    arrivals.recv().expect("the read has arrived");
+    assert_eq!(fs::read(mounted.mountpoint.join("file")).expect("read meanwhile"), b"content");
+    reader.kill().expect("killed");
+    reader.wait().expect("it is gone, though its read is not answered");
+
+    drop(gate);
+    assert!(fs::read(mounted.mountpoint.join("held")).expect("read") == generated(0, 100_000));
+}
+
+#[test]
+fn a_file_handle_outlives_the_mount() {
+    require_fuse!();
+    let tree = || {
+        let mut tree = ToyTree::new();
+        let outer = tree.directory(ROOT_INODE, b"outer");
+        let inner = tree.directory(outer, b"inner");
+        tree.file(inner, b"file", b"content");
+        tree
+    };
+    let Mounted { session, mountpoint, .. } = Mounted::new(tree());
+    let file = FileHandle::of(&mountpoint.join("outer/inner/file"));
+    let inner = FileHandle::of(&mountpoint.join("outer/inner"));
+    unmount_unused(|| session.unmount(false)).expect("nobody uses it");
+    session.wait().expect("ended");
+
+    // The kernel has nothing of the first mount left, and must ask us.
+    let session =
+        mount(Arc::new(tree()), &MountOptions::new(mountpoint.path(), "toy")).expect("mounted again");
+    let mut content = String::new();
+    File::from(file.open(mountpoint.path())).read_to_string(&mut content).expect("read");
+    assert_eq!(content, "content");
+    let inner = inner.open(mountpoint.path());
+    let place = fs::read_link(format!("/proc/self/fd/{}", inner.as_raw_fd())).expect("resolved");
+    assert_eq!(place, mountpoint.join("outer/inner"));
+    drop(inner);
+    drop(session);
+}
+
+/// `struct file_handle` with room for its variable end.
+#[repr(C)]
+struct FileHandle {
+    length: u32,
+    kind: i32,
+    bytes: [u8; libc::MAX_HANDLE_SZ as usize],
+}
+
+impl FileHandle {
+    fn of(path: &Path) -> FileHandle {
+        let path = CString::new(path.as_os_str().as_bytes()).expect("no NUL");
+        let mut handle = FileHandle { length: libc::MAX_HANDLE_SZ as u32, kind: 0, bytes: [0; _] };
+        let mut mount = 0;
+        // SAFETY: the handle has the layout and the room that its first field tells the kernel.
+        let done = unsafe {
+            libc::name_to_handle_at(libc::AT_FDCWD, path.as_ptr(), (&raw mut handle).cast(), &mut mount, 0)
+        };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        handle
+    }
+
+    fn open(mut self, mountpoint: &Path) -> OwnedFd {
+        let mountpoint = File::open(mountpoint).expect("opened");
+        // SAFETY: as above; what is returned is a new descriptor, and ours.
+        unsafe {
+            let opened =
+                libc::open_by_handle_at(mountpoint.as_raw_fd(), (&raw mut self).cast(), libc::O_RDONLY);
+            assert!(opened >= 0, "{}", std::io::Error::last_os_error());
+            OwnedFd::from_raw_fd(opened)
+        }
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use peelfs_fuse::{
@@ -36,6 +37,20 @@ pub enum Content {
     Short,
     /// Panics.
     Broken,
+    /// `generated` bytes, but not before a gate opens.
+    Held {
+        arrivals: Sender<()>,
+        gate: Arc<Mutex<Receiver<()>>>,
+    },
+}
+
+impl Content {
+    /// Content whose reads are told to the receiver, and answered when the sender is dropped.
+    pub fn held() -> (Content, Receiver<()>, Sender<()>) {
+        let (arrivals, arrived) = channel();
+        let (opener, gate) = channel();
+        (Content::Held { arrivals, gate: Arc::new(Mutex::new(gate)) }, arrived, opener)
+    }
 }
 
 enum Kind {
@@ -236,6 +251,15 @@ impl Tree for ToyTree {
             Content::Generated | Content::Whole(_) => reply.data(&generated(offset, length as usize)),
             Content::Later => {
                 std::thread::spawn(move || reply.data(&generated(offset, length as usize)));
+            }
+            Content::Held { arrivals, gate } => {
+                // The test may have ended by now.
+                let _ = arrivals.send(());
+                let gate = Arc::clone(gate);
+                std::thread::spawn(move || {
+                    let _opened = gate.lock().expect("no panic").recv();
+                    reply.data(&generated(offset, length as usize));
+                });
             }
             Content::Silent => drop(reply),
             Content::Short => reply.data(&vec![0; length as usize - 1]),

@@ -538,6 +538,37 @@ fn a_whole_file_is_read_without_us() {
     }
 }
 
+#[test]
+fn files_open_and_close_from_many_threads_whichever_way_they_are_read() {
+    require_fuse!();
+    let size = 1 << 20;
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("whole"), generated(0, size)).expect("written");
+    let local = Arc::new(File::open(directory.path().join("whole")).expect("opened"));
+    let mut tree = ToyTree::new();
+    tree.content(ROOT_INODE, b"whole", size as u64, Content::Whole(local));
+    tree.content(ROOT_INODE, b"remote", size as u64, Content::Generated);
+    let mounted = Mounted::with(tree, |options| {
+        options.passthrough = true;
+        options.threads = 4;
+    });
+    std::thread::scope(|scope| {
+        for reader in 0..8u64 {
+            let path = mounted.mountpoint.join(if reader % 4 == 3 { "remote" } else { "whole" });
+            scope.spawn(move || {
+                for step in 0..300u64 {
+                    let file =
+                        File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                    let offset = (reader * 7919 + step * 104_729) % (size as u64 - 100);
+                    let mut bytes = [0; 100];
+                    file.read_exact_at(&mut bytes, offset).expect("read");
+                    assert_eq!(bytes[..], generated(offset, 100), "{} at {offset}", path.display());
+                }
+            });
+        }
+    });
+}
+
 /// Passthrough came with Linux 6.9 and needs root.
 fn kernel_can_pass_through() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("read");

@@ -32,7 +32,8 @@ impl Drop for Mountpoint {
     }
 }
 
-/// Whether FUSE can be tested here. Without `/dev/fuse` the test fails, unless `PEEL_TESTS_MAY_SKIP_FUSE` is set.
+/// Whether FUSE can be tested here. Without `/dev/fuse` the test fails, unless `PEEL_TESTS_MAY_SKIP_FUSE` is
+/// set.
 pub fn fuse_is_here(test: &str) -> bool {
     if Path::new("/dev/fuse").exists() {
         return true;

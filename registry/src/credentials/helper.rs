@@ -5,6 +5,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ struct Answer {
 
 /// The credential that helper `name` keeps for `server`, or `None` if it has none.
 pub(super) fn get(
+    directories: &[PathBuf],
     name: &str,
     server: &str,
     timeout: Duration,
@@ -34,7 +36,13 @@ pub(super) fn get(
     if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
         return Err(failed("has a malformed name".to_owned()));
     }
-    let mut child = Command::new(format!("docker-credential-{name}"))
+    let program = format!("docker-credential-{name}");
+    let Some(program) =
+        directories.iter().map(|directory| directory.join(&program)).find(|path| path.is_file())
+    else {
+        return Err(failed("is not installed".to_owned()));
+    };
+    let mut child = Command::new(program)
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

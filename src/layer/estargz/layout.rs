@@ -32,6 +32,7 @@ pub(super) struct Layout {
     /// Where the decoded space ends.
     decoded_end: u64,
     prefetch: Option<Landmark>,
+    names_are_lossy: bool,
     /// The file whose chunks are being read.
     file: Option<File>,
     /// The payload before: its member, and where it ended in there.
@@ -62,6 +63,7 @@ impl Layout {
             chunks: Vec::new(),
             decoded_end: 0,
             prefetch: None,
+            names_are_lossy: false,
             file: None,
             member: None,
         }
@@ -71,7 +73,7 @@ impl Layout {
     pub fn other(&mut self, entry: Entry) -> Result<(), EntryFault> {
         self.end_file()?;
         if role(&entry.path) == Role::File {
-            self.entries.push(entry);
+            self.show(entry);
         }
         Ok(())
     }
@@ -96,7 +98,7 @@ impl Layout {
         let name = String::from_utf8_lossy(&entry.path).into_owned();
         if is_shown {
             entry.kind = EntryKind::Regular { size: payload.size, content: Content::Contiguous(aligned) };
-            self.entries.push(entry);
+            self.show(entry);
         }
         if payload.size == 0 {
             return Ok(());
@@ -125,7 +127,18 @@ impl Layout {
             chunks: self.chunks,
             decoded_length: self.decoded_end,
             prefetch: self.prefetch,
+            names_are_lossy: self.names_are_lossy,
         })
+    }
+
+    fn show(&mut self, entry: Entry) {
+        let is_lossy = |name: &[u8]| name.windows(3).any(|bytes| bytes == "\u{fffd}".as_bytes());
+        self.names_are_lossy |= is_lossy(&entry.path)
+            || match &entry.kind {
+                EntryKind::Symlink { target } | EntryKind::Hardlink { target } => is_lossy(target),
+                _ => false,
+            };
+        self.entries.push(entry);
     }
 
     fn end_file(&mut self) -> Result<(), EntryFault> {

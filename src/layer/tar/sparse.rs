@@ -9,10 +9,8 @@
 //!
 //! All of them become one flat list, offset, length, offset, length …; [`content`] checks it.
 
-use tar_core::GnuSparseHeader;
-
 use super::pax::SparseRecords;
-use super::{BLOCK, Limits, TarFault, number};
+use super::{BLOCK, GnuSparseHeader, Limits, TarFault, number};
 use crate::layer::entry::{Content, Extent};
 
 /// Where the map of a sparse file that PAX records announce is to be found.
