@@ -1,5 +1,16 @@
 //! What the tests share. Nothing here copies an expectation from our own output.
 
+pub mod archive;
+pub mod blob;
+pub mod cases;
+pub mod content;
 pub mod docker_registry;
+pub mod image;
+pub mod merged;
+pub mod model;
 pub mod mounts;
+pub mod peel;
+pub mod random;
 pub mod registry;
+pub mod tools;
+pub mod tree;

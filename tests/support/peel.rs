@@ -1,0 +1,258 @@
+//! Runs the program under test as a user would: the binary, a store of its own, directories to mount at. Whatever happens to
+//! the test, what it mounted is unmounted and what it started is killed.
+
+use rustix::mount::{UnmountFlags, unmount};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// No command of a test takes as long; one that does is hung and is killed, which fails the test.
+const WATCHDOG: Duration = Duration::from_secs(180);
+
+/// A store, and the program used with it.
+pub struct Peel {
+    directory: TempDir,
+    store: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+}
+
+/// What a command left behind.
+#[derive(Debug)]
+pub struct Outcome {
+    /// [`None`] if a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Default for Peel {
+    fn default() -> Self {
+        Peel::new()
+    }
+}
+
+impl Peel {
+    pub fn new() -> Peel {
+        let directory = tempfile::Builder::new().prefix("peel-test-").tempdir().expect("making a directory");
+        let store = directory.path().join("store");
+        fs::create_dir(directory.path().join("home")).expect("making a directory");
+        Peel { directory, store, environment: Vec::new() }
+    }
+
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// A directory of this test, removed at its end.
+    pub fn scratch(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// What further commands find in `$HOME`.
+    pub fn home(&self) -> PathBuf {
+        self.directory.path().join("home")
+    }
+
+    pub fn set_environment(&mut self, name: &str, value: impl AsRef<OsStr>) {
+        self.environment.push((name.into(), value.as_ref().into()));
+    }
+
+    /// `peel ARGUMENTS --store …`, hermetic: no settings of whoever runs the tests reach it.
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_peel"));
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.home());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.args(arguments).arg("--store").arg(&self.store).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Outcome {
+        run_to_end(self.command(arguments), self.scratch())
+    }
+
+    /// Runs a command that must succeed; returns its output.
+    #[track_caller]
+    pub fn succeed<S: AsRef<OsStr> + std::fmt::Debug>(&self, arguments: &[S]) -> String {
+        let outcome = self.run(arguments);
+        assert_eq!(outcome.code, Some(0), "peel {arguments:?}\n{}{}", outcome.stdout, outcome.stderr);
+        outcome.stdout
+    }
+
+    /// The JSON that a command prints.
+    #[track_caller]
+    pub fn json<S: AsRef<OsStr> + std::fmt::Debug>(&self, arguments: &[S]) -> serde_json::Value {
+        let output = self.succeed(arguments);
+        serde_json::from_str(&output).unwrap_or_else(|error| panic!("peel {arguments:?}: {error}: {output}"))
+    }
+
+    /// An empty directory to mount at.
+    pub fn mount_point(&self) -> PathBuf {
+        tempfile::Builder::new()
+            .prefix("mount-")
+            .tempdir_in(self.scratch())
+            .expect("making a directory")
+            .keep()
+    }
+
+    /// Mounts an image, which must succeed.
+    #[track_caller]
+    pub fn mount(&self, reference: &str) -> Mount<'_> {
+        self.mount_with(reference, &[])
+    }
+
+    #[track_caller]
+    pub fn mount_with(&self, reference: &str, options: &[&str]) -> Mount<'_> {
+        let mount = Mount { peel: self, path: self.mount_point() };
+        let path = mount.path.to_str().expect("temporary names are UTF-8").to_owned();
+        let mut arguments = vec!["mount", reference, path.as_str()];
+        arguments.extend(options);
+        self.succeed(&arguments);
+        assert!(is_mount_point(&mount.path), "peel mount returned before {path} was mounted");
+        mount
+    }
+
+    /// The processes that serve mounts of this store.
+    pub fn servers(&self) -> Vec<i32> {
+        let store = self.store.as_os_str().as_bytes();
+        processes()
+            .into_iter()
+            .filter(|(process, command_line)| {
+                let executable = fs::read_link(format!("/proc/{process}/exe")).unwrap_or_default();
+                executable.as_os_str().as_bytes().starts_with(env!("CARGO_BIN_EXE_peel").as_bytes())
+                    && command_line.split(|byte| *byte == 0).any(|argument| argument == store)
+            })
+            .map(|(process, _)| process)
+            .collect()
+    }
+
+    /// `kill -9` to every process that serves a mount of this store; returns once they are gone.
+    pub fn kill_servers(&self) -> usize {
+        let servers = self.servers();
+        for server in &servers {
+            kill_and_wait(*server);
+        }
+        servers.len()
+    }
+}
+
+impl Drop for Peel {
+    fn drop(&mut self) {
+        for mount in mounts_below(self.scratch()) {
+            let _ = unmount(&mount, UnmountFlags::DETACH);
+        }
+        self.kill_servers();
+    }
+}
+
+/// A mounted image; unmounted when dropped.
+pub struct Mount<'a> {
+    peel: &'a Peel,
+    path: PathBuf,
+}
+
+impl Mount<'_> {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn join(&self, path: &str) -> PathBuf {
+        self.path.join(path)
+    }
+
+    /// `peel unmount`, which must succeed and leave nothing mounted.
+    #[track_caller]
+    pub fn unmount(self) {
+        self.peel.succeed(&["unmount", self.path.to_str().expect("temporary names are UTF-8")]);
+        assert!(!is_mount_point(&self.path), "{} is still mounted", self.path.display());
+    }
+}
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        while is_mount_point(&self.path) && unmount(&self.path, UnmountFlags::DETACH).is_ok() {}
+    }
+}
+
+/// Runs a command to its end, output and all; one that hangs is killed. Output goes through files, so that a process left
+/// in the background cannot hold the test by keeping a pipe open.
+pub fn run_to_end(mut command: Command, scratch: &Path) -> Outcome {
+    let capture = || tempfile::tempfile_in(scratch).expect("making a file for output");
+    let (stdout, stderr) = (capture(), capture());
+    command.stdout(stdout.try_clone().expect("sharing a file"));
+    command.stderr(stderr.try_clone().expect("sharing a file"));
+    let child = command.spawn().unwrap_or_else(|error| panic!("starting {command:?}: {error}"));
+    let status = wait_or_kill(child, &format!("{command:?}"));
+    Outcome { code: status.code(), stdout: contents(stdout), stderr: contents(stderr) }
+}
+
+fn contents(mut file: File) -> String {
+    use std::io::Seek;
+    let mut bytes = Vec::new();
+    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("reading captured output");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Waits for a process; fails the test if the watchdog had to kill it.
+pub fn wait_or_kill(mut child: Child, what: &str) -> std::process::ExitStatus {
+    let process = child.id() as i32;
+    let (ended, watched) = mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        let hung = watched.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout);
+        if hung {
+            kill(process);
+        }
+        hung
+    });
+    let status = child.wait().expect("waiting for a child");
+    drop(ended);
+    let hung = watchdog.join().expect("the watchdog does not panic");
+    assert!(!hung, "{what} hung; ended by signal {:?}", status.signal());
+    status
+}
+
+fn kill(process: i32) {
+    if let Some(process) = rustix::process::Pid::from_raw(process) {
+        let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+    }
+}
+
+/// `kill -9`, then waits for its end by a descriptor of the process.
+pub fn kill_and_wait(process: i32) {
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let Some(id) = Pid::from_raw(process) else { return };
+    let Ok(handle) = pidfd_open(id, PidfdFlags::empty()) else { return };
+    kill(process);
+    let mut polled = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
+    let _ = rustix::event::poll(&mut polled, Some(&rustix::time::Timespec { tv_sec: 30, tv_nsec: 0 }));
+}
+
+fn processes() -> Vec<(i32, Vec<u8>)> {
+    let entries = fs::read_dir("/proc").expect("reading /proc");
+    entries
+        .filter_map(|entry| {
+            let process: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            Some((process, fs::read(format!("/proc/{process}/cmdline")).ok()?))
+        })
+        .collect()
+}
+
+/// Mount points at or below a directory, the deepest first.
+pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("reading the mount table");
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let mut points: Vec<PathBuf> = points.filter(|point| point.starts_with(directory)).collect();
+    points.reverse();
+    points
+}
+
+pub fn is_mount_point(path: &Path) -> bool {
+    mounts_below(path).iter().any(|point| point == path)
+}
