@@ -94,7 +94,7 @@ impl SparseRecords {
             b"numblocks" => self.block_count = Some(number()?),
             b"offset" | b"numbytes" => {
                 let map = self.map.get_or_insert_default();
-                if (map.len() % 2 == 0) != (field == b"offset") {
+                if map.len().is_multiple_of(2) != (field == b"offset") {
                     return Err(invalid(key, value));
                 }
                 map.push(number()?);
