@@ -1,4 +1,10 @@
 //! peelfs: mounts a container image the moment it is named, and fetches its bytes when they are read.
 
+pub mod error;
+pub mod fetch;
+pub mod image;
 pub mod layer;
+pub mod mount;
+pub mod store;
 pub mod table;
+pub mod tree;

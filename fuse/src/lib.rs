@@ -1,1 +1,43 @@
-//! Placeholder, replaced as the rooms are built.
+//! The kernel's side of peelfs: serves an immutable [`Tree`] over FUSE. Knows no image and no network.
+//!
+//! ```text
+//!   processes ── VFS ── /dev/fuse ── session (threads) ── adapter ── Tree
+//!                 │                                        │
+//!                 │ page cache, dentries, symlinks         ├ attr       attributes in the kernel's terms
+//!                 │ and directories: kept for ever,        ├ directory  ".", "..", cookies
+//!                 │ because the tree never changes         └ opens      cached or passed through, per inode
+//! ```
+//!
+//! - [`Tree`] is what a caller implements; it is plain Rust and is tested without a kernel
+//!   ([`ReadReply::channel`]).
+//! - [`mount()`] makes the file system appear, complete: when it returns, the directory can be used.
+//! - [`unmount()`] takes it away, whoever serves it, alive or dead; [`mounts`] lists what is there.
+//!
+//! Rules that hold in this crate: only it names a `fuser` type; no operation on metadata waits; handles carry
+//! no state, so that another process could go on serving the same mount; nothing can be written.
+
+mod adapter;
+mod attr;
+mod directory;
+mod errno;
+mod fusermount;
+mod kernel_mount;
+mod mount;
+mod mountinfo;
+mod opens;
+mod read_reply;
+mod session;
+mod tree;
+mod unmount;
+mod users;
+
+pub use errno::Errno;
+pub use mount::{MountError, MountOptions, mount};
+pub use mountinfo::{FILESYSTEM_TYPE, MountEntry, is_mountpoint, mount_at, mounts};
+pub use read_reply::{ReadAnswer, ReadReply};
+pub use session::{ServeError, Session, Unmounter};
+pub use tree::{
+    Attributes, DataOrHole, Device, DirectoryEntry, FilesystemStatistics, ROOT_INODE, Timestamp, Tree,
+};
+pub use unmount::{UnmountError, unmount};
+pub use users::User;

@@ -1,1 +1,51 @@
-//! Placeholder, replaced as the rooms are built.
+//! All that crosses the network: image references, manifests, credentials, and ranged reads of blobs from OCI registries and
+//! from image layouts on disk. It knows no file system, and nothing else of ours.
+//!
+//! ```text
+//! ImageReference ─▶ Client ─▶ Repository ─▶ resolve ─▶ Resolved: manifest, config, layers
+//!                                      └──▶ Blob ─▶ read(range), stream(from)
+//!
+//! client ─▶ resolve, layout
+//!    └───▶ remote ─▶ retry ─▶ transport ─▶ auth ─▶ credentials
+//!                                    └───▶ connections
+//! ```
+//!
+//! Rules that hold here:
+//! - the environment is read only through a closure the caller gives; files and helpers only when a host asks for credentials;
+//! - every document is hashed and must match the digest it was asked for by;
+//! - whatever a host sends, memory is bounded by what was asked for;
+//! - credentials go to the host they belong to, and to no log, no error and no `Debug`;
+//! - a transfer is never decompressed: blobs are named by the digest of the bytes as stored.
+//!
+//! Specifications: OCI distribution 1.1 (pull), OCI image 1.1, Docker's image manifest schema 2 and token authentication.
+
+mod auth;
+mod challenge;
+mod client;
+mod configuration;
+mod connections;
+mod content_range;
+mod credentials;
+pub mod digest;
+mod error;
+mod layout;
+pub mod manifest;
+mod origin;
+pub mod platform;
+pub mod reference;
+mod remote;
+pub mod resolve;
+mod retry;
+mod statistics;
+mod transport;
+
+pub use client::{Blob, Client, FetchedDocument, Repository};
+pub use configuration::{ClientCertificate, ClientConfiguration, HostSettings, Proxies, Timeouts};
+pub use credentials::CredentialError;
+pub use digest::{Digest, Digester};
+pub use error::{Error, ErrorKind};
+pub use manifest::{BlobDescriptor, Document};
+pub use platform::Platform;
+pub use reference::{ImageReference, LayoutReference, Reference, Target};
+pub use resolve::{Resolved, resolve};
+pub use statistics::Statistics;

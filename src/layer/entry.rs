@@ -1,5 +1,8 @@
 //! What every layer format is read into: a sequence of entries, in the order of the archive.
 
+use crate::table::Codec;
+use crate::table::format::ChunkRecord;
+
 /// Modification time of an entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {
@@ -94,7 +97,7 @@ pub struct Extent {
 pub struct Chunk {
     /// First byte in the blob.
     pub blob_offset: u64,
-    /// Bytes in the blob; 0 for [`Codec::Zeros`](crate::table::Codec::Zeros).
+    /// Bytes in the blob; 0 for [`Codec::Zeros`].
     pub blob_length: u64,
     /// First byte in the decoded space.
     pub decoded_offset: u64,
@@ -103,7 +106,37 @@ pub struct Chunk {
     /// Bytes that the blob range decodes to before this chunk's begin.
     pub skip: u64,
     /// How the blob range is decoded.
-    pub codec: crate::table::Codec,
+    pub codec: Codec,
     /// SHA-256 of the decoded bytes.
     pub digest: [u8; 32],
+}
+
+impl From<&Chunk> for ChunkRecord {
+    fn from(chunk: &Chunk) -> ChunkRecord {
+        ChunkRecord {
+            blob_offset: chunk.blob_offset.into(),
+            blob_length: chunk.blob_length.into(),
+            decoded_offset: chunk.decoded_offset.into(),
+            decoded_length: chunk.decoded_length.into(),
+            skip: chunk.skip.into(),
+            codec: chunk.codec as u8,
+            reserved: [0; 7],
+            digest: chunk.digest,
+        }
+    }
+}
+
+impl From<&ChunkRecord> for Chunk {
+    /// A codec that is not known is taken as none: its bytes do not match the digest then.
+    fn from(record: &ChunkRecord) -> Chunk {
+        Chunk {
+            blob_offset: record.blob_offset.get(),
+            blob_length: record.blob_length.get(),
+            decoded_offset: record.decoded_offset.get(),
+            decoded_length: record.decoded_length.get(),
+            skip: record.skip.get(),
+            codec: Codec::from_number(record.codec).unwrap_or(Codec::Raw),
+            digest: record.digest,
+        }
+    }
 }

@@ -6,11 +6,13 @@
 //!                       blob range ─▶ chunk ─▶ verified bytes    chunk, whenever somebody reads
 //! ```
 
+pub mod builder;
 pub mod chunk;
 pub mod compression;
 pub mod entry;
 pub mod estargz;
 pub mod gzip;
+pub mod path;
 pub mod stream;
 pub mod tar;
 pub mod zstd;

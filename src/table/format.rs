@@ -36,7 +36,9 @@ pub const MAXIMUM_SYMLINK: usize = 4095;
 /// Deepest directory, counted from the root.
 pub const MAXIMUM_DEPTH: usize = 4096;
 /// Most inodes of one table.
-pub const MAXIMUM_INODES: usize = 64 << 20;
+pub const MAXIMUM_INODES: usize = 8 << 20;
+/// Most extents of one table.
+pub const MAXIMUM_EXTENTS: usize = 8 << 20;
 
 /// A regular file of at least this many bytes has a data file of its own.
 pub const LARGE_FILE: u64 = 1 << 20;
@@ -112,6 +114,10 @@ pub mod inode_flags {
     pub const OPAQUE: u16 = 2;
     /// A hardlink to a name of a lower layer: `content` and `count` point at the path, as for a symlink.
     pub const LINK_TO_LOWER: u16 = 4;
+    /// The layer removes what lower layers have of this name and makes the directory anew.
+    pub const REMADE: u16 = 8;
+    /// A regular file without extents that is one hole: nothing of it is stored.
+    pub const ALL_ZEROS: u16 = 16;
 }
 
 /// One inode.

@@ -1,0 +1,590 @@
+//! Each request of the kernel, put to the tree as a question. No decisions of its own beyond the protocol's.
+//!
+//! Three answers tell the kernel something for good, so that it stops asking (`include/uapi/linux/fuse.h`):
+//! - an entry with inode number 0 and a life is a name that does not exist, and is cached;
+//! - `ENOSYS` to `OPEN` and `OPENDIR`: handles carry no state, open without us and keep what is cached;
+//! - `ENOSYS` to `ACCESS`, `FLUSH`, `FSYNC`, `POLL`, `BMAP`: there is nothing that we would do.
+
+use std::ffi::OsStr;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use fuser::{
+    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use crate::attr::{self, FOREVER};
+use crate::directory;
+use crate::errno::Errno;
+use crate::opens::{Mode, Opens};
+use crate::read_reply::ReadReply;
+use crate::tree::{DataOrHole, Tree};
+
+/// The largest single request: 256 pages, the most that an unprivileged kernel configuration allows
+/// (`/proc/sys/fs/fuse/max_pages_limit`).
+const LARGEST_REQUEST: u32 = 1 << 20;
+
+/// How many readahead requests may be under way. fuser's 16 would leave a link with a long round trip idle.
+const BACKGROUND_REQUESTS: u16 = 128;
+
+/// Files below this size are not worth the two system calls that passing them through costs.
+const SMALLEST_PASSTHROUGH: u64 = 1 << 20;
+
+/// An inode number and a generation name an inode for ever; ours are never used again for another.
+const GENERATION: Generation = Generation(0);
+
+const NO_HANDLE: FileHandle = FileHandle(0);
+
+/// A [`Tree`] as fuser's file system.
+pub(crate) struct Adapter<T> {
+    tree: Arc<T>,
+    /// Whether whole files are passed through. Turned off for good when the kernel refuses it.
+    passthrough: AtomicBool,
+    default_permissions: bool,
+    opens: Opens<BackingId>,
+    opens_without_us: bool,
+    opens_directories_without_us: bool,
+}
+
+impl<T: Tree> Adapter<T> {
+    pub(crate) fn new(tree: Arc<T>, passthrough: bool, default_permissions: bool) -> Self {
+        Adapter {
+            tree,
+            passthrough: AtomicBool::new(passthrough),
+            default_permissions,
+            opens: Opens::new(),
+            opens_without_us: false,
+            opens_directories_without_us: false,
+        }
+    }
+
+    /// Puts a question to the tree; a panic in it is an I/O error, because it must cost neither the mount nor
+    /// a thread.
+    fn ask<'a, R>(&'a self, question: impl FnOnce(&'a T) -> Result<R, Errno>) -> Result<R, Errno> {
+        catch_unwind(AssertUnwindSafe(|| question(&self.tree))).unwrap_or_else(|_| {
+            tracing::error!("the tree panicked; the request fails with an I/O error");
+            Err(Errno::IO)
+        })
+    }
+
+    fn file_attributes(&self, inode: INodeNo) -> Result<fuser::FileAttr, Errno> {
+        self.ask(|tree| tree.attributes(inode.0)).and_then(|attributes| attr::to_kernel(&attributes))
+    }
+
+    /// How to open an inode that nobody has open.
+    fn choose_mode(&self, inode: u64, reply: &ReplyOpen) -> Mode<BackingId> {
+        if !self.passthrough.load(Ordering::Relaxed) || !self.is_worth_passing_through(inode) {
+            return Mode::Cached;
+        }
+        let Ok(Some(file)) = self.ask(|tree| Ok(tree.whole_file(inode))) else { return Mode::Cached };
+        match reply.open_backing(&*file) {
+            Ok(backing) => Mode::Passthrough(Arc::new(backing)),
+            Err(error) => {
+                self.passthrough.store(false, Ordering::Relaxed);
+                tracing::warn!(inode, %error, "the kernel refuses to pass files through; we read them");
+                Mode::Cached
+            }
+        }
+    }
+
+    fn is_worth_passing_through(&self, inode: u64) -> bool {
+        self.ask(|tree| tree.attributes(inode))
+            .is_ok_and(|attributes| attributes.size >= SMALLEST_PASSTHROUGH)
+    }
+}
+
+impl<T: Tree> Filesystem for Adapter<T> {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let offered = config.capabilities();
+        let mut wanted = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_EXPORT_SUPPORT
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA
+            | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
+        if self.default_permissions {
+            // The kernel refuses the mount if this is asked for without it.
+            wanted |= InitFlags::FUSE_ALLOW_IDMAP;
+        }
+        if *self.passthrough.get_mut() {
+            wanted |= InitFlags::FUSE_PASSTHROUGH;
+            // 1: backing files on an ordinary file system, and an overlay may be stacked on us.
+            let possible =
+                offered.contains(InitFlags::FUSE_PASSTHROUGH) && config.set_max_stack_depth(1).is_ok();
+            if !possible {
+                tracing::debug!("this kernel cannot pass files through (Linux 6.9 or newer is needed)");
+                *self.passthrough.get_mut() = false;
+            }
+        }
+        if !*self.passthrough.get_mut() {
+            wanted |= InitFlags::FUSE_NO_OPEN_SUPPORT;
+        }
+        let granted = wanted & offered;
+        let raised = config.add_capabilities(granted).is_ok()
+            && config.set_max_write(LARGEST_REQUEST).is_ok()
+            && config.set_max_background(BACKGROUND_REQUESTS).is_ok();
+        tracing::debug!(?granted, refused = ?(wanted & !offered), raised, "agreed with the kernel");
+        self.opens_without_us = granted.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.opens_directories_without_us = granted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = self.ask(|tree| match name.as_bytes() {
+            // Asked when an inode is named by a file handle (FUSE_EXPORT_SUPPORT).
+            b"." => tree.attributes(parent.0),
+            b".." => tree.attributes(tree.parent(parent.0)?),
+            name => tree.lookup(parent.0, name),
+        });
+        match found.and_then(|attributes| attr::to_kernel(&attributes)) {
+            Ok(attributes) => reply.entry(&FOREVER, &attributes, GENERATION),
+            Err(Errno::NOT_FOUND) => reply.entry(&FOREVER, &attr::absent(), GENERATION),
+            Err(errno) => reply.error(errno.into()),
+        }
+    }
+
+    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        match self.file_attributes(inode) {
+            Ok(attributes) => reply.attr(&FOREVER, &attributes),
+            Err(errno) => reply.error(errno.into()),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
+        match self.ask(|tree| tree.symlink_target(inode.0)) {
+            Ok(target) if target.len() < libc::PATH_MAX as usize => reply.data(target),
+            Ok(_) => reply.error(Errno::NAME_TOO_LONG.into()),
+            Err(errno) => reply.error(errno.into()),
+        }
+    }
+
+    fn open(&self, _request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(Errno::READ_ONLY.into());
+        }
+        if self.opens_without_us {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
+        match self.opens.open(inode.0, || self.choose_mode(inode.0, &reply)) {
+            Mode::Cached => reply.opened(NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+            // FOPEN_KEEP_CACHE would be refused here: nothing is cached for this handle.
+            Mode::Passthrough(backing) => {
+                reply.opened_passthrough(NO_HANDLE, FopenFlags::FOPEN_NOFLUSH, &backing);
+            }
+        }
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.opens.release(inode.0);
+        reply.ok();
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let available = match self.ask(|tree| tree.attributes(inode.0)) {
+            Ok(attributes) => attributes.size.saturating_sub(offset),
+            Err(errno) => return reply.error(errno.into()),
+        };
+        let length = u32::try_from(available).map_or(size, |available| available.min(size));
+        if length == 0 {
+            return reply.data(&[]);
+        }
+        let reply = ReadReply::to_kernel(reply, length);
+        // After a panic the reply has been dropped, which has answered it.
+        let _ = self.ask(|tree| {
+            tree.read(inode.0, offset, length, reply);
+            Ok(())
+        });
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let whence = match whence {
+            libc::SEEK_DATA => DataOrHole::Data,
+            libc::SEEK_HOLE => DataOrHole::Hole,
+            _ => return reply.error(Errno::INVALID.into()),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::NO_SUCH_OFFSET.into()) };
+        let found = self.ask(|tree| tree.seek(inode.0, offset, whence));
+        match found.and_then(|found| i64::try_from(found).map_err(|_| Errno::OVERFLOW)) {
+            Ok(found) => reply.offset(found),
+            Err(errno) => reply.error(errno.into()),
+        }
+    }
+
+    fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.opens_directories_without_us {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
+        reply.opened(NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        position: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listed = self.ask(|tree| {
+            directory::list(tree, inode.0, position, &mut |entry| {
+                let Some(kind) = attr::file_type(entry.mode) else { return ControlFlow::Continue(()) };
+                let full = reply.add(INodeNo(entry.inode), entry.next, kind, OsStr::from_bytes(entry.name));
+                if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno.into()),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        position: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listed = self.ask(|tree| {
+            directory::list(tree, inode.0, position, &mut |entry| {
+                let found = tree.attributes(entry.inode).and_then(|found| attr::to_kernel(&found));
+                let attributes = match found {
+                    Ok(attributes) => attributes,
+                    Err(errno) => {
+                        tracing::debug!(inode = entry.inode, %errno, "an entry cannot be shown");
+                        return ControlFlow::Continue(());
+                    }
+                };
+                let name = OsStr::from_bytes(entry.name);
+                let full = reply.add(attributes.ino, entry.next, name, &FOREVER, &attributes, GENERATION);
+                if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno.into()),
+        }
+    }
+
+    fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        match self.ask(|tree| Ok(tree.statistics())) {
+            Ok(statistics) => reply.statfs(
+                statistics.blocks,
+                statistics.blocks_available,
+                statistics.blocks_available,
+                statistics.files,
+                0,
+                statistics.block_size,
+                statistics.name_length,
+                statistics.block_size,
+            ),
+            Err(errno) => reply.error(errno.into()),
+        }
+    }
+
+    fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match self.ask(|tree| tree.xattr(inode.0, name.as_bytes())) {
+            Ok(value) => answer_xattr(value, size, reply),
+            Err(errno) => reply.error(errno.into()),
+        }
+    }
+
+    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let mut list = Vec::new();
+        let listed = self.ask(|tree| {
+            tree.xattr_names(inode.0, &mut |name| {
+                // A name that is empty or cut by a NUL would make the kernel refuse the whole list.
+                if !name.is_empty() && !name.contains(&0) {
+                    list.extend_from_slice(name);
+                    list.push(0);
+                }
+            })
+        });
+        match listed {
+            Ok(()) => answer_xattr(&list, size, reply),
+            Err(errno) => reply.error(errno.into()),
+        }
+    }
+
+    fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _request: &Request, _inode: INodeNo, _block_size: u32, _index: u64, reply: ReplyBmap) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _notifier: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _input: &[u8],
+        _output_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(fuser::Errno::ENOTTY);
+    }
+
+    // What would write. The mount is read-only, so the kernel asks none of this unless somebody remounts it.
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _accessed: Option<TimeOrNow>,
+        _modified: Option<TimeOrNow>,
+        _changed: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _created: Option<SystemTime>,
+        _flags_changed: Option<SystemTime>,
+        _backed_up: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn mknod(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _device: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn mkdir(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn rmdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn symlink(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _target: &Path,
+        reply: ReplyEntry,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn link(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn create(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn removexattr(&self, _request: &Request, _inode: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _inode_in: INodeNo,
+        _handle_in: FileHandle,
+        _offset_in: u64,
+        _inode_out: INodeNo,
+        _handle_out: FileHandle,
+        _offset_out: u64,
+        _length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(fuser::Errno::EROFS);
+    }
+}
+
+/// Answers with a value or a list, as `getxattr(2)` has it: `size` 0 asks for the length alone.
+fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+    match u32::try_from(value.len()) {
+        Ok(length) if size == 0 => reply.size(length),
+        Ok(length) if length <= size => reply.data(value),
+        Ok(_) => reply.error(Errno::RANGE.into()),
+        Err(_) => reply.error(Errno::TOO_BIG.into()),
+    }
+}

@@ -1,0 +1,343 @@
+//! The client, and what it gives: repositories, documents and blobs, in a registry or in a layout.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use reqwest::header;
+
+use crate::configuration::ClientConfiguration;
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind};
+use crate::layout::{Layout, LayoutBlob};
+use crate::manifest::{ACCEPT, BlobDescriptor, Document, MAXIMUM_DOCUMENT_SIZE};
+use crate::reference::{DEFAULT_TAG, ImageReference, Target};
+use crate::remote::{BlobReader, RangeMemory, RemoteBlob};
+use crate::retry::{Policy, Retrier};
+use crate::statistics::Statistics;
+use crate::transport::{Endpoint, Failure, Request, Transport};
+
+/// How much of a layout's blob a stream reads at once.
+const LAYOUT_PIECE: u64 = 1024 * 1024;
+
+/// Connections, tokens and counters shared by all repositories. Clones are cheap and share them.
+///
+/// Its connections live on the tokio runtime they were opened on.
+#[derive(Clone, Debug)]
+pub struct Client {
+    transport: Arc<Transport>,
+    ranges: Arc<RangeMemory>,
+}
+
+impl Client {
+    /// A client that has not yet touched a file or a host. Fails if a proxy's address is malformed.
+    pub fn new(configuration: ClientConfiguration) -> Result<Client, Error> {
+        Ok(Client { transport: Transport::new(configuration)?, ranges: Arc::default() })
+    }
+
+    /// The repository, or the layout, that a reference names. Nothing is asked of it yet.
+    pub fn repository(&self, reference: &ImageReference) -> Result<Repository, Error> {
+        let place = match reference {
+            ImageReference::Layout(layout) => Place::Layout(Layout::new(layout.path.clone())),
+            ImageReference::Registry(reference) => Place::Registry {
+                endpoint: Endpoint::new(reference, &self.transport.configuration)?,
+                client: self.clone(),
+            },
+        };
+        Ok(Repository { place })
+    }
+
+    /// What crossed the network since the client was made.
+    pub fn statistics(&self) -> Statistics {
+        self.transport.counters.snapshot()
+    }
+}
+
+/// Manifests and blobs under one name.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Registry { endpoint: Endpoint, client: Client },
+    Layout(Layout),
+}
+
+/// A manifest or index, proved by its digest and read.
+#[derive(Clone, Debug)]
+pub struct FetchedDocument {
+    /// Digest of the bytes: the one asked for, or the one the tag pointed to.
+    pub digest: Digest,
+    /// The bytes as they came.
+    pub bytes: Bytes,
+    /// Media type, without parameters.
+    pub media_type: String,
+    /// What the bytes say.
+    pub document: Document,
+}
+
+impl Repository {
+    /// Gets a manifest or index.
+    ///
+    /// Fails with [`ErrorKind::NotFound`], [`ErrorKind::DigestMismatch`] (also if the registry's own
+    /// `Docker-Content-Digest` contradicts what it sent), [`ErrorKind::BadDocument`], [`ErrorKind::TooLarge`] above
+    /// 4 MiB, and all that a network can do.
+    pub async fn manifest(&self, target: &Target) -> Result<FetchedDocument, Error> {
+        self.manifest_announced_as(target, None).await
+    }
+
+    /// As [`manifest`](Self::manifest); a descriptor announced `media_type`, which the document may not contradict.
+    pub(crate) async fn manifest_announced_as(
+        &self,
+        target: &Target,
+        announced: Option<&str>,
+    ) -> Result<FetchedDocument, Error> {
+        let (bytes, media_type, digest) = match &self.place {
+            Place::Registry { endpoint, client } => {
+                registry_document(&client.transport, endpoint, target).await?
+            }
+            Place::Layout(layout) => layout_document(layout, target).await?,
+        };
+        let refused = |message: String| Error::new(ErrorKind::BadDocument, &self.context(target), message);
+        let (document, media_type) = Document::parse(&bytes, media_type.as_deref())
+            .map_err(|error| refused(format!("{digest}: {error}")).with_cause(error))?;
+        if let Some(announced) = announced
+            && announced != media_type
+        {
+            return Err(refused(format!("{digest} was announced as {announced:?} but is {media_type:?}")));
+        }
+        Ok(FetchedDocument { digest, bytes, media_type, document })
+    }
+
+    /// A handle on a blob. Nothing is asked for yet; `size` is the descriptor's, in bytes.
+    pub fn blob(&self, digest: Digest, size: u64) -> Blob {
+        let place = match &self.place {
+            Place::Registry { endpoint, client } => {
+                let ranges = client.ranges.of(&endpoint.origin);
+                let transport = client.transport.clone();
+                BlobPlace::Registry(RemoteBlob::new(transport, endpoint.clone(), ranges, digest, size))
+            }
+            Place::Layout(layout) => BlobPlace::Layout(LayoutBlob::new(layout, digest, size)),
+        };
+        Blob { place }
+    }
+
+    /// A handle on the blob of a descriptor.
+    pub fn blob_of(&self, descriptor: &BlobDescriptor) -> Blob {
+        self.blob(descriptor.digest.clone(), descriptor.size)
+    }
+
+    /// Gets a small blob whole, such as an image's config, and proves it by its digest.
+    ///
+    /// Fails with [`ErrorKind::TooLarge`] if it is larger than `limit` bytes, before anything is asked for.
+    pub async fn small_blob(&self, descriptor: &BlobDescriptor, limit: u64) -> Result<Bytes, Error> {
+        let blob = self.blob_of(descriptor);
+        if descriptor.size > limit {
+            let message = format!("it has {} bytes, more than the {limit} allowed", descriptor.size);
+            return Err(Error::new(ErrorKind::TooLarge, &blob.context(), message));
+        }
+        let bytes = blob.read(0..descriptor.size).await?;
+        if !descriptor.digest.matches(&bytes) {
+            let message = "what came has another digest";
+            return Err(Error::new(ErrorKind::DigestMismatch, &blob.context(), message));
+        }
+        Ok(bytes)
+    }
+
+    pub(crate) fn context(&self, target: &Target) -> crate::error::Context {
+        let subject = format!("manifest {target}");
+        match &self.place {
+            Place::Registry { endpoint, .. } => endpoint.context(subject),
+            Place::Layout(layout) => layout.context(subject),
+        }
+    }
+}
+
+type FetchedBytes = (Bytes, Option<String>, Digest);
+
+async fn layout_document(layout: &Layout, target: &Target) -> Result<FetchedBytes, Error> {
+    let (reader, wanted) = (layout.clone(), target.clone());
+    let stored = tokio::task::spawn_blocking(move || reader.document(&wanted)).await.map_err(|error| {
+        let context = layout.context(format!("manifest {target}"));
+        Error::new(ErrorKind::Local, &context, "the reading thread failed").with_cause(error)
+    })??;
+    Ok((stored.bytes, stored.media_type, stored.digest))
+}
+
+async fn registry_document(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    target: &Target,
+) -> Result<FetchedBytes, Error> {
+    let context = endpoint.context(format!("manifest {target}"));
+    let patience = transport.configuration.timeouts.operation;
+    let attempts = async {
+        let mut retrier = Retrier::new(Policy::INTERACTIVE, patience);
+        loop {
+            match registry_document_once(transport, endpoint, target).await {
+                Ok(found) => return Ok(found),
+                Err(failure) => retrier.wait_after(failure, &transport.counters).await?,
+            }
+        }
+    };
+    // The retrier bounds the waits; this bounds a host that sends a byte now and then.
+    match tokio::time::timeout(patience, attempts).await {
+        Ok(result) => result.map_err(|failure: Failure| failure.into_error(&context)),
+        Err(_) => {
+            let message = format!("it did not arrive within {} s", patience.as_secs());
+            Err(Error::new(ErrorKind::Timeout, &context, message))
+        }
+    }
+}
+
+async fn registry_document_once(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    target: &Target,
+) -> Result<FetchedBytes, Failure> {
+    let name = match target {
+        Target::Tag(tag) => tag,
+        Target::Digest(digest) => digest.as_str(),
+        Target::OnlyImage => DEFAULT_TAG,
+    };
+    let url = endpoint.url(&format!("manifests/{name}"))?;
+    let request = Request { accept: Some(ACCEPT), range: None };
+    let answer = transport.get(endpoint, &url, request).await?;
+    if answer.response.status() != reqwest::StatusCode::OK {
+        return Err(Failure::malformed("the host sent a part of the manifest, but all of it was asked for"));
+    }
+    let text = |name: &str| {
+        answer.response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+    };
+    let media_type = text(header::CONTENT_TYPE.as_str());
+    let claimed = text("docker-content-digest").and_then(|claimed| claimed.parse::<Digest>().ok());
+    let limit = MAXIMUM_DOCUMENT_SIZE as usize;
+    let bytes = Bytes::from(transport.body(answer.response, limit).await?);
+    let digest = match target {
+        Target::Digest(digest) => digest.clone(),
+        _ => claimed.clone().unwrap_or_else(|| Digest::sha256_of(&bytes)),
+    };
+    for expected in [Some(&digest), claimed.as_ref()].into_iter().flatten() {
+        if !expected.matches(&bytes) {
+            // It may have been damaged on the way, so it is worth another attempt.
+            return Err(Failure::new(
+                ErrorKind::DigestMismatch,
+                crate::retry::Outcome::Malformed,
+                format!("what came is {} instead of {expected}", Digest::sha256_of(&bytes)),
+            ));
+        }
+    }
+    Ok((bytes, media_type, digest))
+}
+
+/// A blob, wherever it is. Clones are cheap and share what is learnt about its host.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    place: BlobPlace,
+}
+
+#[derive(Clone, Debug)]
+enum BlobPlace {
+    Registry(RemoteBlob),
+    Layout(LayoutBlob),
+}
+
+impl Blob {
+    /// Digest of the whole blob.
+    pub fn digest(&self) -> &Digest {
+        match &self.place {
+            BlobPlace::Registry(blob) => blob.digest(),
+            BlobPlace::Layout(blob) => blob.digest(),
+        }
+    }
+
+    /// Size of the whole blob in bytes, as its descriptor says.
+    pub fn size(&self) -> u64 {
+        match &self.place {
+            BlobPlace::Registry(blob) => blob.size(),
+            BlobPlace::Layout(blob) => blob.size(),
+        }
+    }
+
+    /// Whether reading a part costs only that part, as far as is known: true until the host showed otherwise.
+    pub fn ranges_work(&self) -> bool {
+        match &self.place {
+            BlobPlace::Registry(blob) => blob.ranges_work(),
+            BlobPlace::Layout(_) => true,
+        }
+    }
+
+    /// Reads exactly the bytes of `range`, retrying and resuming as needed.
+    ///
+    /// Holds no more than the range in memory. A host that ignores ranges is read from the start of the blob to the end of
+    /// the range; one that refuses them fails with [`ErrorKind::RangeUnsupported`], and then [`stream`](Self::stream)
+    /// still works. A range that is not within the blob fails with [`ErrorKind::InvalidRange`]. The bytes
+    /// are not verified: the caller knows the digest of what it asked for.
+    pub async fn read(&self, range: Range<u64>) -> Result<Bytes, Error> {
+        if range.start > range.end || range.end > self.size() {
+            let message = format!("bytes {}..{} are not within its {}", range.start, range.end, self.size());
+            return Err(Error::new(ErrorKind::InvalidRange, &self.context(), message));
+        }
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        match &self.place {
+            BlobPlace::Registry(blob) => blob.read(range).await,
+            BlobPlace::Layout(blob) => blob.read(range).await,
+        }
+    }
+
+    /// The blob from `from` to its end, in pieces as they arrive; after an error the stream ends.
+    ///
+    /// A body that is cut is resumed where it stopped, or, where ranges do not work, read again from the start and
+    /// skipped. Exactly `size() - from` bytes come, or an error: neither fewer nor more are taken for the whole.
+    /// The caller hashes them to verify the blob.
+    pub fn stream(&self, from: u64) -> impl Stream<Item = Result<Bytes, Error>> + Send + 'static {
+        let state = match &self.place {
+            _ if from > self.size() => {
+                let message = format!("byte {from} is not within its {}", self.size());
+                StreamState::Failed(Error::new(ErrorKind::InvalidRange, &self.context(), message))
+            }
+            BlobPlace::Registry(blob) => StreamState::Registry(Box::new(blob.reader(from))),
+            BlobPlace::Layout(blob) => StreamState::Layout { blob: blob.clone(), position: from },
+        };
+        futures_util::stream::unfold(state, |state| async move {
+            match state {
+                StreamState::Ended => None,
+                StreamState::Failed(error) => Some((Err(error), StreamState::Ended)),
+                StreamState::Registry(mut reader) => match reader.next().await {
+                    Ok(Some(piece)) => Some((Ok(piece), StreamState::Registry(reader))),
+                    Ok(None) => None,
+                    Err(error) => Some((Err(error), StreamState::Ended)),
+                },
+                StreamState::Layout { blob, position } => {
+                    let end = position.saturating_add(LAYOUT_PIECE).min(blob.size());
+                    if position == end {
+                        return None;
+                    }
+                    match blob.read(position..end).await {
+                        Ok(piece) => Some((Ok(piece), StreamState::Layout { blob, position: end })),
+                        Err(error) => Some((Err(error), StreamState::Ended)),
+                    }
+                }
+            }
+        })
+    }
+
+    fn context(&self) -> crate::error::Context {
+        match &self.place {
+            BlobPlace::Registry(blob) => blob.context(),
+            BlobPlace::Layout(blob) => blob.context().clone(),
+        }
+    }
+}
+
+enum StreamState {
+    Registry(Box<BlobReader>),
+    Layout { blob: LayoutBlob, position: u64 },
+    Failed(Error),
+    Ended,
+}

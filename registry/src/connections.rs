@@ -1,0 +1,249 @@
+//! Connection pools: one for all hosts without settings of their own, one for each host with them.
+//!
+//! A host's extra authorities and our certificate for it must not count for, or be shown to, any other host, so they live in
+//! a pool of their own. Plain HTTP has a pool that never loads the system's root certificates: it works on a
+//! machine that has none, and saves their parsing (some 140 files' worth).
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use reqwest::{Certificate, Identity, NoProxy, Proxy, Url};
+
+use crate::configuration::{
+    ClientCertificate, ClientConfiguration, HostSettings, Proxies, without_credentials,
+};
+use crate::error::{Context, Error, ErrorKind};
+use crate::origin::Origin;
+use crate::transport::{Endpoint, Failure};
+
+const USER_AGENT: &str = concat!("peelfs/", env!("CARGO_PKG_VERSION"));
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Pool {
+    Plain {
+        proxied: bool,
+    },
+    Secure {
+        proxied: bool,
+    },
+    /// The host's `host[:port]`.
+    Host(String),
+}
+
+/// The pools made so far.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    proxies: Vec<Proxy>,
+    pools: Mutex<HashMap<Pool, reqwest::Client>>,
+}
+
+impl Connections {
+    pub(crate) fn new(settings: &Proxies) -> Result<Connections, Error> {
+        Ok(Connections { proxies: proxies(settings)?, pools: Mutex::default() })
+    }
+
+    /// Whether `host[:port]` has TLS settings of its own.
+    pub(crate) fn has_settings(configuration: &ClientConfiguration, host: &str) -> bool {
+        configuration.hosts.contains_key(host)
+            || configuration.certificate_directories.iter().any(|directory| directory.join(host).is_dir())
+    }
+
+    /// The client with which `url` may be spoken to, for a request that began at `endpoint`.
+    pub(crate) fn client(
+        &self,
+        configuration: &ClientConfiguration,
+        endpoint: &Endpoint,
+        url: &Url,
+    ) -> Result<reqwest::Client, Failure> {
+        let origin = Origin::of(url);
+        let proxied = !origin.is_loopback();
+        let pool = if !origin.is_secure() {
+            Pool::Plain { proxied }
+        } else {
+            match settings_key(configuration, endpoint, &origin, url) {
+                Some(host) => Pool::Host(host),
+                None => Pool::Secure { proxied },
+            }
+        };
+        // A panic elsewhere cannot leave this map half changed.
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = pools.get(&pool) {
+            return Ok(client.clone());
+        }
+        let proxies = if proxied { self.proxies.as_slice() } else { &[] };
+        let client = built(configuration, &pool, proxies)?;
+        pools.insert(pool, client.clone());
+        Ok(client)
+    }
+}
+
+/// The name under which the settings for an origin are kept, if there are any.
+fn settings_key(
+    configuration: &ClientConfiguration,
+    endpoint: &Endpoint,
+    origin: &Origin,
+    url: &Url,
+) -> Option<String> {
+    let host = url.host_str()?;
+    let mut names = Vec::new();
+    // Docker Hub's settings are kept under the name that references use.
+    if *origin == endpoint.origin {
+        names.push(endpoint.host.clone());
+    }
+    match url.port() {
+        Some(port) => names.push(format!("{host}:{port}")),
+        None => names.extend([host.to_owned(), format!("{host}:443")]),
+    }
+    names.into_iter().find(|name| Connections::has_settings(configuration, name))
+}
+
+fn built(
+    configuration: &ClientConfiguration,
+    pool: &Pool,
+    proxies: &[Proxy],
+) -> Result<reqwest::Client, Failure> {
+    // Another part of the program may have chosen a provider already; any will do.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = reqwest::Client::builder()
+        .user_agent(USER_AGENT)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .connect_timeout(configuration.timeouts.connect)
+        .read_timeout(configuration.timeouts.idle)
+        .tcp_nodelay(true)
+        .http2_adaptive_window(true)
+        .no_proxy();
+    for proxy in proxies {
+        builder = builder.proxy(proxy.clone());
+    }
+    match pool {
+        Pool::Plain { .. } => builder = builder.tls_certs_only([]),
+        Pool::Secure { .. } => {}
+        Pool::Host(host) => {
+            for settings in host_settings(configuration, host)? {
+                for path in &settings.certificate_authorities {
+                    let pem = read(path)?;
+                    let certificates =
+                        Certificate::from_pem_bundle(&pem).map_err(|error| unusable(path, error))?;
+                    builder = builder.tls_certs_merge(certificates);
+                }
+                if let Some(ClientCertificate { certificate, key }) = &settings.client_certificate {
+                    let mut pem = read(certificate)?;
+                    pem.push(b'\n');
+                    pem.extend(read(key)?);
+                    builder = builder
+                        .identity(Identity::from_pem(&pem).map_err(|error| unusable(certificate, error))?);
+                }
+            }
+        }
+    }
+    builder.build().map_err(|error| {
+        Failure::permanent(ErrorKind::Local, "TLS cannot be set up; are root certificates installed?")
+            .caused_by(error)
+    })
+}
+
+fn proxies(settings: &Proxies) -> Result<Vec<Proxy>, Error> {
+    type Make = fn(&str) -> reqwest::Result<Proxy>;
+    let except = settings.except.as_deref().and_then(NoProxy::from_string);
+    // The first that matches a URL is taken, so the one for everything comes last.
+    let given: [(&Option<String>, Make); 3] = [
+        (&settings.http, |url| Proxy::http(url)),
+        (&settings.https, |url| Proxy::https(url)),
+        (&settings.all, |url| Proxy::all(url)),
+    ];
+    given
+        .into_iter()
+        .filter_map(|(url, make)| url.as_deref().map(|url| (url, make)))
+        .map(|(url, make)| match make(url) {
+            Ok(proxy) => Ok(proxy.no_proxy(except.clone())),
+            // The library's error would quote the URL, with its password.
+            Err(_) => {
+                let context = Context {
+                    host: without_credentials(url),
+                    repository: String::new(),
+                    subject: "anything".to_owned(),
+                };
+                Err(Error::new(ErrorKind::Local, &context, "the address of this proxy is malformed"))
+            }
+        })
+        .collect()
+}
+
+/// All settings that count for a host: those given, then those found in directories.
+fn host_settings(configuration: &ClientConfiguration, host: &str) -> Result<Vec<HostSettings>, Failure> {
+    let mut settings: Vec<HostSettings> = configuration.hosts.get(host).cloned().into_iter().collect();
+    for directory in &configuration.certificate_directories {
+        let directory = directory.join(host);
+        let failed = |error| {
+            let message = format!("cannot read the certificate directory {}", directory.display());
+            Failure::permanent(ErrorKind::Local, message).caused_by(error)
+        };
+        match std::fs::read_dir(&directory) {
+            Ok(entries) => {
+                let paths: Result<Vec<PathBuf>, _> =
+                    entries.map(|entry| entry.map(|entry| entry.path())).collect();
+                settings.push(settings_of(paths.map_err(failed)?)?);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(settings)
+}
+
+/// What the files of one `certs.d/HOST` directory mean, by Docker's convention.
+fn settings_of(mut paths: Vec<PathBuf>) -> Result<HostSettings, Failure> {
+    paths.sort();
+    let with_extension = |wanted: &str| -> BTreeMap<PathBuf, PathBuf> {
+        paths
+            .iter()
+            .filter(|path| path.extension().is_some_and(|extension| extension == wanted))
+            .map(|path| (path.with_extension(""), path.clone()))
+            .collect()
+    };
+    let mut keys = with_extension("key");
+    let mut client_certificate = None;
+    for (stem, certificate) in with_extension("cert") {
+        let Some(key) = keys.remove(&stem) else {
+            let message = format!("the key that belongs to {} is missing", certificate.display());
+            return Err(Failure::permanent(ErrorKind::Local, message));
+        };
+        client_certificate.get_or_insert(ClientCertificate { certificate, key });
+    }
+    Ok(HostSettings {
+        certificate_authorities: with_extension("crt").into_values().collect(),
+        client_certificate,
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|error| {
+        Failure::permanent(ErrorKind::Local, format!("cannot read {}", path.display())).caused_by(error)
+    })
+}
+
+fn unusable(path: &Path, error: reqwest::Error) -> Failure {
+    Failure::permanent(ErrorKind::Local, format!("{} holds no usable certificate", path.display()))
+        .caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_directory_is_read_by_dockers_convention() {
+        let paths = |names: &[&str]| names.iter().map(|name| Path::new("/d").join(name)).collect::<Vec<_>>();
+        let settings =
+            settings_of(paths(&["z.crt", "client.key", "ca.crt", "client.cert", "notes.txt"])).unwrap();
+        assert_eq!(settings.certificate_authorities, paths(&["ca.crt", "z.crt"]));
+        assert_eq!(
+            settings.client_certificate,
+            Some(ClientCertificate { certificate: "/d/client.cert".into(), key: "/d/client.key".into() })
+        );
+        assert!(settings_of(paths(&["client.cert", "other.key"])).is_err(), "a certificate without its key");
+    }
+}

@@ -1,0 +1,417 @@
+//! A blob in a registry: ranged reads and a resumable stream.
+//!
+//! ```text
+//!           ┌── location known ──▶ storage host ──fails──┐ forget it
+//! open ─────┤                                            ▼
+//!           └── registry ──307──▶ storage host: remembered for the next read
+//!                  │
+//!                 206 exactly what was asked: pass it on
+//!                 200 the range was ignored: skip to it, stop after it, remember that
+//!                 400, 416, 501: ranges are refused, remember that
+//! ```
+//!
+//! Whatever the host sends, no more than the range asked for is kept, and no fewer bytes are taken for all of it. Whether they
+//! are the right bytes the caller finds out, who knows digests.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use reqwest::header;
+use reqwest::{Response, StatusCode, Url};
+
+use crate::content_range;
+use crate::digest::Digest;
+use crate::error::{Context, Error, ErrorKind};
+use crate::origin::Origin;
+use crate::retry::{Outcome, Policy, Retrier};
+use crate::transport::{Answer, Endpoint, Failure, Request, Transport};
+
+/// A transfer slower than this, in bytes a second, is given up even if it never stops.
+const SLOWEST_TRANSFER: u64 = 16 * 1024;
+
+/// What is known about ranged reads.
+#[derive(Debug, Default)]
+pub(crate) struct RangeSupport {
+    state: AtomicU8,
+}
+
+const UNKNOWN: u8 = 0;
+const WORKS: u8 = 1;
+const DOES_NOT_WORK: u8 = 2;
+
+impl RangeSupport {
+    fn learn(&self, works: bool) {
+        self.state.store(if works { WORKS } else { DOES_NOT_WORK }, Ordering::Relaxed);
+    }
+
+    fn verdict(&self) -> Option<bool> {
+        match self.state.load(Ordering::Relaxed) {
+            UNKNOWN => None,
+            state => Some(state == WORKS),
+        }
+    }
+}
+
+/// What a client has learnt of ranged reads, by registry.
+#[derive(Debug, Default)]
+pub(crate) struct RangeMemory {
+    hosts: Mutex<HashMap<Origin, Arc<RangeSupport>>>,
+}
+
+impl RangeMemory {
+    pub(crate) fn of(&self, origin: &Origin) -> Arc<RangeSupport> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.entry(origin.clone()).or_default().clone()
+    }
+}
+
+/// One blob of one repository. Clones share what is learnt.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoteBlob {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    transport: Arc<Transport>,
+    endpoint: Endpoint,
+    digest: Digest,
+    size: u64,
+    /// Where the registry sent us last. It may be a signed URL, so it is never shown.
+    location: Mutex<Option<Url>>,
+    ranges: RangeSupport,
+    host_ranges: Arc<RangeSupport>,
+}
+
+impl RemoteBlob {
+    pub(crate) fn new(
+        transport: Arc<Transport>,
+        endpoint: Endpoint,
+        host_ranges: Arc<RangeSupport>,
+        digest: Digest,
+        size: u64,
+    ) -> RemoteBlob {
+        let ranges = RangeSupport::default();
+        let location = Mutex::new(None);
+        let shared = Shared { transport, endpoint, digest, size, location, ranges, host_ranges };
+        RemoteBlob { shared: Arc::new(shared) }
+    }
+
+    pub(crate) fn digest(&self) -> &Digest {
+        &self.shared.digest
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.shared.size
+    }
+
+    /// What this blob showed, else what its host showed, else hope.
+    pub(crate) fn ranges_work(&self) -> bool {
+        self.shared.ranges.verdict().or_else(|| self.shared.host_ranges.verdict()).unwrap_or(true)
+    }
+
+    pub(crate) fn context(&self) -> Context {
+        self.shared.endpoint.context(format!("blob {}", self.shared.digest))
+    }
+
+    /// Reads exactly `range`, which lies within the blob.
+    pub(crate) async fn read(&self, range: Range<u64>) -> Result<Bytes, Error> {
+        let length = range.end.saturating_sub(range.start);
+        let patience = self.shared.transport.configuration.timeouts.operation;
+        let limit = patience.saturating_add(Duration::from_secs(length / SLOWEST_TRANSFER));
+        let read = tokio::time::timeout(limit, self.read_with_retries(range));
+        match read.await {
+            Ok(result) => result.map_err(|failure| failure.into_error(&self.context())),
+            Err(_) => {
+                let message = format!("{length} bytes did not arrive within {} s", limit.as_secs());
+                Err(Error::new(ErrorKind::Timeout, &self.context(), message))
+            }
+        }
+    }
+
+    async fn read_with_retries(&self, range: Range<u64>) -> Result<Bytes, Failure> {
+        let length = usize::try_from(range.end - range.start).map_err(|_| {
+            Failure::permanent(ErrorKind::InvalidRange, "the range is larger than this machine's memory")
+        })?;
+        let transport = &self.shared.transport;
+        let mut retrier = Retrier::new(Policy::PATIENT, transport.configuration.timeouts.operation);
+        let mut content = BytesMut::with_capacity(length);
+        loop {
+            let start = range.start + content.len() as u64;
+            let failure = match self.open(start..range.end, true).await {
+                Ok(mut body) => match self.fill(&mut body, &mut content, &mut retrier).await {
+                    Ok(()) => return Ok(content.freeze()),
+                    Err(failure) => failure,
+                },
+                Err(failure) => failure,
+            };
+            if content.len() == length {
+                match failure.outcome {
+                    // The connection broke after the last byte that was wanted.
+                    Outcome::Interrupted => return Ok(content.freeze()),
+                    // More came than belongs there, so what came before is suspect.
+                    _ => content.clear(),
+                }
+            }
+            retrier.wait_after(failure, &transport.counters).await?;
+        }
+    }
+
+    async fn fill(
+        &self,
+        body: &mut Body,
+        content: &mut BytesMut,
+        retrier: &mut Retrier,
+    ) -> Result<(), Failure> {
+        while let Some(piece) = body.next(&self.shared.transport).await? {
+            retrier.progressed(piece.len());
+            content.extend_from_slice(&piece);
+        }
+        Ok(())
+    }
+
+    /// The blob from `from` to its end, as it arrives.
+    pub(crate) fn reader(&self, from: u64) -> BlobReader {
+        let patience = self.shared.transport.configuration.timeouts.operation;
+        BlobReader {
+            blob: self.clone(),
+            position: from,
+            body: None,
+            patience,
+            waited: Duration::ZERO,
+            retrier: Retrier::new(Policy::PATIENT, patience),
+        }
+    }
+
+    /// Begins to read `range`; with `ranged` false, by reading the blob from its start.
+    async fn open(&self, range: Range<u64>, ranged: bool) -> Result<Body, Failure> {
+        let whole = range == (0..self.shared.size);
+        let ranged = ranged && !whole;
+        let answer = match self.locate(&range, ranged).await {
+            Err(failure) if failure.kind == ErrorKind::RangeUnsupported => {
+                self.shared.ranges.learn(false);
+                // 416 may speak of this blob only; the others speak of the host.
+                if failure.status != Some(416) {
+                    self.shared.host_ranges.learn(false);
+                }
+                return Err(failure.hinted("the blob can still be read as a whole"));
+            }
+            other => other?,
+        };
+        let origin = Origin::of(&answer.url);
+        match (answer.response.status(), ranged) {
+            (StatusCode::PARTIAL_CONTENT, true) => {
+                check_content_range(&answer.response, &range, self.shared.size, &origin)?;
+                self.shared.ranges.learn(true);
+                self.shared.host_ranges.learn(true);
+                let remaining = range.end - range.start;
+                Ok(Body { response: answer.response, origin, skip: 0, remaining, to_end: true })
+            }
+            (StatusCode::PARTIAL_CONTENT, false) => Err(Failure::malformed(format!(
+                "{origin} sent a part of the blob, but all of it was asked for"
+            ))),
+            _ => {
+                if let Some(length) = answer.response.content_length()
+                    && length != self.shared.size
+                {
+                    return Err(wrong_length(&origin, length, self.shared.size));
+                }
+                if ranged {
+                    self.shared.ranges.learn(false);
+                    self.shared.host_ranges.learn(false);
+                }
+                Ok(Body {
+                    response: answer.response,
+                    origin,
+                    skip: range.start,
+                    remaining: range.end - range.start,
+                    to_end: range.end == self.shared.size,
+                })
+            }
+        }
+    }
+
+    /// Asks where the registry sent us last time, or else the registry.
+    async fn locate(&self, range: &Range<u64>, ranged: bool) -> Result<Answer, Failure> {
+        let Shared { transport, endpoint, digest, .. } = &*self.shared;
+        let range = ranged.then(|| (range.start, range.end - 1));
+        let request = Request { accept: Some("application/octet-stream, */*;q=0.5"), range };
+        let remembered = self.shared.location.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(location) = remembered {
+            match transport.get(endpoint, &location, request).await {
+                // It was answered, and the answer says nothing about the signature.
+                Err(failure) if matches!(failure.status, Some(416 | 429)) => return Err(failure),
+                Err(failure) => {
+                    tracing::debug!(%digest, failure = %failure.message, "asking the registry again for the location");
+                    *self.shared.location.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                }
+                Ok(answer) => return Ok(answer),
+            }
+        }
+        let start = endpoint.url(&format!("blobs/{digest}"))?;
+        let answer = transport.get(endpoint, &start, request).await?;
+        if answer.url != start {
+            *self.shared.location.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.url.clone());
+        }
+        Ok(answer)
+    }
+}
+
+/// Reads a blob to its end, over as many connections as that takes.
+pub(crate) struct BlobReader {
+    blob: RemoteBlob,
+    position: u64,
+    body: Option<Body>,
+    patience: Duration,
+    /// Time spent waiting for the host since it last sent a good deal.
+    waited: Duration,
+    retrier: Retrier,
+}
+
+impl BlobReader {
+    /// The next bytes; `None` after the last, whose end the host has confirmed.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        self.next_with_retries().await.map_err(|failure| failure.into_error(&self.blob.context()))
+    }
+
+    async fn next_with_retries(&mut self) -> Result<Option<Bytes>, Failure> {
+        let size = self.blob.size();
+        loop {
+            if self.body.is_none() && self.position == size {
+                return Ok(None);
+            }
+            let begun = Instant::now();
+            let stepped = self.step().await;
+            self.waited = self.waited.saturating_add(begun.elapsed());
+            let failure = match stepped {
+                Ok(Some(piece)) => {
+                    if self.retrier.progressed(piece.len()) {
+                        self.waited = Duration::ZERO;
+                    } else if self.waited > self.patience {
+                        return Err(Failure::permanent(ErrorKind::Timeout, "the host sends next to nothing"));
+                    }
+                    self.position += piece.len() as u64;
+                    return Ok(Some(piece));
+                }
+                Ok(None) => {
+                    self.body = None;
+                    continue;
+                }
+                Err(failure) => failure,
+            };
+            self.body = None;
+            if self.position == size {
+                match failure.outcome {
+                    // The connection broke after the last byte.
+                    Outcome::Interrupted => return Ok(None),
+                    // What was passed on cannot be taken back.
+                    _ => return Err(failure),
+                }
+            }
+            // What is refused as a range is read from the start and skipped.
+            if failure.kind == ErrorKind::RangeUnsupported {
+                continue;
+            }
+            self.retrier.wait_after(failure, &self.blob.shared.transport.counters).await?;
+        }
+    }
+
+    async fn step(&mut self) -> Result<Option<Bytes>, Failure> {
+        let body = match &mut self.body {
+            Some(body) => body,
+            empty => {
+                let ranged = self.blob.ranges_work();
+                empty.insert(self.blob.open(self.position..self.blob.size(), ranged).await?)
+            }
+        };
+        body.next(&self.blob.shared.transport).await
+    }
+}
+
+/// The part of an answer that was asked for.
+struct Body {
+    response: Response,
+    origin: Origin,
+    /// Bytes still to be thrown away before it begins.
+    skip: u64,
+    /// Bytes still wanted.
+    remaining: u64,
+    /// Whether the answer must end with it.
+    to_end: bool,
+}
+
+impl Body {
+    async fn next(&mut self, transport: &Transport) -> Result<Option<Bytes>, Failure> {
+        loop {
+            if self.remaining == 0 && !self.to_end {
+                return Ok(None);
+            }
+            let Some(mut piece) = transport.next_piece(&mut self.response, &self.origin).await? else {
+                if self.remaining == 0 {
+                    return Ok(None);
+                }
+                return Err(Failure::new(
+                    ErrorKind::BadResponse,
+                    Outcome::Interrupted,
+                    format!("{} ended the answer {} bytes early", self.origin, self.remaining + self.skip),
+                ));
+            };
+            let skipped = self.skip.min(piece.len() as u64);
+            self.skip -= skipped;
+            // Not more than the piece's own length, so it fits.
+            piece.advance(skipped as usize);
+            if piece.is_empty() {
+                continue;
+            }
+            if piece.len() as u64 > self.remaining {
+                if self.to_end {
+                    let message = format!("{} sent more bytes than the blob has", self.origin);
+                    return Err(Failure::malformed(message));
+                }
+                piece.truncate(self.remaining as usize);
+            }
+            self.remaining -= piece.len() as u64;
+            return Ok(Some(piece));
+        }
+    }
+}
+
+fn check_content_range(
+    response: &Response,
+    asked: &Range<u64>,
+    size: u64,
+    origin: &Origin,
+) -> Result<(), Failure> {
+    let header = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    let Some((given, whole)) = header.and_then(content_range::parsed) else {
+        return Err(Failure::malformed(format!("{origin} sent a part of the blob without saying which")));
+    };
+    if given != *asked {
+        return Err(Failure::malformed(format!(
+            "{origin} sent bytes {}-{} instead of {}-{}",
+            given.start,
+            given.end - 1,
+            asked.start,
+            asked.end - 1
+        )));
+    }
+    if let Some(whole) = whole
+        && whole != size
+    {
+        return Err(wrong_length(origin, whole, size));
+    }
+    match response.content_length() {
+        Some(length) if length != asked.end - asked.start => {
+            Err(wrong_length(origin, length, asked.end - asked.start))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn wrong_length(origin: &Origin, found: u64, expected: u64) -> Failure {
+    Failure::malformed(format!("{origin} announces {found} bytes where there should be {expected}"))
+}

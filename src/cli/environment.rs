@@ -1,0 +1,41 @@
+//! What the environment says.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use peelfs_registry::{ClientConfiguration, Platform};
+use tracing_subscriber::EnvFilter;
+
+/// Where the store is when nobody says: `/var/lib/peel` for root, else below the user's data directory (XDG base directory
+/// specification).
+pub fn default_store() -> anyhow::Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/peel"));
+    }
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let data = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")));
+    Ok(data.context("neither XDG_DATA_HOME nor HOME is set; name the store with --store")?.join("peel"))
+}
+
+/// How registries are reached.
+pub fn client(plain_http: bool) -> ClientConfiguration {
+    ClientConfiguration { plain_http, ..ClientConfiguration::from_environment(|name| std::env::var_os(name)) }
+}
+
+/// The platform that was asked for, or this machine's.
+pub fn platform(asked: Option<Platform>) -> Platform {
+    asked.unwrap_or_else(Platform::host)
+}
+
+/// Sends the log to `to`. `PEEL_LOG` (a filter such as `peelfs=debug`) decides what is logged, else the number of `-v`.
+pub fn log(verbose: u8, to: impl for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static) {
+    let default = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_env("PEEL_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(to);
+    // There is no other subscriber, as this is called once in a process.
+    let _ = subscriber.try_init();
+}

@@ -1,0 +1,101 @@
+//! An error told to the person who reads it, and the exit code that a script reads.
+//!
+//! | code | means |
+//! | --- | --- |
+//! | 0 | done |
+//! | 1 | something else |
+//! | 2 | the command line cannot be read |
+//! | 3 | the image, tag, blob or mount does not exist |
+//! | 4 | credentials are missing or refused |
+//! | 5 | the registry cannot be reached, fails, or took too long |
+//! | 6 | content is not what it should be: a digest, a document, an archive |
+//! | 7 | this machine: the mount point, FUSE, permissions |
+//! | 8 | the store: the disk is full, permissions, damage |
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use peelfs::fetch::index::IndexError;
+use peelfs::image::origin::ResolveError;
+use peelfs::mount::ImageMountError;
+use peelfs::store::StoreError;
+use peelfs_fuse::{MountError, UnmountError};
+use peelfs_registry::ErrorKind;
+
+/// What was asked for does not exist.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotFound(pub String);
+
+/// Tells the error with its causes and a hint, and gives the exit code.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    let mut out = anstream::stderr().lock();
+    let mut told = String::new();
+    for (depth, cause) in error.chain().enumerate() {
+        let text = cause.to_string();
+        // Some errors end with the text of their cause.
+        if depth > 0 && told.ends_with(&text) {
+            continue;
+        }
+        let lead = if depth == 0 { "peel: " } else { "  because: " };
+        // If not even this can be written there is nobody to tell.
+        let _ = writeln!(out, "{lead}{text}");
+        told = text;
+    }
+    if let Some(hint) = error.chain().find_map(|cause| registry_error(cause)?.hint()) {
+        let _ = writeln!(out, "  hint: {hint}");
+    }
+    ExitCode::from(code(error))
+}
+
+fn registry_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a peelfs_registry::Error> {
+    if let Some(IndexError::Registry(inner)) = error.downcast_ref() {
+        return Some(inner);
+    }
+    if let Some(ResolveError::Registry(inner)) = error.downcast_ref() {
+        return Some(inner);
+    }
+    error.downcast_ref()
+}
+
+/// The exit code of an error.
+pub fn code(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(code_of_cause).unwrap_or(1)
+}
+
+fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
+    if let Some(error) = registry_error(error) {
+        return Some(match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NoMatchingPlatform => 3,
+            ErrorKind::Unauthorized => 4,
+            ErrorKind::DigestMismatch | ErrorKind::BadDocument | ErrorKind::TooLarge => 6,
+            ErrorKind::Local => 7,
+            _ => 5,
+        });
+    }
+    if error.is::<NotFound>() {
+        return Some(3);
+    }
+    if error.is::<MountError>() || error.is::<UnmountError>() {
+        return Some(7);
+    }
+    if error.is::<StoreError>() {
+        return Some(8);
+    }
+    match error.downcast_ref::<ImageMountError>() {
+        Some(ImageMountError::Unknown { .. }) => return Some(3),
+        Some(ImageMountError::Mount(_)) => return Some(7),
+        Some(ImageMountError::Merge { .. }) => return Some(6),
+        _ => {}
+    }
+    match error.downcast_ref::<IndexError>() {
+        Some(IndexError::Store(_)) => return Some(8),
+        Some(IndexError::Registry(_)) | None => {}
+        Some(_) => return Some(6),
+    }
+    match error.downcast_ref::<ResolveError>() {
+        Some(ResolveError::Registry(_)) | None => None,
+        Some(_) => Some(6),
+    }
+}

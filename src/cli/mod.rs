@@ -1,0 +1,63 @@
+//! The command line: one file per command, and what they share.
+//!
+//! Only here are environment, terminal and signals known. A command gives an error that [`failure`] tells to the person and
+//! turns into an exit code.
+
+mod background;
+mod environment;
+mod failure;
+mod ls;
+mod mount;
+mod output;
+mod progress;
+mod show;
+mod status;
+mod tree;
+mod unmount;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Mount a container image the moment it is named; its bytes are fetched when they are read.
+#[derive(Parser)]
+#[command(name = "peel", version, max_term_width = 100)]
+struct Arguments {
+    /// Directory of the store [default: /var/lib/peel; without root $XDG_DATA_HOME/peel]
+    #[arg(long, global = true, value_name = "DIR", env = "PEEL_STORE")]
+    store: Option<PathBuf>,
+    /// Log more: once for what happens, twice for how
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Mount(mount::Arguments),
+    Unmount(unmount::Arguments),
+    Ls(ls::Arguments),
+    Show(show::Arguments),
+    Tree(tree::Arguments),
+    Status(status::Arguments),
+}
+
+/// Runs what the command line says.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    let store = arguments.store.map_or_else(environment::default_store, Ok);
+    let result = store.and_then(|store| match arguments.command {
+        Command::Mount(command) => mount::run(command, &store, arguments.verbose),
+        Command::Unmount(command) => unmount::run(command, &store),
+        Command::Ls(command) => ls::run(&command, &store),
+        Command::Show(command) => show::run(&command, &store),
+        Command::Tree(command) => tree::run(&command, &store),
+        Command::Status(command) => status::run(&command, &store),
+    });
+    match result {
+        Ok(code) => code,
+        Err(error) => failure::report(&error),
+    }
+}

@@ -1,0 +1,197 @@
+//! `peel mount REF DIR`
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use peelfs::mount::{Mounted, Pull, Request, prepare};
+use peelfs::store::Store;
+use peelfs_fuse::{MountOptions, Unmounter};
+use peelfs_registry::{ImageReference, Platform};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::background::{self, Side};
+use super::{environment, failure, progress};
+
+/// Mount an image as a directory
+///
+/// Returns when DIR is usable, and goes on serving it in the background until it is unmounted.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The image: a registry reference such as python:3.12 or host:5000/name@sha256:…, or oci:PATH[:TAG]
+    #[arg(value_name = "REF")]
+    reference: ImageReference,
+    /// An empty directory
+    #[arg(value_name = "DIR")]
+    mountpoint: PathBuf,
+    /// The platform to choose from an image index, such as linux/arm64 [default: this machine's]
+    #[arg(long)]
+    platform: Option<Platform>,
+    /// Stay in the foreground; SIGINT and SIGTERM unmount
+    #[arg(short, long)]
+    foreground: bool,
+    /// When to ask the registry what REF means
+    #[arg(long, value_enum, default_value_t = PullArgument::Missing)]
+    pull: PullArgument,
+    /// Speak plain HTTP to the registry (loopback hosts are spoken to so anyway)
+    #[arg(long)]
+    plain_http: bool,
+    /// Seconds after which a read that waits for the registry fails with an I/O error
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    read_timeout: u64,
+    /// Let other users look in [default: when root mounts]
+    #[arg(long)]
+    allow_other: bool,
+    /// Let setuid, setgid and file capabilities of the image have effect
+    #[arg(long)]
+    suid: bool,
+    /// Let device nodes of the image be opened
+    #[arg(long)]
+    dev: bool,
+    /// Write the log to FILE [default in the background: log/ in the store]
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum PullArgument {
+    /// If the store does not know it
+    Missing,
+    /// Each time
+    Always,
+    /// Never
+    Never,
+}
+
+/// Runs the command. The process forks here, before it has a second thread.
+pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
+    // The serving process leaves the current directory.
+    let store = std::path::absolute(store)?;
+    if arguments.foreground {
+        serve(&arguments, &store, verbose, || Ok(()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    match background::fork().context("cannot start the serving process")? {
+        Side::Parent(code) => Ok(code),
+        Side::Child(word) => {
+            let mut word = Some(word);
+            let told = serve(&arguments, &store, verbose, || match word.take() {
+                Some(word) => Ok(word.usable()?),
+                None => Ok(()),
+            });
+            if let Err(error) = told {
+                let code = failure::report(&error);
+                if let Some(word) = word {
+                    word.failed(failure::code(&error));
+                }
+                return Ok(code);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn serve(
+    arguments: &Arguments,
+    store: &Path,
+    verbose: u8,
+    usable: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let store = Arc::new(Store::open(store)?);
+    start_log(arguments, &store, verbose)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("peel-network")
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    let prepared = prepare(store.clone(), runtime.handle(), request(arguments))?;
+    let mounted = prepared.mount(&options(arguments))?;
+    stop_on_signals(&runtime, mounted.session().unmounter())?;
+    usable()?;
+    tracing::info!(image = %arguments.reference, mountpoint = %mounted.session().mountpoint().display(), "mounted");
+    keep_house(&store, &mounted);
+    mounted.wait();
+    Ok(())
+}
+
+fn request(arguments: &Arguments) -> Request {
+    Request {
+        reference: arguments.reference.clone(),
+        platform: environment::platform(arguments.platform.clone()),
+        pull: match arguments.pull {
+            PullArgument::Missing => Pull::Missing,
+            PullArgument::Always => Pull::Always,
+            PullArgument::Never => Pull::Never,
+        },
+        client: environment::client(arguments.plain_http),
+        read_deadline: Duration::from_secs(arguments.read_timeout),
+        progress: progress::to_terminal(arguments.quiet),
+    }
+}
+
+fn options(arguments: &Arguments) -> MountOptions {
+    MountOptions {
+        allow_other: arguments.allow_other || rustix::process::geteuid().is_root(),
+        nosuid: !arguments.suid,
+        nodev: !arguments.dev,
+        ..MountOptions::new(&arguments.mountpoint, arguments.reference.to_string())
+    }
+}
+
+/// In the foreground the log goes to standard error, in the background to a file of the store.
+fn start_log(arguments: &Arguments, store: &Store, verbose: u8) -> anyhow::Result<()> {
+    let path = match (&arguments.log, arguments.foreground) {
+        (Some(path), _) => path.clone(),
+        (None, true) => {
+            environment::log(verbose, std::io::stderr);
+            return Ok(());
+        }
+        (None, false) => {
+            let directory = store.path().join("log");
+            std::fs::create_dir_all(&directory)
+                .with_context(|| format!("cannot make {}", directory.display()))?;
+            directory.join(format!("{}.log", std::process::id()))
+        }
+    };
+    let file = std::fs::File::options().create(true).append(true).open(&path);
+    let file = file.with_context(|| format!("cannot write the log {}", path.display()))?;
+    environment::log(verbose, Mutex::new(file));
+    Ok(())
+}
+
+/// SIGINT and SIGTERM unmount; a mount in use disappears from its directory and is served until nobody uses it any more.
+fn stop_on_signals(runtime: &tokio::runtime::Runtime, unmounter: Unmounter) -> anyhow::Result<()> {
+    let _guard = runtime.enter();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    runtime.spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            let unmounter = unmounter.clone();
+            let unmounted = tokio::task::spawn_blocking(move || {
+                unmounter.unmount(false).or_else(|_| unmounter.unmount(true))
+            });
+            if let Ok(Err(error)) = unmounted.await {
+                tracing::error!(error = %peelfs::error::chain(&error), "cannot unmount");
+            }
+        }
+    });
+    Ok(())
+}
+
+/// What can wait until the directory is usable.
+fn keep_house(store: &Store, mounted: &Mounted) {
+    mounted.settle();
+    if let Err(error) = store.sweep() {
+        tracing::warn!(error = %peelfs::error::chain(&error), "leftovers in the store were not removed");
+    }
+}

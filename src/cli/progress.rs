@@ -1,0 +1,59 @@
+//! Progress of layers that are streamed: bars on a terminal, plain lines elsewhere.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::sync::{Arc, Mutex};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use peelfs::fetch::index::{Event, Progress};
+use peelfs_registry::Digest;
+
+use super::output::{bytes, short};
+
+/// Tells on standard error what happens to the layers.
+pub fn to_terminal(quiet: bool) -> Progress {
+    if quiet {
+        return Arc::new(|_| {});
+    }
+    if !std::io::stderr().is_terminal() {
+        return Arc::new(|event| match event {
+            Event::StreamStarted(layer, size) => {
+                eprintln!(
+                    "{}: no usable table of contents; streaming {}",
+                    short(layer.as_str()),
+                    bytes(size)
+                );
+            }
+            Event::StreamFinished(layer) => eprintln!("{}: whole and verified", short(layer.as_str())),
+            Event::Indexed(_) | Event::Streamed(..) => {}
+        });
+    }
+    let all = MultiProgress::new();
+    let bars: Mutex<HashMap<Digest, ProgressBar>> = Mutex::default();
+    Arc::new(move |event| {
+        let mut bars = bars.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match event {
+            Event::Indexed(_) => {}
+            Event::StreamStarted(layer, size) => {
+                let bar = all.add(ProgressBar::new(size).with_style(style()));
+                bar.set_prefix(short(layer.as_str()));
+                bars.insert(layer, bar);
+            }
+            Event::Streamed(layer, done) => {
+                if let Some(bar) = bars.get(&layer) {
+                    bar.set_position(done);
+                }
+            }
+            Event::StreamFinished(layer) => {
+                if let Some(bar) = bars.remove(&layer) {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    })
+}
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("{prefix}  {bar:30}  {bytes} of {total_bytes}  {bytes_per_sec}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+}

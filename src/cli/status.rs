@@ -1,0 +1,107 @@
+//! `peel status`
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use peelfs::fetch::index::open_local;
+use peelfs::mount::live::{LiveMount, Liveness, live_mounts};
+use peelfs::store::Store;
+use serde::Serialize;
+
+use super::output::{self, Align};
+
+/// Show what is mounted, and what came over the network for it
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct MountLine {
+    mountpoint: String,
+    reference: String,
+    manifest_digest: String,
+    pid: u32,
+    /// `live`, or `dead` if the serving process was killed.
+    state: &'static str,
+    started_at: i64,
+    /// HTTP requests that this mount has made.
+    requests: u64,
+    /// Bytes that they brought.
+    fetched_bytes: u64,
+    retries: u64,
+    /// Bytes of the image's layer blobs whose content is here, whichever mount brought it.
+    present_bytes: u64,
+    /// Bytes of the image's layer blobs.
+    blob_bytes: u64,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
+    let store = Store::open(store)?;
+    let lines =
+        live_mounts(&store)?.iter().map(|mount| line(&store, mount)).collect::<anyhow::Result<Vec<_>>>()?;
+    if arguments.json {
+        output::json(&lines)?;
+    } else {
+        output::print(&table(&lines))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn line(store: &Store, mount: &LiveMount) -> anyhow::Result<MountLine> {
+    let (mut present_bytes, mut blob_bytes) = (0, 0);
+    for layer in store.database().layers_of(&mount.record.manifest_digest)? {
+        blob_bytes += layer.size;
+        if let Some(content) = open_local(store, &layer.digest.parse()?)? {
+            present_bytes += content.blob_bytes_present(layer.size);
+        }
+    }
+    Ok(MountLine {
+        mountpoint: mount.record.mountpoint.display().to_string(),
+        reference: mount.record.reference.clone(),
+        manifest_digest: mount.record.manifest_digest.clone(),
+        pid: mount.record.pid,
+        state: match mount.liveness {
+            Liveness::Live => "live",
+            Liveness::Dead => "dead",
+        },
+        started_at: mount.record.started_at,
+        requests: mount.statistics.requests,
+        fetched_bytes: mount.statistics.bytes_received,
+        retries: mount.statistics.retries,
+        present_bytes,
+        blob_bytes,
+    })
+}
+
+fn table(lines: &[MountLine]) -> String {
+    let columns = [
+        ("MOUNTED AT", Align::Left),
+        ("IMAGE", Align::Left),
+        ("STATE", Align::Left),
+        ("PID", Align::Right),
+        ("REQUESTS", Align::Right),
+        ("FETCHED", Align::Right),
+        ("OF", Align::Right),
+        ("HERE", Align::Right),
+    ];
+    let rows: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            vec![
+                line.mountpoint.clone(),
+                line.reference.clone(),
+                line.state.to_owned(),
+                line.pid.to_string(),
+                line.requests.to_string(),
+                output::bytes(line.fetched_bytes),
+                output::bytes(line.blob_bytes),
+                output::percent(line.present_bytes, line.blob_bytes),
+            ]
+        })
+        .collect();
+    output::table(&columns, &rows)
+}

@@ -1,0 +1,338 @@
+//! How a layer comes into the store: known already, lazily by its table of contents, or streamed once.
+//!
+//! Whoever brings a layer holds its lock from the look into the store until the layer is published there, so that of two
+//! processes one works and the other finds the result.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use futures_util::StreamExt;
+use peelfs_registry::Digest;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::content::LayerContent;
+use super::lazy::Fetcher;
+use super::source::OriginBlob;
+use crate::error::chain;
+use crate::image::Layer;
+use crate::image::origin::Origin;
+use crate::layer::builder::{BuildError, LayerBuilder};
+use crate::layer::compression::{MediaTypeError, check_media_type};
+use crate::layer::entry::Entry;
+use crate::layer::estargz::{self, EstargzError, Footer};
+use crate::layer::stream::{self, StreamDigest, StreamError, StreamExpectation};
+use crate::layer::tar::{SinkError, TarSink};
+use crate::store::{LayerDraft, LayerFiles, PendingPublish, Store, StoreError};
+use crate::table::placement::{DataFile, pieces};
+use crate::table::{Table, TableError};
+
+/// Layers that are streamed at the same time. Each keeps a decoder and a hasher busy.
+const STREAMS: usize = 4;
+
+/// Why a layer cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// Its media type is not one that is read.
+    #[error(transparent)]
+    MediaType(#[from] MediaTypeError),
+    /// The registry or layout.
+    #[error(transparent)]
+    Registry(#[from] peelfs_registry::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its table of contents.
+    #[error("its table of contents cannot be used")]
+    Estargz(#[from] EstargzError),
+    /// Its archive.
+    #[error("its archive cannot be used")]
+    Stream(#[from] StreamError),
+    /// An entry.
+    #[error("its entries cannot be used")]
+    Build(#[from] BuildError),
+    /// The table that was just written.
+    #[error("its inode table cannot be used")]
+    Table(#[from] TableError),
+}
+
+/// What happens to the layers of an image, for a progress bar.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The table of contents of a lazy layer was got.
+    Indexed(Digest),
+    /// A layer begins to be streamed; it has so many bytes.
+    StreamStarted(Digest, u64),
+    /// So many bytes of a streamed layer have come in all.
+    Streamed(Digest, u64),
+    /// A streamed layer is whole and verified.
+    StreamFinished(Digest),
+}
+
+/// Who is told of [`Event`]s.
+pub type Progress = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// Brings the layers of one image.
+pub struct Indexer {
+    store: Arc<Store>,
+    origin: Arc<Origin>,
+    fetcher: Arc<Fetcher>,
+    progress: Progress,
+    streams: Semaphore,
+    commits: Mutex<Vec<JoinHandle<Result<(), StoreError>>>>,
+}
+
+/// What a layer's table is known by.
+pub fn identity(layer: &Digest) -> [u8; 32] {
+    Sha256::digest(layer.as_str()).into()
+}
+
+impl Indexer {
+    /// Brings layers from `origin` into `store`.
+    pub fn new(
+        store: Arc<Store>,
+        origin: Arc<Origin>,
+        fetcher: Arc<Fetcher>,
+        progress: Progress,
+    ) -> Arc<Indexer> {
+        let streams = Semaphore::new(STREAMS);
+        Arc::new(Indexer { store, origin, fetcher, progress, streams, commits: Mutex::default() })
+    }
+
+    /// Opens a layer that is in the store.
+    pub fn open_known(&self, layer: &Layer) -> Result<Option<Arc<LayerContent>>, StoreError> {
+        let Some((table, files)) = open_files(&self.store, &layer.descriptor.digest)? else {
+            return Ok(None);
+        };
+        Ok(Some(self.content(layer, table, files)))
+    }
+
+    fn content(&self, layer: &Layer, table: Table, files: LayerFiles) -> Arc<LayerContent> {
+        let descriptor = &layer.descriptor;
+        if files.chunk_map.is_none() {
+            return LayerContent::local(descriptor.digest.as_str(), table, files);
+        }
+        let source =
+            Arc::new(OriginBlob::new(self.origin.clone(), descriptor.digest.clone(), descriptor.size));
+        LayerContent::lazy_from(descriptor.digest.as_str(), table, files, source, self.fetcher.clone())
+    }
+
+    /// Opens a layer, bringing it into the store if it is not there. What was brought is usable at once, and visible to
+    /// others as soon as it is on disk.
+    pub async fn open(self: Arc<Self>, layer: Layer) -> Result<Arc<LayerContent>, IndexError> {
+        if let Some(content) = self.open_known(&layer)? {
+            return Ok(content);
+        }
+        check_media_type(&layer.descriptor.media_type)?;
+        let (indexer, digest) = (self.clone(), layer.descriptor.digest.clone());
+        let lock = blocking(move || indexer.store.layers().layer(digest.as_str())?.lock()).await?;
+        if let Some(content) = self.open_known(&layer)? {
+            return Ok(content);
+        }
+        let blob =
+            OriginBlob::new(self.origin.clone(), layer.descriptor.digest.clone(), layer.descriptor.size);
+        let brought = match self.index(&layer, &blob).await? {
+            Some(brought) => brought,
+            None => self.stream(&layer, &blob).await?,
+        };
+        let (files, pending) = brought;
+        let table = Table::open(&files.table, &identity(&layer.descriptor.digest))?;
+        // Not after the last layer: two processes that each held a layer for which the other waits would never end.
+        let commit = tokio::task::spawn_blocking(move || {
+            // If something stands there it is damaged: else it would have been opened.
+            pending.commit_replacing()?;
+            drop(lock);
+            Ok(())
+        });
+        self.commits().push(commit);
+        Ok(self.content(&layer, table, files))
+    }
+
+    fn commits(&self) -> MutexGuard<'_, Vec<JoinHandle<Result<(), StoreError>>>> {
+        self.commits.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits until all that was brought is on disk and visible to others.
+    pub async fn committed(&self) -> Result<(), StoreError> {
+        let commits = std::mem::take(&mut *self.commits());
+        for commit in commits {
+            joined(commit.await)?;
+        }
+        Ok(())
+    }
+
+    /// The lazy way, if the layer has a table of contents that the manifest vouches for and its host reads by ranges.
+    async fn index(
+        &self,
+        layer: &Layer,
+        blob: &OriginBlob,
+    ) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
+        let (Some(toc_digest), size) = (layer.toc_digest(), layer.descriptor.size) else { return Ok(None) };
+        let blob = blob.open().await?;
+        let tail_start = size - tail_length(size);
+        let tail = match blob.read(tail_start..size).await {
+            Ok(tail) => tail,
+            Err(error) if error.kind() == peelfs_registry::ErrorKind::RangeUnsupported => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let Some(footer) = Footer::parse(&tail, size) else {
+            tracing::warn!(layer = %layer.descriptor.digest, "the manifest names a table of contents that the layer does not have; it is streamed");
+            return Ok(None);
+        };
+        if !blob.ranges_work() {
+            return Ok(None);
+        }
+        let toc_end = footer.toc_offset + footer.toc_length;
+        let toc = if footer.toc_offset >= tail_start {
+            tail.slice((footer.toc_offset - tail_start) as usize..(toc_end - tail_start) as usize)
+        } else {
+            blob.read(footer.toc_offset..toc_end).await?
+        };
+        (self.progress)(Event::Indexed(layer.descriptor.digest.clone()));
+        let (store, digest) = (self.store.clone(), layer.descriptor.digest.clone());
+        blocking(move || {
+            let contents = estargz::read_toc(&toc, toc_digest, size, footer.toc_offset)?;
+            let mut builder = LayerBuilder::new();
+            for entry in contents.entries {
+                builder.add(entry)?;
+            }
+            let draft = store.layers().layer(digest.as_str())?.create()?;
+            for (number, length) in builder.large_sizes().iter().enumerate() {
+                draft.data().set_length(DataFile::Large(number as u32), *length)?;
+            }
+            draft.data().set_length(DataFile::Packed, contents.decoded_length)?;
+            let table = builder.finish(identity(&digest), &contents.chunks)?;
+            Ok(Some(draft.finish_unsynced(&table, Some(contents.chunks.len() as u64))?))
+        })
+        .await
+    }
+
+    /// The one pass over a layer that has no table of contents.
+    async fn stream(
+        &self,
+        layer: &Layer,
+        blob: &OriginBlob,
+    ) -> Result<(LayerFiles, PendingPublish), IndexError> {
+        // The semaphore is never closed, so this is always a permit.
+        let _permit = self.streams.acquire().await;
+        let (digest, size) = (layer.descriptor.digest.clone(), layer.descriptor.size);
+        (self.progress)(Event::StreamStarted(digest.clone(), size));
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(64);
+        let unpack = {
+            let (store, layer, progress) = (self.store.clone(), layer.clone(), self.progress.clone());
+            tokio::task::spawn_blocking(move || {
+                let descriptor = &layer.descriptor;
+                let draft = store.layers().layer(descriptor.digest.as_str())?.create()?;
+                let mut sink = DraftSink { builder: LayerBuilder::new(), draft };
+                let expectation = StreamExpectation {
+                    blob_digest: stream_digest(&descriptor.digest),
+                    blob_size: descriptor.size,
+                    diff_id: Some(stream_digest(&layer.diff_id)),
+                    maximum_decoded: stream::MAXIMUM_DECODED,
+                };
+                let told = |bytes| progress(Event::Streamed(descriptor.digest.clone(), bytes));
+                let pieces = std::iter::from_fn(|| receiver.blocking_recv());
+                let streamed = stream::unpack_stream(pieces, &expectation, &mut sink, &told)?;
+                let DraftSink { builder, draft } = sink;
+                for (number, length) in builder.large_sizes().iter().enumerate() {
+                    draft.data().set_length(DataFile::Large(number as u32), *length)?;
+                }
+                draft.data().set_length(DataFile::Packed, streamed.decoded_length)?;
+                let table = builder.finish(identity(&descriptor.digest), &[])?;
+                Ok::<_, IndexError>(draft.finish_unsynced(&table, None)?)
+            })
+        };
+        let mut bytes = std::pin::pin!(blob.open().await?.stream(0));
+        while let Some(piece) = bytes.next().await {
+            let failed = piece.is_err();
+            // The unpacking thread hangs up when it fails; its own error tells more.
+            if sender.send(piece).await.is_err() || failed {
+                break;
+            }
+        }
+        drop(sender);
+        let brought = joined(unpack.await)?;
+        (self.progress)(Event::StreamFinished(digest));
+        Ok(brought)
+    }
+}
+
+/// Opens a layer that is in the store, only to look at it; nothing if it is not there or must be made again.
+pub fn open_local(store: &Store, layer: &Digest) -> Result<Option<Arc<LayerContent>>, StoreError> {
+    Ok(open_files(store, layer)?.map(|(table, files)| LayerContent::local(layer.as_str(), table, files)))
+}
+
+/// A table that does not hold, or files that are not whole, are as good as none: the layer is made again.
+fn open_files(store: &Store, layer: &Digest) -> Result<Option<(Table, LayerFiles)>, StoreError> {
+    let files = match store.layers().layer(layer.as_str())?.open() {
+        Ok(Some(files)) => files,
+        Ok(None) => return Ok(None),
+        Err(error @ StoreError::Damaged { .. }) => {
+            tracing::warn!(%layer, error = %chain(&error), "the layer is made again");
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    match Table::open(&files.table, &identity(layer)) {
+        Ok(table) => Ok(Some((table, files))),
+        Err(error) => {
+            tracing::warn!(%layer, error = %chain(&error), "the layer is made again");
+            Ok(None)
+        }
+    }
+}
+
+/// Bytes of the end of a layer blob that are fetched first. One hundredth is more than footer and table of contents take as a
+/// rule: 0.7 % of the layers of a Debian system with Python.
+fn tail_length(size: u64) -> u64 {
+    (size / 100).clamp(64 << 10, 8 << 20).min(size)
+}
+
+fn stream_digest(digest: &Digest) -> StreamDigest {
+    let bytes = digest.to_bytes();
+    match <[u8; 32]>::try_from(&bytes[..]) {
+        Ok(bytes) => StreamDigest::Sha256(bytes),
+        Err(_) => {
+            let mut long = [0; 64];
+            long.copy_from_slice(&bytes);
+            StreamDigest::Sha512(long)
+        }
+    }
+}
+
+/// Runs what blocks beside the runtime's own threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    joined(tokio::task::spawn_blocking(work).await)
+}
+
+/// The result of a task; its panic goes on here.
+fn joined<T>(result: Result<T, tokio::task::JoinError>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => std::panic::panic_any(error.to_string()),
+        },
+    }
+}
+
+/// Entries go to the tree, payload to its place in the data files.
+struct DraftSink {
+    builder: LayerBuilder,
+    draft: LayerDraft,
+}
+
+impl TarSink for DraftSink {
+    fn entry(&mut self, entry: Entry) -> Result<(), SinkError> {
+        Ok(self.builder.add(entry)?)
+    }
+
+    fn payload(&mut self, decoded_offset: u64, mut bytes: &[u8]) -> Result<(), SinkError> {
+        for piece in pieces(self.builder.large_parts(), decoded_offset, bytes.len() as u64) {
+            let (part, rest) = bytes.split_at(piece.length as usize);
+            self.draft.write(piece.file, piece.file_offset, part)?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+}

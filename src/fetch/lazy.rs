@@ -1,0 +1,293 @@
+//! The chunks of one layer that are on their way, and who waits for them.
+//!
+//! Lock: one mutex per layer around [`State`]; held for bookkeeping only, never across a read, a write or a callback. A chunk
+//! is marked in the chunk map before it leaves `State`, so whoever looks under the lock finds it in one of the two.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use super::content::LayerContent;
+use super::planner::{self, Limits, Request, blob_range};
+use super::readahead::Readahead;
+use super::source::BlobSource;
+use crate::error::chain;
+use crate::layer::chunk::{self, ChunkError};
+use crate::layer::entry::Chunk;
+use crate::store::StoreError;
+use crate::table::format::{ChunkRecord, Codec};
+
+/// Why chunks did not arrive.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The blob could not be read.
+    #[error("{layer}: cannot read bytes {}..{} of the blob", range.start, range.end)]
+    Source {
+        /// The layer's digest.
+        layer: Arc<str>,
+        /// Which bytes.
+        range: Range<u64>,
+        /// What the source said.
+        #[source]
+        cause: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// What came is not what the digest promises.
+    #[error("{layer}: bytes {}..{} of the blob are not what its table of contents promises", range.start, range.end)]
+    Chunk {
+        /// The layer's digest.
+        layer: Arc<str>,
+        /// Which bytes.
+        range: Range<u64>,
+        /// What is wrong.
+        #[source]
+        cause: Arc<ChunkError>,
+    },
+    /// It could not be kept.
+    #[error("{layer}: cannot write to the store")]
+    Store {
+        /// The layer's digest.
+        layer: Arc<str>,
+        /// What the store said.
+        #[source]
+        cause: Arc<StoreError>,
+    },
+    /// The layer was opened only to be looked at.
+    #[error("{layer}: not all of it is here, and it was opened without a source")]
+    NoSource {
+        /// The layer's digest.
+        layer: Arc<str>,
+    },
+    /// It took too long.
+    #[error("{layer}: no answer within {} s", deadline.as_secs())]
+    Deadline {
+        /// The layer's digest.
+        layer: Arc<str>,
+        /// How long was waited.
+        deadline: Duration,
+    },
+}
+
+/// What all layers of a process share for fetching.
+pub struct Fetcher {
+    runtime: Handle,
+    /// One permit per KiB of blob bytes that may be in memory.
+    memory: Semaphore,
+    deadline: Duration,
+    observer: Box<dyn Fn() + Send + Sync>,
+}
+
+/// Blob bytes in memory at once, in KiB.
+const MEMORY: u32 = 96 << 10;
+
+impl Fetcher {
+    /// Fetches on that runtime. A reader waits at most `deadline`. `observer` is called after each request.
+    pub fn new(
+        runtime: Handle,
+        deadline: Duration,
+        observer: impl Fn() + Send + Sync + 'static,
+    ) -> Arc<Fetcher> {
+        let memory = Semaphore::new(MEMORY as usize);
+        Arc::new(Fetcher { runtime, memory, deadline, observer: Box::new(observer) })
+    }
+}
+
+type Done = Box<dyn FnOnce(Result<(), FetchError>) + Send>;
+
+/// A reader who waits for several chunks.
+struct Waiter {
+    left: usize,
+    done: Option<Done>,
+}
+
+#[derive(Default)]
+struct State {
+    in_flight: HashMap<u32, Vec<Arc<Mutex<Waiter>>>>,
+    readahead: Readahead,
+}
+
+/// The lazy side of a layer.
+pub(super) struct Lazy {
+    source: Arc<dyn BlobSource>,
+    fetcher: Arc<Fetcher>,
+    state: Mutex<State>,
+}
+
+impl Lazy {
+    pub(super) fn new(source: Arc<dyn BlobSource>, fetcher: Arc<Fetcher>) -> Lazy {
+        Lazy { source, fetcher, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held leaves bookkeeping that is still whole: every change is one insert or remove.
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Brings these chunks of `content` and then calls `done`, on this thread if they are all here.
+    pub(super) fn request(&self, content: &Arc<LayerContent>, chunks: Range<usize>, done: Done) {
+        let waiter = Arc::new(Mutex::new(Waiter { left: 0, done: None }));
+        let (mut done, mut fresh) = (Some(done), Vec::new());
+        let mut waited = 0;
+        {
+            let mut state = self.state();
+            for number in chunks.clone() {
+                if content.has_chunk(number) {
+                    continue;
+                }
+                let number = number as u32;
+                let waiters = state.in_flight.entry(number).or_insert_with(|| {
+                    fresh.push(number);
+                    Vec::new()
+                });
+                waiters.push(waiter.clone());
+                waited += 1;
+            }
+            if !fresh.is_empty() {
+                self.read_ahead(content, chunks, &mut state, &mut fresh);
+            }
+            if waited > 0 {
+                // Nobody counts down before the state is unlocked: the waiters are found through it.
+                *lock(&waiter) = Waiter { left: waited, done: done.take() };
+            }
+        }
+        if let Some(done) = done {
+            return done(Ok(()));
+        }
+        self.watch(&waiter, content);
+        for request in planner::plan(content.table().chunks(), fresh, Limits::default()) {
+            self.fetcher.runtime.spawn(bring(content.clone(), request));
+        }
+    }
+
+    /// Adds chunks that follow on `wanted` in the blob, as many as the readahead says.
+    fn read_ahead(
+        &self,
+        content: &LayerContent,
+        wanted: Range<usize>,
+        state: &mut State,
+        fresh: &mut Vec<u32>,
+    ) {
+        let mut left = state.readahead.missed(wanted.clone());
+        let all = content.table().chunks();
+        for number in wanted.end..all.len() {
+            let length = blob_range(&all[number]).end - blob_range(&all[number]).start;
+            if left < length {
+                break;
+            }
+            left -= length;
+            state.readahead.extended(number + 1);
+            if !content.has_chunk(number) {
+                state.in_flight.entry(number as u32).or_insert_with(|| {
+                    fresh.push(number as u32);
+                    Vec::new()
+                });
+            }
+        }
+    }
+
+    /// Ends the wait at the deadline.
+    fn watch(&self, waiter: &Arc<Mutex<Waiter>>, content: &LayerContent) {
+        let (waiter, deadline) = (Arc::downgrade(waiter), self.fetcher.deadline);
+        let layer = content.layer().clone();
+        self.fetcher.runtime.spawn(async move {
+            tokio::time::sleep(deadline).await;
+            if let Some(waiter) = waiter.upgrade() {
+                settle(&waiter, Err(FetchError::Deadline { layer, deadline }));
+            }
+        });
+    }
+
+    /// Tells everyone who waits for these chunks, which leave the state.
+    fn finish(&self, chunks: &[u32], result: Result<(), FetchError>) {
+        let waiters: Vec<_> = {
+            let mut state = self.state();
+            chunks.iter().filter_map(|number| state.in_flight.remove(number)).flatten().collect()
+        };
+        for waiter in waiters {
+            settle(&waiter, result.clone());
+        }
+    }
+}
+
+fn lock(waiter: &Mutex<Waiter>) -> MutexGuard<'_, Waiter> {
+    waiter.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Counts one chunk of a waiter as settled; the last one, or the first error, calls it back.
+fn settle(waiter: &Mutex<Waiter>, result: Result<(), FetchError>) {
+    let done = {
+        let mut waiter = lock(waiter);
+        waiter.left = waiter.left.saturating_sub(1);
+        if result.is_err() || waiter.left == 0 { waiter.done.take() } else { None }
+    };
+    if let Some(done) = done {
+        done(result);
+    }
+}
+
+/// Fetches one request, and delivers its chunks.
+async fn bring(content: Arc<LayerContent>, request: Request) {
+    let Some(lazy) = content.lazy() else { return };
+    let length = request.range.end - request.range.start;
+    let permits = u32::try_from(length >> 10).unwrap_or(MEMORY).clamp(1, MEMORY);
+    // The semaphore is never closed, so this is always a permit.
+    let _permit = lazy.fetcher.memory.acquire_many(permits).await;
+    let bytes = if length == 0 {
+        bytes::Bytes::new()
+    } else {
+        match lazy.source.read(request.range.clone()).await {
+            Ok(bytes) => bytes,
+            Err(cause) => {
+                let error = FetchError::Source {
+                    layer: content.layer().clone(),
+                    range: request.range,
+                    cause: cause.into(),
+                };
+                return lazy.finish(&request.chunks, Err(error));
+            }
+        }
+    };
+    (lazy.fetcher.observer)();
+    let delivery = {
+        let content = content.clone();
+        tokio::task::spawn_blocking(move || {
+            let Some(lazy) = content.lazy() else { return };
+            for number in &request.chunks {
+                let result = deliver(&content, *number, request.range.start, &bytes);
+                if let Err(error) = &result {
+                    tracing::error!(layer = %content.layer(), chunk = number, error = %chain(error), "a chunk did not arrive");
+                }
+                lazy.finish(&[*number], result);
+            }
+        })
+    };
+    // The task ends the waits of all its chunks; should it panic, their deadline does.
+    let _ = delivery.await;
+}
+
+/// Decodes, verifies, writes and marks one chunk, in that order.
+fn deliver(content: &LayerContent, number: u32, start: u64, bytes: &[u8]) -> Result<(), FetchError> {
+    let Some(record) = content.table().chunks().get(number as usize) else { return Ok(()) };
+    if record.codec != Codec::Zeros as u8 {
+        let decoded = decode(record, start, bytes).map_err(|cause| FetchError::Chunk {
+            layer: content.layer().clone(),
+            range: blob_range(record),
+            cause: Arc::new(cause),
+        })?;
+        content
+            .write(record.decoded_offset.get(), &decoded)
+            .map_err(|cause| FetchError::Store { layer: content.layer().clone(), cause: Arc::new(cause) })?;
+    }
+    content.mark(number as usize);
+    Ok(())
+}
+
+/// The verified bytes of a chunk, of which `bytes`, from `start` of the blob on, hold the range.
+fn decode(record: &ChunkRecord, start: u64, bytes: &[u8]) -> Result<Vec<u8>, ChunkError> {
+    let range = blob_range(record);
+    let part = bytes.get((range.start - start) as usize..(range.end - start) as usize).unwrap_or_default();
+    chunk::decode_chunk(&Chunk::from(record), part)
+}

@@ -1,0 +1,23 @@
+//! The one way by which missing chunks arrive.
+//!
+//! ```text
+//! reader ──▶ content: is it here? ──yes──▶ pread, on the reader's thread
+//!                 │ no
+//!                 ▼
+//!            lazy: who already fetches it? ──▶ planner ──▶ source (ranged reads of the blob)
+//!                 ▲                                              │
+//!                 └── wake the readers ◀── mark ◀── write ◀── verify ◀── decode
+//! ```
+//!
+//! Two readers of one missing chunk cause one fetch. What arrives is decoded, verified, written, and then marked in the chunk
+//! map, in that order, so that no crash leaves a marked chunk that is not whole.
+
+pub mod content;
+pub mod index;
+mod lazy;
+pub mod planner;
+mod readahead;
+pub mod source;
+
+pub use content::LayerContent;
+pub use lazy::{FetchError, Fetcher};

@@ -1,0 +1,60 @@
+//! Where a layer's missing bytes come from.
+
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use peelfs_registry::{Blob, Digest};
+use tokio::sync::OnceCell;
+
+use crate::image::origin::Origin;
+
+/// What ends a ranged read.
+pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A ranged read under way.
+pub type ReadFuture = Pin<Box<dyn Future<Output = Result<Bytes, SourceError>> + Send>>;
+
+/// A blob that can be read by ranges.
+pub trait BlobSource: Send + Sync + 'static {
+    /// Exactly these bytes, not yet verified. It ends within the source's own deadline, retries included.
+    fn read(&self, range: Range<u64>) -> ReadFuture;
+}
+
+/// A blob of the registry or layout that an image comes from. It is opened once, as it remembers what its host can do and
+/// where it was redirected to.
+#[derive(Clone)]
+pub struct OriginBlob(Arc<Unopened>);
+
+struct Unopened {
+    origin: Arc<Origin>,
+    digest: Digest,
+    size: u64,
+    blob: OnceCell<Blob>,
+}
+
+impl OriginBlob {
+    /// The blob of that digest, `size` bytes long.
+    pub fn new(origin: Arc<Origin>, digest: Digest, size: u64) -> OriginBlob {
+        OriginBlob(Arc::new(Unopened { origin, digest, size, blob: OnceCell::new() }))
+    }
+
+    /// The blob itself.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Origin::repository`].
+    pub async fn open(&self) -> Result<&Blob, peelfs_registry::Error> {
+        let Unopened { origin, digest, size, blob } = &*self.0;
+        blob.get_or_try_init(|| async { Ok(origin.repository().await?.blob(digest.clone(), *size)) }).await
+    }
+}
+
+impl BlobSource for OriginBlob {
+    fn read(&self, range: Range<u64>) -> ReadFuture {
+        let blob = self.clone();
+        Box::pin(async move { Ok(blob.open().await?.read(range).await?) })
+    }
+}

@@ -1,0 +1,262 @@
+//! An image and a directory brought together: resolve, index, merge, mount, serve.
+//!
+//! ```text
+//! known image?  ──yes──▶ open its layers from the store ──▶ merged tree there? ──yes──▶ mount        without the network
+//!      │ no                                                        │ no
+//!      ▼                                                           ▼
+//! resolve ──▶ each layer, in parallel: index lazily, or stream ──▶ merge ──▶ mount
+//! ```
+//!
+//! The mount appears only when all of it is there: no partial tree is ever seen. [`prepare`] gets ready, [`Prepared::mount`]
+//! mounts, [`Mounted::wait`] serves until it is unmounted and then tidies up; [`live`] lists what is mounted.
+
+mod counters;
+pub mod live;
+mod prepare;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use peelfs_fuse::{MountError, MountOptions, Session};
+use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
+
+use self::counters::Counters;
+use crate::error::chain;
+use crate::fetch::index::{IndexError, Indexer, Progress};
+use crate::image::origin::{Origin, ResolveError};
+use crate::image::{Image, Layer};
+use crate::store::{ImageRecord, LayerRecord, LayerState, MountRecord, Store, StoreError};
+use crate::table::TableError;
+use crate::tree::merge::MergeError;
+use crate::tree::serve::MergedTree;
+
+pub use prepare::{known_image, local_tree, prepare};
+
+/// When the registry is asked what a reference means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pull {
+    /// If the store does not know it.
+    Missing,
+    /// Each time.
+    Always,
+    /// Never: an unknown image is an error.
+    Never,
+}
+
+/// What to mount, and how it is got.
+pub struct Request {
+    /// The image.
+    pub reference: ImageReference,
+    /// Whose image of an index.
+    pub platform: Platform,
+    /// When to ask the registry.
+    pub pull: Pull,
+    /// How to reach it.
+    pub client: ClientConfiguration,
+    /// A reader waits at most so long for missing bytes.
+    pub read_deadline: Duration,
+    /// Told what happens to the layers.
+    pub progress: Progress,
+}
+
+/// Why an image is not mounted. All but the last name the image, and the layer and host if there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageMountError {
+    /// The image cannot be had.
+    #[error("cannot resolve {image}")]
+    Resolve {
+        /// The reference.
+        image: String,
+        /// Why.
+        #[source]
+        cause: ResolveError,
+    },
+    /// It is not in the store, and may not be fetched.
+    #[error("{image} for {platform} is not in the store, and --pull=never forbids to fetch it")]
+    Unknown {
+        /// The reference.
+        image: String,
+        /// The platform.
+        platform: String,
+    },
+    /// A layer cannot be had.
+    #[error("cannot read layer {number} of {image} ({digest}) from {host}")]
+    Layer {
+        /// The reference.
+        image: String,
+        /// Which layer, 1 is the lowest.
+        number: usize,
+        /// The layer.
+        digest: Digest,
+        /// Where it comes from.
+        host: String,
+        /// Why.
+        #[source]
+        cause: Box<IndexError>,
+    },
+    /// The layers do not make a tree.
+    #[error("cannot merge the layers of {image}")]
+    Merge {
+        /// The reference.
+        image: String,
+        /// Why.
+        #[source]
+        cause: MergeError,
+    },
+    /// The merged table that was just written.
+    #[error("cannot use the merged tree of {image}")]
+    Table {
+        /// The reference.
+        image: String,
+        /// Why.
+        #[source]
+        cause: TableError,
+    },
+    /// The store.
+    #[error("cannot use the store for {image}")]
+    Store {
+        /// The reference.
+        image: String,
+        /// Why.
+        #[source]
+        cause: StoreError,
+    },
+    /// The kernel.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+}
+
+/// An image whose tree is ready to be mounted.
+pub struct Prepared {
+    store: Arc<Store>,
+    origin: Arc<Origin>,
+    indexer: Arc<Indexer>,
+    counters: Arc<Counters>,
+    runtime: tokio::runtime::Handle,
+    image: Image,
+    /// How the image was found, if the registry was asked.
+    resolved: Option<Found>,
+    platform: Platform,
+    tree: Arc<MergedTree>,
+    tree_key: String,
+}
+
+/// What is recorded of an image that the registry was asked for.
+struct Found {
+    index: Option<Digest>,
+    at: i64,
+}
+
+/// A mounted image.
+pub struct Mounted {
+    prepared: Prepared,
+    session: Session,
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs() as i64)
+}
+
+impl Prepared {
+    /// The image.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Mounts the tree. When this returns, the directory is usable and the mount is recorded.
+    pub fn mount(self, options: &MountOptions) -> Result<Mounted, ImageMountError> {
+        let session = peelfs_fuse::mount(self.tree.clone(), options)?;
+        if let Err(cause) = self.record(session.mountpoint()) {
+            let image = self.origin.reference().to_string();
+            // Dropping the session unmounts: a mount that nobody can find must not stay.
+            return Err(ImageMountError::Store { image, cause });
+        }
+        Ok(Mounted { prepared: self, session })
+    }
+
+    fn record(&self, mountpoint: &Path) -> Result<(), StoreError> {
+        let reference = self.origin.reference().to_string();
+        let (database, platform) = (self.store.database(), self.platform.to_string());
+        if let Some(found) = &self.resolved {
+            let record = ImageRecord {
+                reference: reference.clone(),
+                platform,
+                manifest_digest: self.image.manifest_digest.to_string(),
+                index_digest: found.index.as_ref().map(Digest::to_string),
+                config_digest: self.image.config.digest.to_string(),
+                resolved_at: found.at,
+                last_used: now(),
+            };
+            let layers: Vec<_> = self.image.layers.iter().zip(self.tree.layers()).collect();
+            let layers: Vec<_> =
+                layers.into_iter().map(|(layer, content)| layer_record(layer, content)).collect();
+            database.remember_image(&record, &layers)?;
+        } else {
+            database.use_image(&reference, &platform, now())?;
+        }
+        self.counters.write(self.origin.statistics());
+        let pid = std::process::id();
+        database.remember_mount(&MountRecord {
+            mountpoint: mountpoint.to_owned(),
+            pid,
+            pid_start_time: live::start_time(pid).unwrap_or_default(),
+            reference,
+            manifest_digest: self.image.manifest_digest.to_string(),
+            tree: self.tree_key.clone(),
+            started_at: now(),
+            status_path: Some(self.counters.path().to_owned()),
+        })
+    }
+}
+
+fn layer_record(layer: &Layer, content: &crate::fetch::LayerContent) -> LayerRecord {
+    let presence = content.presence();
+    let lazy = presence.all_chunks > 0;
+    LayerRecord {
+        digest: layer.descriptor.digest.to_string(),
+        media_type: layer.descriptor.media_type.clone(),
+        size: layer.descriptor.size,
+        diff_id: Some(layer.diff_id.to_string()),
+        toc_digest: None,
+        format: if lazy { "estargz" } else { layer.archive_format() }.to_owned(),
+        state: if lazy { LayerState::Lazy } else { LayerState::Extracted },
+        chunk_count: lazy.then_some(presence.all_chunks),
+        decoded_bytes: None,
+        created_at: now(),
+        last_used: now(),
+    }
+}
+
+impl Mounted {
+    /// The kernel's side, to unmount it.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Brings to disk what this mount put into the store, so that it outlasts a crash of the machine.
+    pub fn settle(&self) {
+        if let Err(error) = self.prepared.runtime.block_on(self.prepared.indexer.committed()) {
+            tracing::error!(error = %chain(&error), "a layer could not be kept in the store; it will be fetched again");
+        }
+        for layer in self.prepared.tree.layers() {
+            if let Err(error) = layer.checkpoint() {
+                tracing::warn!(layer = %layer.layer(), error = %chain(&error), "what was fetched may be fetched again after a crash");
+            }
+        }
+    }
+
+    /// Serves until the directory is unmounted, by whomever, and then tidies up.
+    pub fn wait(self) {
+        if let Err(error) = self.session.wait() {
+            tracing::error!(error = %chain(&error), "serving ended");
+        }
+        if let Err(error) =
+            self.prepared.store.database().forget_mount(self.session.mountpoint(), std::process::id())
+        {
+            tracing::warn!(error = %chain(&error), "the record of the mount stays until it is found to be stale");
+        }
+        self.settle();
+    }
+}

@@ -1,0 +1,96 @@
+//! The list of mounts: what the records say, held against the processes and the kernel.
+
+use std::path::Path;
+use std::time::Duration;
+
+use peelfs_fuse::MountEntry;
+use peelfs_registry::Statistics;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::counters;
+use crate::store::{MountRecord, Store, StoreError};
+
+/// Whether a recorded mount works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Liveness {
+    /// Its process serves it.
+    Live,
+    /// Its process is gone, but the kernel still has the mount: whoever touches it gets an error. `peel unmount` removes it.
+    Dead,
+}
+
+/// A mount and what is known of it.
+#[derive(Clone, Debug)]
+pub struct LiveMount {
+    /// The record.
+    pub record: MountRecord,
+    /// Whether it works.
+    pub liveness: Liveness,
+    /// What its process has got over the network so far.
+    pub statistics: Statistics,
+}
+
+/// When a process began, in clock ticks since the machine did (proc(5), `/proc/pid/stat`, field 22): tells it from a later one of
+/// the same number. Nothing if there is none.
+pub fn start_time(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses, and may hold any character.
+    let (_, fields) = text.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// All mounts of this store. Records of mounts that are gone altogether are forgotten.
+pub fn live_mounts(store: &Store) -> Result<Vec<LiveMount>, StoreError> {
+    // Without this list no mount is known to be gone, so none is forgotten.
+    let kernel = peelfs_fuse::mounts().ok();
+    let mut mounts = Vec::new();
+    for record in store.database().mounts()? {
+        let serving = start_time(record.pid) == Some(record.pid_start_time);
+        let is_here = |entry: &MountEntry| entry.mountpoint == record.mountpoint;
+        let mounted = kernel.as_ref().is_none_or(|entries| entries.iter().any(is_here));
+        if !serving && !mounted {
+            forget(store, &record)?;
+            continue;
+        }
+        let liveness = if serving { Liveness::Live } else { Liveness::Dead };
+        let statistics = record.status_path.as_deref().and_then(counters::read).unwrap_or_default();
+        mounts.push(LiveMount { record, liveness, statistics });
+    }
+    Ok(mounts)
+}
+
+/// How long an unmounted process may take to tidy up before nobody waits for it any more.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits until the process that served the mount at that directory, which is unmounted, has put its house in order. One that
+/// still serves users of a lazily unmounted tree is not waited for longer than a few seconds.
+pub fn wait_for_end(store: &Store, mountpoint: &Path) -> Result<(), StoreError> {
+    let Some(record) = store.database().find_mount(mountpoint)? else { return Ok(()) };
+    let Some(pid) = Pid::from_raw(record.pid as i32) else { return Ok(()) };
+    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
+    if start_time(record.pid) != Some(record.pid_start_time) {
+        return Ok(());
+    }
+    let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    // A pidfd is readable when its process has ended. An error or the end of patience is no reason to fail: it is unmounted.
+    let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience));
+    Ok(())
+}
+
+/// Forgets the mount at that directory, which is unmounted, if its process did not live to do so.
+pub fn forget_unmounted(store: &Store, mountpoint: &Path) -> Result<(), StoreError> {
+    match store.database().find_mount(mountpoint)? {
+        Some(record) if start_time(record.pid) != Some(record.pid_start_time) => forget(store, &record),
+        _ => Ok(()),
+    }
+}
+
+fn forget(store: &Store, record: &MountRecord) -> Result<(), StoreError> {
+    store.database().forget_mount(&record.mountpoint, record.pid)?;
+    if let Some(path) = &record.status_path {
+        // It may be gone already, or be overwritten by the next process of that number.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! All that comes before the kernel is asked: the image's documents, its layers, and their merged tree.
+
+use std::sync::Arc;
+
+use peelfs_registry::{ImageReference, Platform};
+use sha2::{Digest as _, Sha256};
+
+use super::counters::Counters;
+use super::{Found, ImageMountError, Prepared, Pull, Request, now};
+use crate::error::chain;
+use crate::fetch::index::{IndexError, Indexer, open_local};
+use crate::fetch::{Fetcher, LayerContent};
+use crate::image::origin::{Origin, ResolveError};
+use crate::image::{Image, Layer};
+use crate::store::{Store, StoreError};
+use crate::table::Table;
+use crate::tree::merge::merge;
+use crate::tree::serve::MergedTree;
+
+/// What a merged tree is known by: its layers, and their order.
+fn tree_identity(image: &Image) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    for layer in &image.layers {
+        hasher.update(layer.descriptor.digest.as_str());
+        hasher.update("\n");
+    }
+    hasher.finalize().into()
+}
+
+/// The host that a reference names, or the directory of a layout.
+fn host(reference: &ImageReference) -> String {
+    match reference {
+        ImageReference::Registry(reference) => reference.host().to_owned(),
+        ImageReference::Layout(layout) => layout.path().display().to_string(),
+    }
+}
+
+/// The image of that reference and platform as the store knows it; nothing if it is not wholly known.
+pub fn known_image(
+    store: &Store,
+    reference: &ImageReference,
+    platform: &Platform,
+) -> Result<Option<Image>, StoreError> {
+    let record = store.database().find_image(&reference.to_string(), &platform.to_string())?;
+    let Some(record) = record else { return Ok(None) };
+    let Some(manifest) = store.content().get(&record.manifest_digest)? else { return Ok(None) };
+    let Some(config) = store.content().get(&record.config_digest)? else { return Ok(None) };
+    let image =
+        record.manifest_digest.parse().ok().and_then(|digest| Image::parse(&digest, &manifest, &config).ok());
+    Ok(image)
+}
+
+/// Makes everything ready that the mount of an image needs, from the store as far as it is there.
+pub fn prepare(
+    store: Arc<Store>,
+    runtime: &tokio::runtime::Handle,
+    request: Request,
+) -> Result<Prepared, ImageMountError> {
+    let name = request.reference.to_string();
+    let in_store = |cause| ImageMountError::Store { image: name.clone(), cause };
+    let known = match request.pull {
+        Pull::Always => None,
+        Pull::Missing | Pull::Never => {
+            known_image(&store, &request.reference, &request.platform).map_err(in_store)?
+        }
+    };
+    if known.is_none() && request.pull == Pull::Never {
+        return Err(ImageMountError::Unknown { image: name, platform: request.platform.to_string() });
+    }
+    let host = host(&request.reference);
+    let origin = Origin::new(request.reference, request.client);
+    let counters = Arc::new(Counters::create(&store).map_err(in_store)?);
+    let (observed, written) = (origin.clone(), counters.clone());
+    let fetcher =
+        Fetcher::new(runtime.clone(), request.read_deadline, move || written.write(observed.statistics()));
+    let indexer = Indexer::new(store.clone(), origin.clone(), fetcher, request.progress);
+    let (image, resolved) = match known {
+        Some(image) => (image, None),
+        None => runtime
+            .block_on(resolve(&store, &origin, &request.platform))
+            .map(|(image, found)| (image, Some(found)))
+            .map_err(|error| match error {
+                Unresolved::Image(cause) => ImageMountError::Resolve { image: name.clone(), cause },
+                Unresolved::Store(cause) => in_store(cause),
+            })?,
+    };
+    let layers =
+        open_layers(&indexer, runtime, &image).map_err(|(number, cause)| ImageMountError::Layer {
+            image: name.clone(),
+            number: number + 1,
+            digest: image.layers[number].descriptor.digest.clone(),
+            host,
+            cause: Box::new(cause),
+        })?;
+    let identity = tree_identity(&image);
+    let tree = Arc::new(merged_tree(&store, &name, identity, layers)?);
+    let (runtime, platform, tree_key) = (runtime.clone(), request.platform, hex(&identity));
+    Ok(Prepared { store, origin, indexer, counters, runtime, image, resolved, platform, tree, tree_key })
+}
+
+/// The tree of an image that is in the store, only to be looked at: nothing is fetched. Nothing if not all of its layers are
+/// there.
+pub fn local_tree(store: &Store, name: &str, image: &Image) -> Result<Option<MergedTree>, ImageMountError> {
+    let mut layers = Vec::with_capacity(image.layers.len());
+    for layer in &image.layers {
+        let opened = open_local(store, &layer.descriptor.digest)
+            .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause })?;
+        let Some(content) = opened else { return Ok(None) };
+        layers.push(content);
+    }
+    merged_tree(store, name, tree_identity(image), layers).map(Some)
+}
+
+enum Unresolved {
+    Image(ResolveError),
+    Store(StoreError),
+}
+
+/// Asks the registry, and keeps the documents that it gave.
+async fn resolve(store: &Store, origin: &Origin, platform: &Platform) -> Result<(Image, Found), Unresolved> {
+    let found = origin.resolve(platform).await.map_err(Unresolved::Image)?;
+    for document in &found.resolved.documents {
+        store.content().put(document.digest.as_str(), &document.bytes).map_err(Unresolved::Store)?;
+    }
+    store.content().put(found.image.config.digest.as_str(), &found.config).map_err(Unresolved::Store)?;
+    let index = found.resolved.index().map(|document| document.digest.clone());
+    Ok((found.image, Found { index, at: now() }))
+}
+
+/// Opens all layers, in parallel what is not in the store; or tells which one failed.
+fn open_layers(
+    indexer: &Arc<Indexer>,
+    runtime: &tokio::runtime::Handle,
+    image: &Image,
+) -> Result<Vec<Arc<LayerContent>>, (usize, IndexError)> {
+    let mut layers = Vec::with_capacity(image.layers.len());
+    for (number, layer) in image.layers.iter().enumerate() {
+        layers.push(indexer.open_known(layer).map_err(|cause| (number, cause.into()))?);
+    }
+    if layers.iter().any(Option::is_none) {
+        runtime.block_on(bring_layers(indexer, &image.layers, &mut layers))?;
+    }
+    Ok(layers.into_iter().flatten().collect())
+}
+
+async fn bring_layers(
+    indexer: &Arc<Indexer>,
+    wanted: &[Layer],
+    layers: &mut [Option<Arc<LayerContent>>],
+) -> Result<(), (usize, IndexError)> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for (number, layer) in wanted.iter().enumerate().filter(|(number, _)| layers[*number].is_none()) {
+        let (indexer, layer) = (indexer.clone(), layer.clone());
+        tasks.spawn(async move { (number, indexer.open(layer).await) });
+    }
+    while let Some(opened) = tasks.join_next().await {
+        match opened {
+            Ok((number, Ok(content))) => layers[number] = Some(content),
+            // The others are cancelled with the set.
+            Ok((number, Err(error))) => return Err((number, error)),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+    Ok(())
+}
+
+/// The merged tree of these layers; its table comes from the store, or is made and kept there.
+fn merged_tree(
+    store: &Store,
+    name: &str,
+    identity: [u8; 32],
+    layers: Vec<Arc<LayerContent>>,
+) -> Result<MergedTree, ImageMountError> {
+    let in_store = |cause| ImageMountError::Store { image: name.to_owned(), cause };
+    let of_table = |cause| ImageMountError::Table { image: name.to_owned(), cause };
+    let key = hex(&identity);
+    let tree = |table| Ok(MergedTree::new(name.to_owned(), table, layers.clone()));
+    if let Some(file) = store.trees().open(&key).map_err(in_store)? {
+        match Table::open(&file, &identity) {
+            Ok(table) => return tree(table),
+            Err(error) => {
+                tracing::warn!(image = name, error = %chain(&error), "the merged tree is made again")
+            }
+        }
+    }
+    let tables: Vec<&Table> = layers.iter().map(|layer| layer.table()).collect();
+    let bytes =
+        merge(&tables, identity).map_err(|cause| ImageMountError::Merge { image: name.to_owned(), cause })?;
+    store.trees().put(&key, &bytes).map_err(in_store)?;
+    let table = match store.trees().open(&key).map_err(in_store)? {
+        Some(file) => Table::open(&file, &identity),
+        // Removed again in this instant.
+        None => Table::from_bytes(bytes),
+    };
+    tree(table.map_err(of_table)?)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,242 @@
+//! The connection to the records database, `peel.db`: opened when it is first needed, made if it is not there, set aside if it
+//! is damaged. [`records`](super::records) says what is in it.
+//!
+//! Rules
+//! - WAL, so that readers do not wait for a writer. `synchronous=NORMAL`: a power cut never damages the database, but may take
+//!   back the last transactions. Everything recorded so far can be found again: images by resolving them, layers from their
+//!   directories, and no mount outlives the machine. Records that cannot be (writable snapshots, leases) will need FULL.
+//! - What writes begins with `BEGIN IMMEDIATE`, so it waits for its turn at the start, and never fails half-way for having read
+//!   what another has changed since.
+//! - A damaged database is renamed under the lock file and a new one begun. Before each use the file is compared with the one
+//!   that is open, so no process goes on with one that another has set aside.
+//! - Closing does not move the WAL into the database (a short-lived command would pay two syncs for it); SQLite does that
+//!   every thousand pages.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+
+use super::durable::rename;
+use super::error::{Context, StoreError};
+use super::lock::FileLock;
+use super::schema::{self, MigrationError};
+
+/// How long an operation waits for other processes.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Pause where SQLite reports "busy" without having waited itself.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The records of a store.
+#[derive(Debug)]
+pub struct Database {
+    path: PathBuf,
+    lock: PathBuf,
+    open: Mutex<Option<Open>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
+    file: FileIdentity,
+}
+
+/// Device and inode.
+type FileIdentity = (u64, u64);
+
+impl Database {
+    pub(super) fn new(path: PathBuf, lock: PathBuf) -> Database {
+        Database { path, lock, open: Mutex::new(None) }
+    }
+
+    /// Runs `work` in a transaction that only reads: it sees one state of all tables.
+    pub(super) fn read<T>(
+        &self,
+        operation: &'static str,
+        work: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        self.run(operation, TransactionBehavior::Deferred, work)
+    }
+
+    /// Runs `work` in a transaction that writes: all of it happens, or nothing. `work` may be run again.
+    pub(super) fn write<T>(
+        &self,
+        operation: &'static str,
+        work: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        self.run(operation, TransactionBehavior::Immediate, work)
+    }
+
+    fn run<T>(
+        &self,
+        operation: &'static str,
+        behavior: TransactionBehavior,
+        mut work: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let started = Instant::now();
+        // If a thread panicked in a transaction, dropping it rolled it back.
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut was_set_aside = false;
+        loop {
+            let mut current = match open.take() {
+                Some(current) if identity(&self.path)? == Some(current.file) => current,
+                _ => self.connect()?,
+            };
+            let result = Transaction::new(&mut current.connection, behavior).and_then(|transaction| {
+                let value = work(&transaction)?;
+                transaction.commit()?;
+                Ok(value)
+            });
+            match result {
+                Ok(value) => {
+                    *open = Some(current);
+                    return Ok(value);
+                }
+                Err(error) if is_damage(&error) && !was_set_aside => {
+                    was_set_aside = true;
+                    self.set_aside(current, &error)?;
+                }
+                Err(error) if is_busy(&error) && started.elapsed() < PATIENCE => {
+                    *open = Some(current);
+                    std::thread::sleep(PAUSE);
+                }
+                Err(source) => {
+                    *open = Some(current);
+                    return Err(StoreError::Database { operation, path: self.path.clone(), source });
+                }
+            }
+        }
+    }
+
+    /// Opens the database; makes it, migrates it or sets it aside as needed.
+    fn connect(&self) -> Result<Open, StoreError> {
+        if identity(&self.path)?.is_some() {
+            match self.connect_once(OpenFlags::empty()) {
+                Ok(open) if is_current(&open.connection) => return Ok(open),
+                // All else is looked at again under the lock.
+                _ => {}
+            }
+        }
+        let started = Instant::now();
+        loop {
+            let lock = FileLock::acquire(&self.lock)?;
+            let error = match self.connect_once(OpenFlags::SQLITE_OPEN_CREATE) {
+                Ok(mut open) => match prepare(&mut open.connection) {
+                    Ok(()) => return Ok(open),
+                    Err(MigrationError::Sqlite(error)) if is_damage(&error) => {
+                        drop(lock);
+                        self.set_aside(open, &error)?;
+                        continue;
+                    }
+                    Err(MigrationError::Sqlite(error)) if is_busy(&error) && started.elapsed() < PATIENCE => {
+                        std::thread::sleep(PAUSE);
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+                Err(error) => error.into(),
+            };
+            return Err(error.at(&self.path));
+        }
+    }
+
+    fn connect_once(&self, create: OpenFlags) -> rusqlite::Result<Open> {
+        loop {
+            let before = identity(&self.path).ok().flatten();
+            // The mutex of `Database` is the only one needed.
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
+            let connection = Connection::open_with_flags(&self.path, flags)?;
+            connection.busy_timeout(PATIENCE)?;
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            connection.execute_batch("PRAGMA foreign_keys = ON")?;
+            let after = identity(&self.path).ok().flatten();
+            // Otherwise another process has put a new one there in between. A new file appears at the first open.
+            if let Some(file) = after
+                && (before == after || (before.is_none() && create.contains(OpenFlags::SQLITE_OPEN_CREATE)))
+            {
+                return Ok(Open { connection, file });
+            }
+        }
+    }
+
+    /// Renames a damaged database, unless another process has done so. The WAL goes first: a new database must never find one
+    /// that is not its own.
+    fn set_aside(&self, damaged: Open, error: &rusqlite::Error) -> Result<(), StoreError> {
+        let _lock = FileLock::acquire(&self.lock)?;
+        drop(damaged.connection);
+        if identity(&self.path)? != Some(damaged.file) {
+            return Ok(());
+        }
+        let aside = self.unused_aside();
+        tracing::error!(
+            path = %self.path.display(), aside = %aside.display(), %error,
+            "the records are damaged: set aside, begun anew; images are resolved again when they are next used"
+        );
+        for suffix in ["-wal", "-shm", ""] {
+            let (from, to) = (with_suffix(&self.path, suffix), with_suffix(&aside, suffix));
+            match rename(&from, &to) {
+                Err(rustix::io::Errno::NOENT) => {}
+                result => result.context("set aside", &from)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn unused_aside(&self) -> PathBuf {
+        let base = with_suffix(&self.path, &format!(".damaged-{}", super::seconds_since_1970()));
+        let numbered = (1_u32..).map(|number| with_suffix(&base, &format!(".{number}")));
+        std::iter::once(base.clone()).chain(numbered).find(|path| !path.exists()).unwrap_or(base)
+    }
+}
+
+/// Makes the database what it should be. Under the lock.
+fn prepare(connection: &mut Connection) -> Result<(), MigrationError> {
+    let found = schema::version(connection)?;
+    if found > schema::current_version() {
+        return Err(MigrationError::Newer(found));
+    }
+    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    set_durability(connection)?;
+    schema::migrate(connection)
+}
+
+fn set_durability(connection: &Connection) -> rusqlite::Result<()> {
+    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+    // Without WAL (a file system without shared memory maps) a power cut may damage a database that is not FULL.
+    let synchronous = if mode.eq_ignore_ascii_case("wal") { "NORMAL" } else { "FULL" };
+    connection.execute_batch(&format!("PRAGMA synchronous = {synchronous}"))
+}
+
+/// Whether a connection can be used as it is.
+fn is_current(connection: &Connection) -> bool {
+    schema::version(connection).ok() == Some(schema::current_version()) && set_durability(connection).is_ok()
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+fn identity(path: &Path) -> Result<Option<FileIdentity>, StoreError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some((metadata.dev(), metadata.ino()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::from_io("look at", path, error)),
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+#[cfg(test)]
+#[path = "database_tests.rs"]
+mod tests;

@@ -1,0 +1,91 @@
+//! Merged trees: inode tables that can be made again from those of the layers, kept because making one takes longer than
+//! mapping one. `trees/<hex>`, named by a hash that the caller takes of what went into it.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::content::write_file;
+use super::digest::is_lower_hex;
+use super::error::{Context, StoreError};
+use super::temporary::Temporaries;
+
+/// The merged trees of a store.
+#[derive(Clone, Debug)]
+pub struct Trees {
+    directory: PathBuf,
+    temporaries: Temporaries,
+}
+
+impl Trees {
+    pub(super) fn new(directory: PathBuf) -> Trees {
+        Trees { temporaries: Temporaries::new(directory.join(super::INGEST)), directory }
+    }
+
+    /// The tree of that key (64 lower-case hexadecimal digits), open for reading; `None` if it is not there. Whether its bytes
+    /// are whole is the table reader's to judge.
+    pub fn open(&self, key: &str) -> Result<Option<File>, StoreError> {
+        let path = self.path(key)?;
+        match rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(file) => Ok(Some(File::from(file))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(StoreError::from_io("open", path, error)),
+        }
+    }
+
+    /// Stores a tree, replacing one of that key; it is on disk when this returns. Who has the old one open keeps it.
+    pub fn put(&self, key: &str, table: &[u8]) -> Result<(), StoreError> {
+        write_file(&self.temporaries, &self.path(key)?, table)
+    }
+
+    /// Removes a tree; false if it was not there.
+    pub fn remove(&self, key: &str) -> Result<bool, StoreError> {
+        let path = self.path(key)?;
+        match rustix::fs::unlink(&path) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            result => result.map(|()| true).context("remove", path),
+        }
+    }
+
+    fn path(&self, key: &str) -> Result<PathBuf, StoreError> {
+        if key.len() == 64 && is_lower_hex(key) {
+            return Ok(self.directory.join(key));
+        }
+        let digest = key.chars().take(200).collect();
+        Err(StoreError::InvalidDigest { digest, reason: "a tree's key is 64 lower-case hexadecimal digits" })
+    }
+
+    pub(super) fn temporaries(&self) -> &Temporaries {
+        &self.temporaries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Store;
+    use std::io::Read;
+
+    #[test]
+    fn a_tree_is_read_as_it_was_put_until_it_is_replaced_or_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let (trees, key) = (store.trees(), "0a".repeat(32));
+        assert!(trees.open(&key).unwrap().is_none());
+        let read = || {
+            let mut bytes = Vec::new();
+            trees.open(&key).unwrap().unwrap().read_to_end(&mut bytes).unwrap();
+            bytes
+        };
+        trees.put(&key, b"one").unwrap();
+        assert_eq!(read(), b"one");
+        trees.put(&key, b"two").unwrap();
+        assert_eq!(read(), b"two");
+        assert!(trees.remove(&key).unwrap() && !trees.remove(&key).unwrap());
+        for wrong in ["", "../../x", &"0A".repeat(32), &"0a".repeat(31)] {
+            assert!(trees.put(wrong, b"x").is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! Lays the tables of a stack of layers over each other and gives the table of the merged tree.
+//!
+//! Layers are applied from the lowest up, each as a whole: first the hardlinks that name files of lower layers are resolved,
+//! against the tree as it is below this layer; then whiteouts, opaque markers and entries act directory by directory; last,
+//! what lies below a name that the tree below made a symlink is put where the link points. The rules are those of the OCI
+//! image specification (layer.md, "Applying Changesets"); where implementations differ, `docs/merge.md` says what holds here.
+
+use crate::layer::builder::{MAXIMUM_SYMLINKS, follow};
+use crate::layer::path;
+use crate::table::Table;
+use crate::table::format::*;
+use crate::table::writer::{self, Child, Contents, Source, SourceInode};
+
+/// Most layers of one stack.
+pub const MAXIMUM_LAYERS: usize = 1024;
+
+/// A stack that cannot be merged.
+#[derive(Debug, thiserror::Error)]
+pub enum MergeError {
+    /// A hardlink's target is in no layer.
+    #[error(
+        "layer {layer} (counted from 1, the lowest): a hardlink names {target:?}, which no layer below has as a file"
+    )]
+    MissingTarget {
+        /// Which layer, from 1.
+        layer: usize,
+        /// The target, escaped.
+        target: String,
+    },
+    /// Something about a name.
+    #[error("layer {layer} (counted from 1, the lowest): entry below {name:?}: {what}")]
+    Entry {
+        /// Which layer, from 1.
+        layer: usize,
+        /// A component of the name, escaped.
+        name: String,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// More layers than [`MAXIMUM_LAYERS`].
+    #[error("the image has {0} layers, more than {MAXIMUM_LAYERS}")]
+    TooManyLayers(usize),
+    /// More than a table can number.
+    #[error(transparent)]
+    TooLarge(#[from] writer::TooLarge),
+}
+
+/// The table of the merged tree of these layers, the lowest first. `identity` is what it is known by.
+pub fn merge(layers: &[&Table], identity: [u8; 32]) -> Result<Vec<u8>, MergeError> {
+    if layers.len() > MAXIMUM_LAYERS {
+        return Err(MergeError::TooManyLayers(layers.len()));
+    }
+    let mut merged = Merged::new(layers);
+    for number in 0..layers.len() {
+        merged.apply(number)?;
+    }
+    let contents = Contents { identity, layers: layers.len() as u32, extents: &[], chunks: &[], large: &[] };
+    Ok(writer::write(&merged, contents)?)
+}
+
+/// Where an inode's record is.
+#[derive(Clone, Copy)]
+enum Origin {
+    /// In a layer's table.
+    Layer { layer: u16, inode: u32 },
+    /// Nowhere: a directory that no layer describes.
+    Implicit,
+}
+
+#[derive(Clone, Copy)]
+struct Node {
+    origin: Origin,
+    /// For a directory its place in [`Merged::directories`], else [`NONE`].
+    directory: u32,
+}
+
+struct Directory<'a> {
+    /// Sorted by name.
+    children: Vec<(&'a [u8], u32)>,
+    parent: u32,
+}
+
+struct Merged<'a> {
+    layers: &'a [&'a Table],
+    nodes: Vec<Node>,
+    directories: Vec<Directory<'a>>,
+}
+
+/// What lies below a directory that the layer only implies, where the tree has a symlink.
+struct Redirect<'a> {
+    /// The directory (node) that holds the symlink.
+    parent: u32,
+    name: &'a [u8],
+    /// The layer's directory.
+    inode: u32,
+}
+
+/// What is needed while one layer is applied.
+struct Application<'a> {
+    table: &'a Table,
+    layer: u16,
+    /// The node of each inode that has several names, or that is a hardlink to a lower layer.
+    known: std::collections::HashMap<u32, u32>,
+    /// Directories of the tree, and of the layer, that lie over each other.
+    pairs: Vec<(u32, &'a InodeRecord)>,
+    redirects: Vec<Redirect<'a>>,
+}
+
+impl<'a> Merged<'a> {
+    fn new(layers: &'a [&'a Table]) -> Self {
+        let capacity = layers.iter().map(|table| table.inodes().len()).sum::<usize>().min(MAXIMUM_INODES);
+        let mut nodes = Vec::with_capacity(capacity + 1);
+        nodes.push(Node { origin: Origin::Implicit, directory: 0 });
+        Merged { layers, nodes, directories: vec![Directory { children: vec![], parent: 0 }] }
+    }
+
+    fn apply(&mut self, number: usize) -> Result<(), MergeError> {
+        let table = self.layers[number];
+        let mut application = Application {
+            table,
+            layer: number as u16,
+            known: Default::default(),
+            pairs: vec![],
+            redirects: vec![],
+        };
+        self.resolve_hardlinks(&mut application)?;
+        let root = &table.inodes()[0];
+        if root.flags.get() & inode_flags::IMPLICIT == 0 {
+            self.nodes[0].origin = Origin::Layer { layer: application.layer, inode: 0 };
+        }
+        application.pairs.push((0, root));
+        loop {
+            while let Some((node, inode)) = application.pairs.pop() {
+                self.apply_directory(node, inode, &mut application);
+            }
+            let Some(redirect) = application.redirects.pop() else { return Ok(()) };
+            let place = self.follow_symlink(redirect.parent, redirect.name).map_err(|what| {
+                MergeError::Entry { layer: number + 1, name: redirect.name.escape_ascii().to_string(), what }
+            })?;
+            if let Some(inode) = table.inode(redirect.inode) {
+                application.pairs.push((place, inode));
+            }
+        }
+    }
+
+    fn resolve_hardlinks(&self, application: &mut Application<'a>) -> Result<(), MergeError> {
+        for (number, inode) in application.table.inodes().iter().enumerate() {
+            if inode.flags.get() & inode_flags::LINK_TO_LOWER == 0 {
+                continue;
+            }
+            let target = application.table.target(inode);
+            let node = self.find(target).filter(|node| self.nodes[*node as usize].directory == NONE);
+            let node = node.ok_or_else(|| MergeError::MissingTarget {
+                layer: usize::from(application.layer) + 1,
+                target: target.escape_ascii().to_string(),
+            })?;
+            application.known.insert(number as u32, node);
+        }
+        Ok(())
+    }
+
+    fn apply_directory(&mut self, node: u32, inode: &'a InodeRecord, application: &mut Application<'a>) {
+        let place = self.nodes[node as usize].directory as usize;
+        let table = application.table;
+        let entries = table.directory(inode);
+        let mut old = std::mem::take(&mut self.directories[place].children);
+        if inode.flags.get() & inode_flags::OPAQUE != 0 {
+            old.clear();
+        }
+        let mut children = Vec::with_capacity(old.len() + entries.len());
+        let mut old = old.into_iter().peekable();
+        for entry in entries {
+            let name = table.name(entry);
+            while let Some(before) = old.next_if(|(other, _)| *other < name) {
+                children.push(before);
+            }
+            let existing = old.next_if(|(other, _)| *other == name).map(|(_, node)| node);
+            if let Some(child) = self.apply_entry(node, name, entry, existing, application) {
+                children.push((name, child));
+            }
+        }
+        children.extend(old);
+        self.directories[place].children = children;
+    }
+
+    /// What has that name once the entry is applied.
+    fn apply_entry(
+        &mut self,
+        parent: u32,
+        name: &'a [u8],
+        entry: &EntryRecord,
+        existing: Option<u32>,
+        application: &mut Application<'a>,
+    ) -> Option<u32> {
+        let number = entry.inode.get();
+        let inode = application.table.inode(number)?;
+        let origin = Origin::Layer { layer: application.layer, inode: number };
+        if inode.mode.get() & libc::S_IFMT != libc::S_IFDIR {
+            if let Some(node) = application.known.get(&number) {
+                return Some(*node);
+            }
+            let node = self.insert(Node { origin, directory: NONE });
+            if inode.link_count.get() > 1 {
+                application.known.insert(number, node);
+            }
+            return Some(node);
+        }
+        let flags = inode.flags.get();
+        let implicit = flags & inode_flags::IMPLICIT != 0;
+        let existing = existing.filter(|_| flags & inode_flags::REMADE == 0);
+        if let Some(node) = existing {
+            if self.nodes[node as usize].directory != NONE {
+                if !implicit {
+                    self.nodes[node as usize].origin = origin;
+                }
+                application.pairs.push((node, inode));
+                return Some(node);
+            }
+            if implicit && self.symlink_target(node).is_some() {
+                application.redirects.push(Redirect { parent, name, inode: number });
+                return Some(node);
+            }
+        }
+        let node = self.insert_directory(if implicit { Origin::Implicit } else { origin }, parent);
+        application.pairs.push((node, inode));
+        Some(node)
+    }
+
+    fn insert(&mut self, node: Node) -> u32 {
+        self.nodes.push(node);
+        (self.nodes.len() - 1) as u32
+    }
+
+    fn insert_directory(&mut self, origin: Origin, parent: u32) -> u32 {
+        self.directories.push(Directory { children: vec![], parent });
+        self.insert(Node { origin, directory: (self.directories.len() - 1) as u32 })
+    }
+
+    fn child(&self, directory: u32, name: &[u8]) -> Result<u32, usize> {
+        let children = &self.directories[self.nodes[directory as usize].directory as usize].children;
+        children.binary_search_by(|(other, _)| (*other).cmp(name)).map(|place| children[place].1)
+    }
+
+    fn record(&self, node: u32) -> Option<(&'a Table, &'a InodeRecord)> {
+        let Origin::Layer { layer, inode } = self.nodes[node as usize].origin else { return None };
+        let table = self.layers[usize::from(layer)];
+        Some((table, table.inode(inode)?))
+    }
+
+    fn symlink_target(&self, node: u32) -> Option<&'a [u8]> {
+        let (table, inode) = self.record(node)?;
+        (inode.mode.get() & libc::S_IFMT == libc::S_IFLNK).then(|| table.target(inode))
+    }
+
+    /// The directories from the root to that directory.
+    fn place_of(&self, directory: u32) -> Vec<u32> {
+        let mut place = vec![directory];
+        let mut here = directory;
+        while here != 0 {
+            here = self.directories[self.nodes[here as usize].directory as usize].parent;
+            place.push(here);
+        }
+        place.reverse();
+        place
+    }
+
+    /// The directory that a symlink leads to; what is missing on the way, or is neither directory nor symlink, is made a
+    /// directory, as below any other missing parent.
+    fn follow_symlink(&mut self, parent: u32, name: &'a [u8]) -> Result<u32, &'static str> {
+        let mut place = self.place_of(parent);
+        let mut left = vec![name];
+        let mut followed = 0;
+        while let Some(name) = left.pop() {
+            let here = place[place.len() - 1];
+            if name == b".." {
+                place.truncate(place.len().saturating_sub(1).max(1));
+                continue;
+            }
+            let found = self.child(here, name);
+            match found {
+                Ok(node) if self.nodes[node as usize].directory != NONE => place.push(node),
+                _ => match found.ok().and_then(|node| self.symlink_target(node)) {
+                    Some(_) if followed == MAXIMUM_SYMLINKS => {
+                        return Err("a lower layer's symlinks on its way lead in a circle");
+                    }
+                    Some(target) => {
+                        followed += 1;
+                        follow(target, &mut place, &mut left)?;
+                    }
+                    None => {
+                        let node = self.insert_directory(Origin::Implicit, here);
+                        let directory = self.nodes[here as usize].directory as usize;
+                        let children = &mut self.directories[directory].children;
+                        match children.binary_search_by(|(other, _)| (*other).cmp(name)) {
+                            Ok(taken) => children[taken].1 = node,
+                            Err(free) => children.insert(free, (name, node)),
+                        }
+                        place.push(node);
+                    }
+                },
+            }
+        }
+        Ok(place[place.len() - 1])
+    }
+
+    /// What has that path; symlinks are followed in all but the last component.
+    fn find(&self, target: &'a [u8]) -> Option<u32> {
+        let mut left = path::components(target).ok()?;
+        left.reverse();
+        let mut place = vec![0];
+        let mut followed = 0;
+        while let Some(name) = left.pop() {
+            if name == b".." {
+                place.truncate(place.len().saturating_sub(1).max(1));
+                continue;
+            }
+            let here = place[place.len() - 1];
+            if self.nodes[here as usize].directory == NONE {
+                return None;
+            }
+            let node = self.child(here, name).ok()?;
+            if left.is_empty() {
+                return Some(node);
+            }
+            match self.symlink_target(node) {
+                Some(_) if followed == MAXIMUM_SYMLINKS => return None,
+                Some(target) => {
+                    followed += 1;
+                    follow(target, &mut place, &mut left).ok()?;
+                }
+                None => place.push(node),
+            }
+        }
+        None
+    }
+}
+
+impl Source for Merged<'_> {
+    fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    fn inode(&self, node: u32) -> SourceInode<'_> {
+        let Some((table, inode)) = self.record(node) else {
+            let mut record = InodeRecord::default();
+            record.mode.set(libc::S_IFDIR | 0o755);
+            return SourceInode { record, xattrs: &[], target: &[] };
+        };
+        let mut record = *inode;
+        record.flags.set(record.flags.get() & inode_flags::ALL_ZEROS);
+        if let Origin::Layer { layer, .. } = self.nodes[node as usize].origin {
+            record.layer.set(layer);
+        }
+        let target =
+            if record.mode.get() & libc::S_IFMT == libc::S_IFLNK { table.target(inode) } else { &[] };
+        SourceInode { record, xattrs: table.xattr_set(inode), target }
+    }
+
+    fn children(&self, node: u32, visit: &mut dyn FnMut(&[u8], Child)) {
+        let directory = self.nodes[node as usize].directory;
+        if directory != NONE {
+            for (name, child) in &self.directories[directory as usize].children {
+                visit(name, Child::Node(*child));
+            }
+        }
+    }
+}

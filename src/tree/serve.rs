@@ -1,0 +1,326 @@
+//! A merged tree as the kernel's side wants it.
+//!
+//! Metadata is answered from the mapped table alone. A read goes to the layer that holds the file: present bytes are read and
+//! answered on the caller's thread; for missing ones the fetcher is asked, and answers when they are there. Inode numbers are
+//! the table's, counted from 1, so they are a pure function of the image.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+use peelfs_fuse::{
+    Attributes, DataOrHole, Device, DirectoryEntry, Errno, FilesystemStatistics, ReadReply, Timestamp, Tree,
+};
+
+use crate::error::chain;
+use crate::fetch::LayerContent;
+use crate::table::Table;
+use crate::table::format::{InodeRecord, NONE, inode_flags};
+
+/// A merged tree and the layers that it was merged from.
+pub struct MergedTree {
+    name: String,
+    table: Table,
+    layers: Vec<Arc<LayerContent>>,
+}
+
+/// Some bytes of a file: a hole, or a part of its layer's decoded space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Segment {
+    Hole { length: u64 },
+    Data { decoded_offset: u64, length: u64 },
+}
+
+thread_local! {
+    /// Where a serving thread reads into: a read has at most 1 MiB, and a fresh buffer would have to be zeroed each time.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl MergedTree {
+    /// The tree of that table over these layers, the lowest first, as when it was merged; `name` is the image's, for the log.
+    pub fn new(name: String, table: Table, layers: Vec<Arc<LayerContent>>) -> MergedTree {
+        MergedTree { name, table, layers }
+    }
+
+    /// The merged inode table.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The layers, the lowest first.
+    pub fn layers(&self) -> &[Arc<LayerContent>] {
+        &self.layers
+    }
+
+    fn inode(&self, inode: u64) -> Result<&InodeRecord, Errno> {
+        let number = inode.checked_sub(1).and_then(|number| u32::try_from(number).ok());
+        number.and_then(|number| self.table.inode(number)).ok_or(Errno::STALE)
+    }
+
+    fn directory(&self, inode: u64) -> Result<&InodeRecord, Errno> {
+        let record = self.inode(inode)?;
+        if kind(record) == libc::S_IFDIR { Ok(record) } else { Err(Errno::NOT_A_DIRECTORY) }
+    }
+
+    fn attributes_of(&self, inode: u64, record: &InodeRecord) -> Attributes {
+        let device = match kind(record) {
+            libc::S_IFCHR | libc::S_IFBLK => {
+                Device { major: (record.content.get() >> 32) as u32, minor: record.content.get() as u32 }
+            }
+            _ => Device::default(),
+        };
+        Attributes {
+            inode,
+            mode: record.mode.get(),
+            link_count: record.link_count.get(),
+            uid: record.uid.get(),
+            gid: record.gid.get(),
+            size: record.size.get(),
+            blocks: self.data_bytes(record).div_ceil(512),
+            device,
+            modified: Timestamp {
+                seconds: record.modified_seconds.get(),
+                nanoseconds: record.modified_nanoseconds.get(),
+            },
+        }
+    }
+
+    /// Bytes of a regular file that are not holes.
+    fn data_bytes(&self, record: &InodeRecord) -> u64 {
+        if kind(record) != libc::S_IFREG || record.flags.get() & inode_flags::ALL_ZEROS != 0 {
+            return 0;
+        }
+        match self.layer(record) {
+            Some(layer) if record.count.get() > 0 => {
+                layer.table().extents(record).iter().map(|extent| extent.length.get()).sum()
+            }
+            _ => record.size.get(),
+        }
+    }
+
+    /// The layer that holds an inode's content, and in whose table its extents are.
+    pub fn layer(&self, record: &InodeRecord) -> Option<&Arc<LayerContent>> {
+        self.layers.get(usize::from(record.layer.get()))
+    }
+
+    /// The parts of the decoded space of its layer where a regular file's bytes lie.
+    pub fn decoded_ranges(&self, record: &InodeRecord) -> Vec<Range<u64>> {
+        let mut ranges = Vec::new();
+        if let Some(layer) = self.layer(record) {
+            segments(layer, record, 0..record.size.get(), |segment| {
+                if let Segment::Data { decoded_offset, length } = segment {
+                    ranges.push(decoded_offset..decoded_offset.saturating_add(length));
+                }
+            });
+        }
+        ranges
+    }
+
+    fn read_segments(layer: &LayerContent, segments: &[Segment], reply: ReadReply) {
+        BUFFER.with_borrow_mut(|buffer| {
+            let length = reply.length() as usize;
+            if buffer.len() < length {
+                buffer.resize(length, 0);
+            }
+            let mut rest = &mut buffer[..length];
+            for segment in segments {
+                let (Segment::Hole { length } | Segment::Data { length, .. }) = *segment;
+                let Some((part, after)) = rest.split_at_mut_checked(length as usize) else {
+                    return reply.error(Errno::IO);
+                };
+                match segment {
+                    Segment::Hole { .. } => part.fill(0),
+                    Segment::Data { decoded_offset, .. } => {
+                        if let Err(error) = layer.read(*decoded_offset, part) {
+                            tracing::error!(layer = %layer.layer(), %error, "cannot read a data file of the store");
+                            return reply.error(Errno::IO);
+                        }
+                    }
+                }
+                rest = after;
+            }
+            reply.data(&buffer[..length]);
+        });
+    }
+}
+
+fn kind(record: &InodeRecord) -> u32 {
+    record.mode.get() & libc::S_IFMT
+}
+
+/// Shows the segments of `wanted`, a range within a regular file's size, in order.
+fn segments(layer: &LayerContent, record: &InodeRecord, wanted: Range<u64>, mut visit: impl FnMut(Segment)) {
+    if wanted.is_empty() {
+        return;
+    }
+    if record.flags.get() & inode_flags::ALL_ZEROS != 0 {
+        return visit(Segment::Hole { length: wanted.end - wanted.start });
+    }
+    if record.count.get() == 0 {
+        let decoded_offset = record.content.get().saturating_add(wanted.start);
+        return visit(Segment::Data { decoded_offset, length: wanted.end - wanted.start });
+    }
+    let extents = layer.table().extents(record);
+    let first = extents.partition_point(|extent| {
+        extent.file_offset.get().saturating_add(extent.length.get()) <= wanted.start
+    });
+    let mut position = wanted.start;
+    for extent in &extents[first..] {
+        let start = extent.file_offset.get().max(position);
+        let end = extent.file_offset.get().saturating_add(extent.length.get()).min(wanted.end);
+        if start >= wanted.end {
+            break;
+        }
+        if start > position {
+            visit(Segment::Hole { length: start - position });
+        }
+        let decoded_offset = extent.decoded_offset.get().saturating_add(start - extent.file_offset.get());
+        visit(Segment::Data { decoded_offset, length: end.saturating_sub(start) });
+        position = end.max(start);
+    }
+    if position < wanted.end {
+        visit(Segment::Hole { length: wanted.end - position });
+    }
+}
+
+impl Tree for MergedTree {
+    fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attributes, Errno> {
+        let entry = self.table.find(self.directory(parent)?, name).ok_or(Errno::NOT_FOUND)?;
+        self.attributes(u64::from(entry.inode.get()) + 1)
+    }
+
+    fn attributes(&self, inode: u64) -> Result<Attributes, Errno> {
+        Ok(self.attributes_of(inode, self.inode(inode)?))
+    }
+
+    fn symlink_target(&self, inode: u64) -> Result<&[u8], Errno> {
+        let record = self.inode(inode)?;
+        if kind(record) == libc::S_IFLNK { Ok(self.table.target(record)) } else { Err(Errno::INVALID) }
+    }
+
+    fn read_directory(
+        &self,
+        inode: u64,
+        start: u64,
+        visit: &mut dyn FnMut(DirectoryEntry<'_>) -> ControlFlow<()>,
+    ) -> Result<(), Errno> {
+        let entries = self.table.directory(self.directory(inode)?);
+        let start = usize::try_from(start).unwrap_or(usize::MAX);
+        for (place, entry) in entries.iter().enumerate().skip(start) {
+            let shown = DirectoryEntry {
+                name: self.table.name(entry),
+                inode: u64::from(entry.inode.get()) + 1,
+                mode: u32::from(entry.kind.get()) << 12,
+                next: place as u64 + 1,
+            };
+            if visit(shown).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn parent(&self, inode: u64) -> Result<u64, Errno> {
+        match self.directory(inode)?.parent.get() {
+            NONE => Err(Errno::IO),
+            parent => Ok(u64::from(parent) + 1),
+        }
+    }
+
+    fn xattr(&self, inode: u64, name: &[u8]) -> Result<&[u8], Errno> {
+        let mut pairs = self.table.xattrs(self.inode(inode)?);
+        pairs.find(|(known, _)| *known == name).map(|(_, value)| value).ok_or(Errno::NO_DATA)
+    }
+
+    fn xattr_names(&self, inode: u64, visit: &mut dyn FnMut(&[u8])) -> Result<(), Errno> {
+        self.table.xattrs(self.inode(inode)?).for_each(|(name, _)| visit(name));
+        Ok(())
+    }
+
+    fn read(&self, inode: u64, offset: u64, length: u32, reply: ReadReply) {
+        let record = match self.inode(inode) {
+            Ok(record) if kind(record) == libc::S_IFREG => record,
+            Ok(_) => return reply.error(Errno::INVALID),
+            Err(errno) => return reply.error(errno),
+        };
+        let Some(layer) = self.layer(record) else { return reply.error(Errno::IO) };
+        let end = offset.saturating_add(length.into());
+        if end > record.size.get() {
+            return reply.error(Errno::INVALID);
+        }
+        let (mut wanted, mut present) = (Vec::with_capacity(1), true);
+        segments(layer, record, offset..end, |segment| {
+            if let Segment::Data { decoded_offset, length } = segment {
+                present = present && layer.is_present(decoded_offset..decoded_offset.saturating_add(length));
+            }
+            wanted.push(segment);
+        });
+        if present {
+            return Self::read_segments(layer, &wanted, reply);
+        }
+        let data = wanted.iter().filter_map(|segment| match segment {
+            Segment::Data { decoded_offset, length } => {
+                Some(*decoded_offset..decoded_offset.saturating_add(*length))
+            }
+            Segment::Hole { .. } => None,
+        });
+        // The pieces of one read lie close together; what is between them in the decoded space is this file's too.
+        let bounds =
+            data.reduce(|all, one| all.start.min(one.start)..all.end.max(one.end)).unwrap_or_default();
+        let (content, image) = (layer.clone(), self.name.clone());
+        layer.fetch(bounds, move |result| match result {
+            Ok(()) => Self::read_segments(&content, &wanted, reply),
+            Err(error) => {
+                tracing::error!(%image, layer = %content.layer(), inode, offset, length, error = %chain(&error), "a read failed");
+                reply.error(Errno::IO)
+            }
+        });
+    }
+
+    fn whole_file(&self, inode: u64) -> Option<Arc<File>> {
+        let record = self.inode(inode).ok()?;
+        let contiguous = kind(record) == libc::S_IFREG
+            && record.count.get() == 0
+            && record.flags.get() & inode_flags::ALL_ZEROS == 0;
+        if !contiguous {
+            return None;
+        }
+        self.layer(record)?.whole_file(record.content.get(), record.size.get())
+    }
+
+    fn seek(&self, inode: u64, offset: u64, whence: DataOrHole) -> Result<u64, Errno> {
+        let record = self.inode(inode)?;
+        let size = record.size.get();
+        if kind(record) != libc::S_IFREG || offset >= size {
+            return Err(Errno::NO_SUCH_OFFSET);
+        }
+        let layer = self.layer(record).ok_or(Errno::IO)?;
+        let (mut position, mut found) = (offset, None);
+        segments(layer, record, offset..size, |segment| {
+            let (length, is_data) = match segment {
+                Segment::Hole { length } => (length, false),
+                Segment::Data { length, .. } => (length, true),
+            };
+            if found.is_none() && is_data == (whence == DataOrHole::Data) {
+                found = Some(position);
+            }
+            position += length;
+        });
+        match whence {
+            DataOrHole::Data => found.ok_or(Errno::NO_SUCH_OFFSET),
+            DataOrHole::Hole => Ok(found.unwrap_or(size)),
+        }
+    }
+
+    fn statistics(&self) -> FilesystemStatistics {
+        let block_size = 4096;
+        FilesystemStatistics {
+            blocks: self.table.content_bytes().div_ceil(block_size),
+            blocks_available: 0,
+            files: self.table.inodes().len() as u64,
+            block_size: block_size as u32,
+            name_length: 255,
+        }
+    }
+}

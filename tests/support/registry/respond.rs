@@ -1,0 +1,323 @@
+//! What the fake registry answers to a request: the rules it enforces, its content, tokens and signed URLs.
+
+use std::io;
+use std::sync::Arc;
+
+use super::{Authentication, Content, Fault, Manifest, Request, Shared, State};
+
+/// An answer before it is written: the body is read as it is sent.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) headers: Vec<(&'static str, String)>,
+    body: Content,
+    /// Where in the content the body begins.
+    start: u64,
+    length: u64,
+}
+
+impl Answer {
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Bytes of the body, from `offset` in it.
+    pub(super) fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        self.body.read(self.start + offset, length)
+    }
+
+    fn new(status: u16, headers: Vec<(&'static str, String)>, body: Content) -> Answer {
+        let length = body.size();
+        Answer { status, headers, body, start: 0, length }
+    }
+
+    fn empty(status: u16, headers: Vec<(&'static str, String)>) -> Answer {
+        Answer::new(status, headers, Content::Memory(Arc::from([])))
+    }
+
+    /// An error as the distribution specification wants it.
+    fn error(status: u16, code: &str, message: &str) -> Answer {
+        let body = serde_json::json!({ "errors": [{ "code": code, "message": message }] }).to_string();
+        let headers = vec![("content-type", "application/json".to_owned())];
+        Answer::new(status, headers, Content::Memory(body.into_bytes().into()))
+    }
+
+    fn json(value: serde_json::Value) -> Answer {
+        let headers = vec![("content-type", "application/json".to_owned())];
+        Answer::new(200, headers, Content::Memory(value.to_string().into_bytes().into()))
+    }
+}
+
+/// The answer to a request; `None` closes the connection instead.
+pub(super) fn answer(
+    shared: &Shared,
+    is_storage: bool,
+    request: &Request,
+    body: &[u8],
+    fault: Option<&Fault>,
+) -> Option<Answer> {
+    let state = &mut *shared.lock();
+    if let Some(violation) = violation(shared, state, is_storage, request) {
+        state.violations.push(format!("{violation}: {} {}", request.method, request.target));
+        return Some(Answer::error(400, "UNSUPPORTED", &violation));
+    }
+    match fault {
+        Some(Fault::Close) => return None,
+        Some(Fault::Status(status)) => return Some(Answer::error(*status, "UNKNOWN", "told to")),
+        Some(Fault::RetryAfter(status, after)) => {
+            return Some(Answer::empty(*status, vec![("retry-after", after.clone())]));
+        }
+        Some(Fault::RedirectTo(location)) => {
+            return Some(Answer::empty(307, vec![("location", location.clone())]));
+        }
+        _ => {}
+    }
+    let mut answer = if is_storage {
+        storage(state, request, fault)
+    } else if request.target.starts_with("/token") {
+        token(state, request, body)
+    } else {
+        api(shared, state, request, fault)
+    };
+    match fault {
+        Some(Fault::ContentEncoding) => answer.headers.push(("content-encoding", "gzip".to_owned())),
+        Some(Fault::ContentType(content_type)) => replace(&mut answer, "content-type", content_type.clone()),
+        Some(Fault::WrongDigestHeader) => {
+            replace(&mut answer, "docker-content-digest", format!("sha256:{}", "0".repeat(64)));
+        }
+        Some(Fault::NoContentRange) => answer.headers.retain(|(name, _)| *name != "content-range"),
+        _ => {}
+    }
+    Some(answer)
+}
+
+fn replace(answer: &mut Answer, name: &'static str, value: String) {
+    answer.headers.retain(|(key, _)| *key != name);
+    answer.headers.push((name, value));
+}
+
+/// What a well-behaved client never does.
+fn violation(shared: &Shared, state: &State, is_storage: bool, request: &Request) -> Option<String> {
+    let own = if is_storage { shared.storage_address } else { shared.registry_address };
+    if request.header("host") != Some(own.to_string().as_str()) {
+        return Some(format!("the Host header is {:?}", request.header("host")));
+    }
+    let is_token_post = request.method == "POST" && request.target.starts_with("/token");
+    if request.method != "GET" && request.method != "HEAD" && !is_token_post {
+        return Some(format!("the method is {}", request.method));
+    }
+    if request.header("accept-encoding").is_some_and(|encoding| encoding != "identity") {
+        return Some("a compressed transfer was asked for".to_owned());
+    }
+    if request.header("authorization").is_some() {
+        if is_storage {
+            return Some("Authorization reached the object store".to_owned());
+        }
+        if state.authentication.is_none() {
+            return Some("Authorization was sent, and nobody asked for it".to_owned());
+        }
+    }
+    if let Some(range) = request.header("range") {
+        if !request.target.contains("/blobs/") && !is_storage {
+            return Some("a range of something that is no blob was asked for".to_owned());
+        }
+        if parsed_range(range).is_none() {
+            return Some(format!("the Range header is {range:?}"));
+        }
+    }
+    None
+}
+
+fn api(shared: &Shared, state: &mut State, request: &Request, fault: Option<&Fault>) -> Answer {
+    let Some(path) = request.target.strip_prefix("/v2/") else {
+        return Answer::error(404, "NAME_UNKNOWN", "no such path");
+    };
+    let (repository, what) = match (path.split_once("/manifests/"), path.split_once("/blobs/")) {
+        (Some((repository, reference)), _) => (repository, What::Manifest(reference)),
+        (None, Some((repository, digest))) => (repository, What::Blob(digest)),
+        (None, None) => (path.trim_end_matches('/'), What::Nothing),
+    };
+    if let Some(challenge) = challenge(shared, state, request, repository) {
+        return challenge;
+    }
+    match what {
+        What::Nothing if path.is_empty() => Answer::json(serde_json::json!({})),
+        What::Nothing => Answer::error(404, "NAME_UNKNOWN", "no such path"),
+        What::Manifest(reference) => match state.manifests.get(&format!("{repository}/{reference}")) {
+            Some(manifest) => manifest_answer(&manifest.clone(), state, request),
+            None => Answer::error(404, "MANIFEST_UNKNOWN", "manifest unknown"),
+        },
+        What::Blob(digest) => {
+            let Some(content) = state.blobs.get(digest).cloned() else {
+                return Answer::error(404, "BLOB_UNKNOWN", "blob unknown to registry");
+            };
+            if state.redirects {
+                let signature = state.next_signature;
+                state.next_signature += 1;
+                let location =
+                    format!("http://{}/storage/{digest}?signature={signature}", shared.storage_address);
+                return Answer::empty(307, vec![("location", location)]);
+            }
+            blob_answer(content, digest, request, fault)
+        }
+    }
+}
+
+enum What<'a> {
+    Manifest(&'a str),
+    Blob(&'a str),
+    Nothing,
+}
+
+fn manifest_answer(manifest: &Manifest, state: &mut State, request: &Request) -> Answer {
+    let known = manifest.content_type.starts_with("application/vnd.");
+    let accepts = request.header("accept").unwrap_or_default();
+    let accepted = accepts.split(',').any(|accepted| accepted.trim() == manifest.content_type);
+    if known && !accepted && !manifest.content_type.contains("manifest.v1+") {
+        state.violations.push(format!("{} is not accepted by {accepts:?}", manifest.content_type));
+        return Answer::error(404, "MANIFEST_UNKNOWN", "its type is not accepted");
+    }
+    let headers = vec![
+        ("content-type", manifest.content_type.clone()),
+        ("docker-content-digest", manifest.digest.to_string()),
+    ];
+    Answer::new(200, headers, Content::Memory(manifest.bytes.clone()))
+}
+
+fn blob_answer(content: Content, digest: &str, request: &Request, fault: Option<&Fault>) -> Answer {
+    let size = content.size();
+    let mut headers = vec![
+        ("content-type", "application/octet-stream".to_owned()),
+        ("docker-content-digest", digest.to_owned()),
+    ];
+    let range = request.header("range").and_then(parsed_range);
+    let Some((first, last)) = range.filter(|_| !matches!(fault, Some(Fault::IgnoreRange))) else {
+        return Answer::new(200, headers, content);
+    };
+    if first >= size {
+        return Answer::empty(416, vec![("content-range", format!("bytes */{size}"))]);
+    }
+    let last = last.unwrap_or(size - 1).min(size - 1);
+    let shift = u64::from(matches!(fault, Some(Fault::WrongContentRange)));
+    headers.push(("content-range", format!("bytes {}-{}/{size}", first + shift, last + shift)));
+    Answer { status: 206, headers, body: content, start: first, length: last - first + 1 }
+}
+
+fn parsed_range(header: &str) -> Option<(u64, Option<u64>)> {
+    let (first, last) = header.strip_prefix("bytes=")?.split_once('-')?;
+    let first = first.parse().ok()?;
+    match last {
+        "" => Some((first, None)),
+        last => Some((first, Some(last.parse().ok().filter(|last| *last >= first)?))),
+    }
+}
+
+/// The object store: no credentials but the signature.
+fn storage(state: &mut State, request: &Request, fault: Option<&Fault>) -> Answer {
+    let path = request.target.strip_prefix("/storage/");
+    let Some((digest, signature)) = path.and_then(|path| path.split_once("?signature=")) else {
+        return Answer::error(404, "UNKNOWN", "no such object");
+    };
+    let Ok(signature) = signature.parse::<usize>() else {
+        return Answer::error(403, "UNKNOWN", "malformed signature");
+    };
+    let used = state.signatures_used.entry(signature).or_default();
+    *used += 1;
+    let worn = state.signature_uses.is_some_and(|uses| *used > uses);
+    if signature < state.oldest_signature || signature >= state.next_signature || worn {
+        return Answer::error(403, "UNKNOWN", "the signature has expired");
+    }
+    match state.blobs.get(digest).cloned() {
+        Some(content) => blob_answer(content, digest, request, fault),
+        None => Answer::error(404, "UNKNOWN", "no such object"),
+    }
+}
+
+/// The 401 that a request deserves, if it does.
+fn challenge(shared: &Shared, state: &mut State, request: &Request, repository: &str) -> Option<Answer> {
+    let authorization = request.header("authorization");
+    match state.authentication.clone()? {
+        Authentication::None => None,
+        Authentication::Basic(login) => (authorization != Some(&basic(&login))).then(|| {
+            let mut answer = Answer::error(401, "UNAUTHORIZED", "authentication required");
+            answer.headers.push(("www-authenticate", "Basic realm=\"fake, with a comma\"".to_owned()));
+            answer
+        }),
+        Authentication::Token { realm, .. } => {
+            let token = authorization.and_then(|authorization| authorization.strip_prefix("Bearer "));
+            if let Some((allowed, uses)) = token.and_then(|token| state.tokens.get_mut(token))
+                && allowed == repository
+                && *uses > 0
+            {
+                *uses -= 1;
+                return None;
+            }
+            let realm = realm.unwrap_or_else(|| format!("http://{}/token", shared.registry_address));
+            let mut answer = Answer::error(401, "UNAUTHORIZED", "authentication required");
+            answer.headers.push((
+                "www-authenticate",
+                format!(r#"Bearer realm="{realm}",service="fake",scope="repository:{repository}:pull""#),
+            ));
+            Some(answer)
+        }
+    }
+}
+
+/// The token service: `GET /token?service=fake&scope=…`, or a POST with a refresh token.
+fn token(state: &mut State, request: &Request, body: &[u8]) -> Answer {
+    let Some(Authentication::Token { login, identity_token, uses, .. }) = state.authentication.clone() else {
+        return Answer::error(404, "UNKNOWN", "there are no tokens here");
+    };
+    let body = String::from_utf8_lossy(body);
+    let query = match request.method.as_str() {
+        "POST" => body.as_ref(),
+        _ => request.target.split_once('?').map_or("", |(_, query)| query),
+    };
+    let parameters: Vec<(String, String)> = query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.replace("%3A", ":").replace("%2F", "/")))
+        .collect();
+    let parameter = |wanted: &str| {
+        parameters
+            .iter()
+            .find(|(name, _)| name == wanted)
+            .map(|(_, value)| value.as_str())
+            .unwrap_or_default()
+    };
+    let allowed = match request.method.as_str() {
+        "POST" => {
+            parameter("grant_type") == "refresh_token"
+                && identity_token.as_deref() == Some(parameter("refresh_token"))
+                && request.header("authorization").is_none()
+        }
+        _ => request.header("authorization") == login.as_deref().map(basic).as_deref(),
+    };
+    let scope = parameter("scope").strip_prefix("repository:").and_then(|scope| scope.strip_suffix(":pull"));
+    let (true, "fake", Some(repository)) = (allowed, parameter("service"), scope) else {
+        return Answer::error(401, "UNAUTHORIZED", "no token for you");
+    };
+    let token = format!("token-{}", state.next_token);
+    state.next_token += 1;
+    state.tokens.insert(token.clone(), (repository.to_owned(), uses));
+    let name = if request.method == "POST" { "access_token" } else { "token" };
+    Answer::json(serde_json::json!({ name: token, "expires_in": 3600 }))
+}
+
+/// `Basic` with `user:password` in base64, written out here so that the client's encoder is not its own judge.
+fn basic(login: &str) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::from("Basic ");
+    for group in login.as_bytes().chunks(3) {
+        let bits = group
+            .iter()
+            .enumerate()
+            .fold(0_u32, |bits, (place, byte)| bits | u32::from(*byte) << (16 - 8 * place));
+        for digit in 0..4 {
+            match digit <= group.len() {
+                true => text.push(ALPHABET[(bits >> (18 - 6 * digit)) as usize & 63] as char),
+                false => text.push('='),
+            }
+        }
+    }
+    text
+}
