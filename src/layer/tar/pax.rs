@@ -114,8 +114,8 @@ impl SparseRecords {
     }
 }
 
-/// Checks that a global header is well-formed. It says nothing about any entry here: containerd, umoci, Docker and podman
-/// ignore its records, and a layer must show the same files here as there.
+/// Checks that a global header is well-formed. It says nothing about any entry here: containerd, Docker and podman ignore
+/// its records (umoci refuses the layer), and a layer must show the same files here as there.
 pub(super) fn check_global(bytes: &[u8]) -> Result<(), TarFault> {
     for_each_record(bytes, |_, _| Ok(()))
 }

@@ -240,6 +240,7 @@ fn the_archive_may_end_in_several_ways() {
         ([&file[..], &end[..BLOCK]].concat(), 1),
         ([&file[..], &end, b"anything"].concat(), 1),
         ([&file[..], &end, &file].concat(), 1),
+        ([&file[..], &pax(&[("path", b"never comes")]), &end].concat(), 1),
     ] {
         assert_eq!(read(&archive, 100).unwrap().entries.len(), entries);
     }
