@@ -155,7 +155,7 @@ where
     }
     let actual = hasher.finish();
     if actual != expected.blob_digest {
-        return Err(StreamError::BlobDigest { expected: expected.blob_digest, actual });
+        return Err(StreamError::BlobDigest { expected: expected.blob_digest.into(), actual: actual.into() });
     }
     buffers.decode(decoder.as_mut(), &first, expected.maximum_decoded)?;
     decoder.finish()?;
@@ -198,7 +198,7 @@ impl Read {
     ) -> Result<Streamed, StreamError> {
         let actual = self.hasher.finish();
         if let Some(expected) = diff_id.filter(|expected| *expected != actual) {
-            return Err(StreamError::DiffId { expected, actual });
+            return Err(StreamError::DiffId { expected: expected.into(), actual: actual.into() });
         }
         self.reader.finish()?;
         Ok(Streamed { diff_id: actual, decoded_length: self.decoded_length, compression })

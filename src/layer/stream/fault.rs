@@ -28,17 +28,17 @@ pub enum StreamError {
     #[error("the blob does not match its digest: expected {expected}, received {actual}")]
     BlobDigest {
         /// As the descriptor says.
-        expected: StreamDigest,
+        expected: Box<StreamDigest>,
         /// Of what came.
-        actual: StreamDigest,
+        actual: Box<StreamDigest>,
     },
     /// The decoded bytes are not those that the image's configuration says.
     #[error("the decoded layer does not match its diff ID: expected {expected}, is {actual}")]
     DiffId {
         /// As the configuration says.
-        expected: StreamDigest,
+        expected: Box<StreamDigest>,
         /// Of what was decoded.
-        actual: StreamDigest,
+        actual: Box<StreamDigest>,
     },
     /// The bytes do not decode.
     #[error("the layer cannot be decoded: {0}")]
