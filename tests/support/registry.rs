@@ -75,11 +75,9 @@ pub enum Fault {
     StallAfter(u64),
 }
 
-/// How clients prove who they are.
+/// How clients prove who they are. Until the test says so, anybody may pull and nobody may send credentials.
 #[derive(Clone, Debug)]
 pub enum Authentication {
-    /// Anybody may pull, and nobody may send credentials.
-    None,
     /// `user:password` with every request.
     Basic(String),
     /// A token from `/token`, good for one repository.
@@ -250,11 +248,6 @@ impl FakeRegistry {
         self.shared.registry_address.to_string()
     }
 
-    /// `127.0.0.1:PORT` of the object store.
-    pub fn storage_host(&self) -> String {
-        self.shared.storage_address.to_string()
-    }
-
     /// The reference of a tag, or of a digest, here.
     pub fn reference(&self, repository: &str, target: &str) -> ImageReference {
         let separator = if target.contains(':') { '@' } else { ':' };
@@ -335,10 +328,7 @@ impl FakeRegistry {
     /// From now on, clients must prove who they are. Tokens given before are void.
     pub fn require(&self, authentication: Authentication) {
         let mut state = self.state();
-        state.authentication = match authentication {
-            Authentication::None => None,
-            other => Some(other),
-        };
+        state.authentication = Some(authentication);
         state.tokens.clear();
     }
 
