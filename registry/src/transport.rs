@@ -450,26 +450,33 @@ impl std::fmt::Display for TlsProblem {
     }
 }
 
-/// The TLS library's own error, if that is the cause.
+/// What the TLS library complains of, if that is the cause.
 fn tls_problem(error: &reqwest::Error) -> Option<TlsProblem> {
-    Some(match first_cause::<rustls::Error>(error)? {
-        rustls::Error::InvalidMessage(_) => TlsProblem::NotTls,
-        rustls::Error::InvalidCertificate(_) => TlsProblem::Certificate,
-        _ => TlsProblem::Other,
+    find_cause(error, |cause| {
+        Some(match cause.downcast_ref::<rustls::Error>()? {
+            rustls::Error::InvalidMessage(_) => TlsProblem::NotTls,
+            rustls::Error::InvalidCertificate(_) => TlsProblem::Certificate,
+            _ => TlsProblem::Other,
+        })
     })
 }
 
 fn hung_up(error: &reqwest::Error) -> bool {
     use std::io::ErrorKind::{ConnectionReset, UnexpectedEof};
-    first_cause::<std::io::Error>(error)
-        .is_some_and(|error| matches!(error.kind(), UnexpectedEof | ConnectionReset))
+    let found = find_cause(error, |cause| {
+        let kind = cause.downcast_ref::<std::io::Error>()?.kind();
+        matches!(kind, UnexpectedEof | ConnectionReset).then_some(())
+    });
+    found.is_some()
 }
 
-/// The first cause of a type, however often it is wrapped.
-fn first_cause<E: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&E> {
+type AnyError = dyn std::error::Error + 'static;
+
+/// The first answer that one of an error's causes gives, however they are wrapped.
+fn find_cause<T>(error: &reqwest::Error, answer: impl Fn(&AnyError) -> Option<T>) -> Option<T> {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref::<E>() {
+        if let Some(found) = answer(error) {
             return Some(found);
         }
         // An I/O error names as its source not what it wraps but that one's source.
