@@ -23,6 +23,7 @@
 //! them sees the counters right.
 
 mod connection;
+mod listener;
 mod respond;
 
 use std::collections::HashMap;
@@ -31,8 +32,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 
+use listener::Listener;
 use peelfs_registry::{Digest, ImageReference};
 use sha2::Digest as _;
 
@@ -462,48 +463,6 @@ impl Drop for FakeRegistry {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no thread of the registry panics")
-    }
-}
-
-/// A listening socket and the thread that accepts from it.
-struct Listener {
-    address: SocketAddr,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Listener {
-    fn serve(listener: TcpListener, shared: Arc<Shared>, is_storage: bool) -> Listener {
-        let address = listener.local_addr().expect("a bound listener has an address");
-        let thread = std::thread::spawn(move || {
-            let mut connections = Vec::new();
-            while let Ok((stream, _)) = listener.accept() {
-                {
-                    let mut state = shared.lock();
-                    if state.down {
-                        break;
-                    }
-                    state.connections.extend(stream.try_clone().ok());
-                }
-                let shared = shared.clone();
-                connections.push(std::thread::spawn(move || connection::serve(stream, &shared, is_storage)));
-            }
-            drop(listener);
-            for connection in connections {
-                let _ = connection.join();
-            }
-        });
-        Listener { address, thread: Some(thread) }
-    }
-
-    /// Wakes the thread, which then sees that the registry is down.
-    fn stop(&self) {
-        let _ = TcpStream::connect(self.address);
-    }
-
-    fn join(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 
