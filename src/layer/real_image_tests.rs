@@ -1,6 +1,6 @@
 //! The readers on a real image: every layer of every image of an OCI layout that the environment names.
 //!
-//! `PEELFS_TEST_LAYOUT=DIR cargo test --lib real_images -- --ignored`
+//! `PEELFS_TEST_LAYOUT=DIR cargo test --lib real_image_tests -- --ignored`
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
