@@ -1,8 +1,10 @@
 //! The one test binary: `support/` holds what the tests share, each other module checks one promise.
 #![allow(missing_docs)]
 
+mod commands;
 mod equality;
 mod fuse;
+mod laziness;
 mod merge_rules;
 mod registry;
 mod support;
