@@ -86,8 +86,10 @@ stop_tree() {
 
 # Whether a process runs (a dead one that waits to be waited for does not) and was started by that parent.
 is_child() {
-  awk -v parent="$2" '$1 == "State:" && $2 != "Z" { runs = 1 } $1 == "PPid:" && $2 == parent { ours = 1 } END { exit !(runs && ours) }' \
-    "/proc/$1/status" 2>/dev/null
+  awk -v parent="$2" '
+    $1 == "State:" && $2 != "Z" { runs = 1 }
+    $1 == "PPid:" && $2 == parent { ours = 1 }
+    END { exit !(runs && ours) }' "/proc/$1/status" 2>/dev/null
 }
 
 # wait_until DESCRIPTION PID LOG COMMAND…: polls COMMAND; fails at once, with the log's end, when the process has died.

@@ -1,13 +1,17 @@
 //! The FUSE side through the real kernel: what a tree says is what a program sees, and a mount begins and
 //! ends cleanly.
 
+mod directories;
 mod lifecycle;
+mod reading;
+mod rights;
 mod toy_tree;
 mod view;
 
+use std::io;
 use std::sync::Arc;
 
-use peelfs_fuse::{MountOptions, Session, UnmountError, User, mount};
+use peelfs_fuse::{MountOptions, ROOT_INODE, Session, UnmountError, User, mount};
 
 use crate::support::mounts::Mountpoint;
 use toy_tree::ToyTree;
@@ -33,6 +37,16 @@ impl Mounted {
         let session = mount(Arc::clone(&tree), &options).expect("mounted");
         Mounted { session, tree, mountpoint }
     }
+}
+
+fn tree_with_a_file() -> ToyTree {
+    let mut tree = ToyTree::new();
+    tree.file(ROOT_INODE, b"file", b"content");
+    tree
+}
+
+fn errno<T>(result: io::Result<T>) -> Option<i32> {
+    result.err().and_then(|error| error.raw_os_error())
 }
 
 /// Unmounts what nobody uses, and not lazily. Another test of this process may be starting a program at this

@@ -1,6 +1,7 @@
 //! The one test binary: `support/` holds what the tests share, each other module checks one promise.
 #![allow(missing_docs)]
 
+mod architecture;
 mod commands;
 mod equality;
 mod fuse;

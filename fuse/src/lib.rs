@@ -18,11 +18,13 @@
 
 mod adapter;
 mod attr;
+mod claim;
 mod directory;
 mod errno;
 mod fusermount;
 mod kernel_mount;
 mod mount;
+mod mount_error;
 mod mountinfo;
 mod opens;
 mod read_reply;
@@ -32,7 +34,8 @@ mod unmount;
 mod users;
 
 pub use errno::Errno;
-pub use mount::{MountError, MountOptions, mount};
+pub use mount::{MountOptions, mount};
+pub use mount_error::MountError;
 pub use mountinfo::{FILESYSTEM_TYPE, MountEntry, is_mountpoint, mount_at, mounts};
 pub use read_reply::{ReadAnswer, ReadReply};
 pub use session::{ServeError, Session, Unmounter};

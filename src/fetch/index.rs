@@ -167,7 +167,9 @@ impl Indexer {
         layer: &Layer,
         blob: &OriginBlob,
     ) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
-        let (Some(toc_digest), size) = (layer.toc_digest(), layer.descriptor.size) else { return Ok(None) };
+        let size = layer.descriptor.size;
+        let toc_digest = layer.annotated_digest(estargz::TOC_DIGEST_ANNOTATION);
+        let Some(toc_digest) = toc_digest else { return Ok(None) };
         let blob = blob.open().await?;
         let tail_start = size - tail_length(size);
         let tail = match blob.read(tail_start..size).await {

@@ -8,8 +8,6 @@ pub mod origin;
 use oci_spec::image::{ImageConfiguration, ImageManifest, MediaType};
 use peelfs_registry::{BlobDescriptor, Digest, Document};
 
-use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
-
 /// A manifest or config that is not a container image's.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -57,9 +55,9 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The SHA-256 of the table of contents that the manifest vouches for, if there is one.
-    pub fn toc_digest(&self) -> Option<[u8; 32]> {
-        let digest: Digest = self.descriptor.annotations.get(TOC_DIGEST_ANNOTATION)?.parse().ok()?;
+    /// The SHA-256 that the manifest states in that annotation of the layer, if it does.
+    pub fn annotated_digest(&self, annotation: &str) -> Option<[u8; 32]> {
+        let digest: Digest = self.descriptor.annotations.get(annotation)?.parse().ok()?;
         digest.to_bytes().try_into().ok()
     }
 

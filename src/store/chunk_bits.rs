@@ -67,9 +67,17 @@ fn bit_words(count: u64) -> usize {
     count.div_ceil(64) as usize
 }
 
-/// The header of a map, for the start of a file of [`words_for`] words that are zero otherwise.
-pub(super) fn header(count: u64, boot: BootId) -> [u64; HEADER_WORDS] {
-    [MAGIC, header_check(count), count, boot[0], boot[1], 0, 0, 0]
+/// The words of an empty map whose live bits hold for `boot`; `None` if there are too many chunks. The first slot is written from
+/// the start, so that one is always whole.
+pub(super) fn empty_map(count: u64, boot: BootId) -> Option<Vec<u64>> {
+    let mut words = vec![0; words_for(count)?];
+    words[..HEADER_WORDS].copy_from_slice(&[MAGIC, header_check(count), count, boot[0], boot[1], 0, 0, 0]);
+    let bits = bit_words(count);
+    let slot = HEADER_WORDS + bits;
+    let generation = 1;
+    words[slot] = generation;
+    words[slot + 1] = checksum(count, generation, std::iter::repeat_n(0, bits));
+    Some(words)
 }
 
 fn header_check(count: u64) -> u64 {
@@ -104,12 +112,11 @@ impl<W: Words> ChunkBits<W> {
     }
 
     /// Starts the live bits again from the durable ones. Under the map's lock, if [`holds_for`](Self::holds_for) says no.
-    /// False if neither slot was whole, though one was written once: then the map is empty.
+    /// False if neither slot is whole, which no crash brings about: then the map is empty.
     ///
     /// Nothing need be flushed: what this writes matters to this boot only.
     pub(super) fn adopt(&self, boot: BootId) -> bool {
         let newest = self.newest_slot();
-        let never_written = (0..2).all(|slot| self.words.load(self.slot(slot)) == 0);
         for word in 0..bit_words(self.count) {
             let bits = newest.map_or(0, |slot| self.words.load(self.slot_bits(slot) + word));
             self.words.store(HEADER_WORDS + word, bits);
@@ -117,7 +124,7 @@ impl<W: Words> ChunkBits<W> {
         // Last: whoever sees the boot id sees the bits.
         self.words.store(BOOT_WORD, boot[0]);
         self.words.store(BOOT_WORD + 1, boot[1]);
-        newest.is_some() || never_written
+        newest.is_some()
     }
 
     pub(super) fn is_present(&self, chunk: u64) -> bool {

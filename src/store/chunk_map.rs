@@ -76,15 +76,10 @@ impl ChunkMap {
 
     /// Writes an empty map into an empty file and opens it. Every byte is written, so that no page lacks a block later.
     pub(super) fn create(file: &File, place: &MapPlace<'_>, count: u64) -> Result<ChunkMap, StoreError> {
-        let words = words_for(count, place.path)?;
-        let mut bytes = vec![0; words * size_of::<u64>()];
-        for (place, word) in
-            bytes.chunks_exact_mut(size_of::<u64>()).zip(chunk_bits::header(count, boot_id()?))
-        {
-            place.copy_from_slice(&word.to_ne_bytes());
-        }
+        let words = chunk_bits::empty_map(count, boot_id()?).ok_or_else(|| too_many(count, place.path))?;
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         write_all(file, &bytes, place.path)?;
-        let words = SharedWords::map(file, words).context("map", place.path)?;
+        let words = SharedWords::map(file, words.len()).context("map", place.path)?;
         match ChunkBits::new(words, count) {
             Some(bits) => Ok(ChunkMap::new(bits, place)),
             None => Err(StoreError::Damaged {
@@ -175,10 +170,12 @@ fn look(path: &Path, count: u64) -> Result<Found, StoreError> {
 }
 
 fn words_for(count: u64, path: &Path) -> Result<usize, StoreError> {
-    chunk_bits::words_for(count).ok_or_else(|| StoreError::Damaged {
-        path: path.to_owned(),
-        reason: format!("{count} chunks are more than a layer can have"),
-    })
+    chunk_bits::words_for(count).ok_or_else(|| too_many(count, path))
+}
+
+fn too_many(count: u64, path: &Path) -> StoreError {
+    let reason = format!("{count} chunks are more than a layer can have");
+    StoreError::Damaged { path: path.to_owned(), reason }
 }
 
 /// The kernel's name for its present run: `random(4)`, `/proc/sys/kernel/random/boot_id`.
@@ -306,13 +303,13 @@ mod tests {
         let fixture = Fixture::new();
         let map = fixture.open(10);
         map.mark(1);
-        map.checkpoint(|| Ok(())).unwrap(); // slot 0
+        map.checkpoint(|| Ok(())).unwrap(); // Slot 1: slot 0 is written at the start.
         map.mark(2);
-        map.checkpoint(|| Ok(())).unwrap(); // slot 1
+        map.checkpoint(|| Ok(())).unwrap(); // Slot 0.
         drop(map);
-        // Slot 1 begins at word 8 + 1 + 3; its bits two words later.
+        // The header and one word of live bits go before; the slot's bits follow two words.
         let file = File::options().write(true).open(&fixture.path).unwrap();
-        file.write_all_at(&[0xff], (12 + 2) * 8).unwrap();
+        file.write_all_at(&[0xff], (8 + 1 + 2) * 8).unwrap();
         fixture.pretend_another_boot();
         let map = fixture.open(10);
         assert!(map.is_present(1) && map.present() == 1);

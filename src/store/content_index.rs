@@ -178,4 +178,30 @@ mod tests {
         });
         assert_eq!(names(&store).len(), 6);
     }
+
+    #[test]
+    fn another_tool_finds_a_blob_by_its_name() {
+        use sha2::Digest;
+        let manifest =
+            br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[]}"#;
+        let hex: String = sha2::Sha256::digest(manifest).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = format!("sha256:{hex}");
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        store.content().put(&digest, manifest).unwrap();
+        let at_digest = format!("127.0.0.1:5000/name@{}", DIGESTS[0]);
+        for name in ["docker.io/library/python:3.12", "localhost:5000/some/name:tag", &at_digest] {
+            let descriptor =
+                NamedDescriptor { digest: &digest, size: manifest.len() as u64, name, ..descriptor("", "") };
+            store.content().add_to_index(&descriptor).unwrap();
+            let source = format!("oci:{}/content:{name}", directory.path().display());
+            match std::process::Command::new("skopeo").args(["inspect", "--raw", &source]).output() {
+                Ok(output) => {
+                    assert_eq!(output.stdout, manifest, "{name}: {}", String::from_utf8_lossy(&output.stderr))
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return, // Not installed.
+                Err(error) => panic!("skopeo: {error}"),
+            }
+        }
+    }
 }

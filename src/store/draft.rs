@@ -255,4 +255,4 @@ fn data_runs(offset: u64, bytes: &[u8]) -> impl Iterator<Item = std::ops::Range<
 
 #[cfg(test)]
 #[path = "layer_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -3,25 +3,19 @@
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Arc;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 
 use peelfs_fuse::{Device, ROOT_INODE, Timestamp};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, SeekFrom, openat, seek};
+use rustix::fs::{AtFlags, CWD, Mode};
 
-use super::toy_tree::{Content, STATISTICS, ToyTree, generated, generated_byte};
-use super::{Mounted, require_fuse};
+use super::toy_tree::{STATISTICS, ToyTree, generated};
+use super::{Mounted, errno, require_fuse};
 
 fn name(bytes: &[u8]) -> &OsStr {
     OsStr::from_bytes(bytes)
-}
-
-fn errno<T>(result: io::Result<T>) -> Option<i32> {
-    result.err().and_then(|error| error.raw_os_error())
 }
 
 #[test]
@@ -101,125 +95,6 @@ fn a_device_number_that_would_be_cut_is_never_another_device() {
 }
 
 #[test]
-fn a_directory_of_10_000_names_is_listed_whole_again_and_again() {
-    require_fuse!();
-    let mut tree = ToyTree::new();
-    let mut expected = BTreeSet::new();
-    for index in 0..10_000u32 {
-        let mut path = format!("name {index} ").into_bytes();
-        path.resize(20 + index as usize % 235, b'x');
-        path.push(0x80 + (index % 128) as u8);
-        match index % 3 {
-            0 => tree.directory(ROOT_INODE, &path),
-            1 => tree.symlink(ROOT_INODE, &path, b"target"),
-            _ => tree.file(ROOT_INODE, &path, b""),
-        };
-        expected.insert((path, u64::from(index) + 2, index % 3));
-    }
-    let mounted = Mounted::new(tree);
-    let list = || -> BTreeSet<(Vec<u8>, u64, u32)> {
-        let entries =
-            fs::read_dir(mounted.mountpoint.path()).expect("listed").map(|entry| entry.expect("read"));
-        entries
-            .map(|entry| {
-                let kind = entry.file_type().expect("known");
-                let kind = if kind.is_dir() {
-                    0
-                } else if kind.is_symlink() {
-                    1
-                } else {
-                    2
-                };
-                (entry.file_name().as_bytes().to_vec(), std::os::unix::fs::DirEntryExt::ino(&entry), kind)
-            })
-            .collect()
-    };
-    assert!(list() == expected, "the first listing");
-    let asked = mounted.tree.counts.listings.load(Ordering::SeqCst);
-    assert!(list() == expected, "a second listing");
-    assert_eq!(mounted.tree.counts.listings.load(Ordering::SeqCst), asked, "comes from the kernel's cache");
-}
-
-#[test]
-fn a_directory_can_be_resumed_at_every_entry() {
-    require_fuse!();
-    let mut tree = ToyTree::new();
-    let directory = tree.directory(ROOT_INODE, b"directory");
-    for index in 0..300 {
-        tree.file(directory, format!("file {index}").as_bytes(), b"");
-    }
-    let mounted = Mounted::new(tree);
-    let open = || {
-        openat(CWD, mounted.mountpoint.join("directory"), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
-            .expect("opened")
-    };
-    let read_from = |directory: &rustix::fd::OwnedFd, position: u64| -> Vec<(Vec<u8>, u64, u64)> {
-        seek(directory, SeekFrom::Start(position)).expect("seeked");
-        let mut buffer = vec![MaybeUninit::uninit(); 1024];
-        let mut entries = Vec::new();
-        let mut reader = RawDir::new(directory, &mut buffer);
-        while let Some(entry) = reader.next() {
-            let entry = entry.expect("read");
-            entries.push((entry.file_name().to_bytes().to_vec(), entry.ino(), entry.next_entry_cookie()));
-        }
-        entries
-    };
-    let all = read_from(&open(), 0);
-    assert_eq!(all.len(), 302);
-    assert_eq!((&all[0].0[..], all[0].1), (&b"."[..], 2));
-    assert_eq!((&all[1].0[..], all[1].1), (&b".."[..], 1));
-    // Once the kernel has the directory in its cache, and once it asks us: a new mount has nothing cached.
-    for resumed in [1, 2, 3, 100, 299, 301, 302] {
-        let position = all[resumed - 1].2;
-        assert_eq!(read_from(&open(), position), all[resumed..], "after entry {resumed}");
-    }
-    let directory = open();
-    for resumed in [301, 5, 0, 200] {
-        let position = if resumed == 0 { 0 } else { all[resumed - 1].2 };
-        assert_eq!(read_from(&directory, position), all[resumed..], "back and forth, after entry {resumed}");
-    }
-}
-
-#[test]
-fn a_cold_directory_can_be_resumed_in_its_middle() {
-    require_fuse!();
-    for resumed in [0u64, 1, 2, 50] {
-        let mut tree = ToyTree::new();
-        for index in 0..100 {
-            tree.file(ROOT_INODE, format!("file {index}").as_bytes(), b"");
-        }
-        let mounted = Mounted::new(tree);
-        let directory = File::open(mounted.mountpoint.path()).expect("opened");
-        seek(&directory, SeekFrom::Start(resumed)).expect("seeked");
-        let mut buffer = vec![MaybeUninit::uninit(); 8192];
-        let mut reader = RawDir::new(&directory, &mut buffer);
-        let mut names = Vec::new();
-        while let Some(entry) = reader.next() {
-            names.push(entry.expect("read").file_name().to_bytes().to_vec());
-        }
-        let all: Vec<Vec<u8>> = [b".".to_vec(), b"..".to_vec()]
-            .into_iter()
-            .chain((0..100).map(|index| format!("file {index}").into_bytes()))
-            .collect();
-        assert_eq!(names, all[resumed as usize..], "from {resumed}");
-    }
-}
-
-#[test]
-fn names_that_no_path_can_hold_hide_only_themselves() {
-    require_fuse!();
-    let mut tree = ToyTree::new();
-    for bad in [&b""[..], b".", b"..", b"a/b", b"nul\0", &[b'x'; 256], &[b'y'; 5000]] {
-        tree.file(ROOT_INODE, bad, b"");
-    }
-    tree.file(ROOT_INODE, &[b'z'; 255], b"");
-    let mounted = Mounted::new(tree);
-    let names: Vec<_> =
-        fs::read_dir(mounted.mountpoint.path()).expect("listed").map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(names, [name(&[b'z'; 255])]);
-}
-
-#[test]
 fn extended_attributes_keep_every_byte() {
     require_fuse!();
     // A valid ACL: version 2; user::rw-, user:1000:r--, group::r--, mask::r--, other::---.
@@ -294,110 +169,6 @@ fn symlinks_keep_every_byte_and_are_asked_for_once() {
     }
     assert_eq!(mounted.tree.counts.symlinks.load(Ordering::SeqCst), targets.len() as u64);
     assert_eq!(errno(fs::read_link(mounted.mountpoint.join("too long"))), Some(libc::ENAMETOOLONG));
-}
-
-#[test]
-fn holes_are_found_and_read_as_zeros() {
-    require_fuse!();
-    let size = 5 << 30;
-    let pieces = vec![(4096, b"first".to_vec()), (3 << 30, vec![7; 10_000])];
-    let mut tree = ToyTree::new();
-    tree.content(ROOT_INODE, b"sparse", size, Content::Sparse(pieces));
-    tree.file(ROOT_INODE, b"dense", b"0123456789");
-    let mounted = Mounted::new(tree);
-    let file = File::open(mounted.mountpoint.join("sparse")).expect("opened");
-    for (whence, found) in [
-        (SeekFrom::Data(0), Ok(4096)),
-        (SeekFrom::Data(4100), Ok(4100)),
-        (SeekFrom::Hole(0), Ok(0)),
-        (SeekFrom::Hole(4096), Ok(4101)),
-        (SeekFrom::Data(4101), Ok(3 << 30)),
-        (SeekFrom::Hole(3 << 30), Ok((3 << 30) + 10_000)),
-        (SeekFrom::Data((3 << 30) + 10_000), Err(rustix::io::Errno::NXIO)),
-        (SeekFrom::Hole(size), Err(rustix::io::Errno::NXIO)),
-        (SeekFrom::End(0), Ok(size)),
-    ] {
-        assert_eq!(seek(&file, whence), found, "{whence:?}");
-    }
-    let mut bytes = [1; 12];
-    file.read_exact_at(&mut bytes, 4093).expect("read");
-    assert_eq!(&bytes, b"\0\0\0first\0\0\0\0");
-    let dense = File::open(mounted.mountpoint.join("dense")).expect("opened");
-    assert_eq!(seek(&dense, SeekFrom::Hole(0)), Ok(10));
-}
-
-#[test]
-fn what_is_read_is_what_the_tree_gave_whoever_answers() {
-    require_fuse!();
-    let size = 20 * 1024 * 1024 + 12_345;
-    let mut tree = ToyTree::new();
-    tree.content(ROOT_INODE, b"at once", size, Content::Generated);
-    tree.content(ROOT_INODE, b"later", size, Content::Later);
-    let mounted = Mounted::new(tree);
-    let expected = generated(0, size as usize);
-    for file in ["at once", "later"] {
-        let bytes = fs::read(mounted.mountpoint.join(file)).expect("read");
-        assert!(bytes == expected, "{file}: the whole file");
-        let file = File::open(mounted.mountpoint.join(file)).expect("opened");
-        let mut bytes = Vec::new();
-        (&file).take(0).read_to_end(&mut bytes).expect("nothing");
-        assert_eq!(file.read_at(&mut [0; 10], size).expect("at the end"), 0);
-        assert_eq!(file.read_at(&mut [0; 10], size - 3).expect("near the end"), 3);
-    }
-    // 1 MiB requests: more than 4 requests a MiB would mean that max_pages was not agreed.
-    assert!(mounted.tree.reads() < 2 * 4 * 21, "{} requests for 40 MiB", mounted.tree.reads());
-}
-
-#[test]
-fn many_readers_at_once_get_their_own_bytes() {
-    require_fuse!();
-    let size: u64 = 4 << 20;
-    let mut tree = ToyTree::new();
-    for index in 0..4 {
-        let content = if index % 2 == 0 { Content::Later } else { Content::Generated };
-        tree.content(ROOT_INODE, format!("file {index}").as_bytes(), size, content);
-    }
-    let mounted = Mounted::new(tree);
-    std::thread::scope(|scope| {
-        for reader in 0..16u64 {
-            let path = mounted.mountpoint.join(format!("file {}", reader % 4));
-            scope.spawn(move || {
-                let file = File::open(path).expect("opened");
-                for step in 0..200u64 {
-                    let offset = (reader * 7919 + step * 104_729) % (size - 5000);
-                    let mut bytes = [0; 5000];
-                    file.read_exact_at(&mut bytes, offset).expect("read");
-                    let differs = (offset..).zip(bytes).find(|(at, byte)| generated_byte(*at) != *byte);
-                    assert_eq!(differs, None, "reader {reader} at {offset}");
-                }
-            });
-        }
-    });
-}
-
-#[test]
-fn an_answer_that_is_missing_short_or_a_panic_is_an_io_error_and_nothing_more() {
-    require_fuse!();
-    let mut tree = ToyTree::new();
-    for (name, content) in
-        [("silent", Content::Silent), ("short", Content::Short), ("broken", Content::Broken)]
-    {
-        tree.content(ROOT_INODE, name.as_bytes(), 5000, content);
-    }
-    tree.file(ROOT_INODE, b"good", b"good");
-    // One thread: were it lost, the rest of this test would hang.
-    let mounted = Mounted::with(tree, |options| options.threads = 1);
-    for _ in 0..3 {
-        for bad in ["silent", "short", "broken"] {
-            assert_eq!(errno(fs::read(mounted.mountpoint.join(bad))), Some(libc::EIO), "{bad}");
-            assert_eq!(
-                fs::metadata(mounted.mountpoint.join(bad)).expect("there").len(),
-                5000,
-                "{bad} was not cut"
-            );
-        }
-        assert_eq!(fs::read(mounted.mountpoint.join("good")).expect("read"), b"good");
-    }
 }
 
 #[test]
@@ -502,76 +273,4 @@ fn statfs_tells_what_the_tree_tells() {
     assert!(seen.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
     assert!(seen.f_flag.contains(rustix::fs::StatVfsMountFlags::NOSUID));
     assert!(seen.f_flag.contains(rustix::fs::StatVfsMountFlags::NODEV));
-}
-
-#[test]
-fn a_whole_file_is_read_without_us() {
-    require_fuse!();
-    let size = 3 << 20;
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().join("whole");
-    fs::write(&path, generated(0, size)).expect("written");
-    let local = Arc::new(File::open(&path).expect("opened"));
-    let mut tree = ToyTree::new();
-    tree.content(ROOT_INODE, b"whole", size as u64, Content::Whole(Arc::clone(&local)));
-    tree.content(ROOT_INODE, b"remote", size as u64, Content::Generated);
-    tree.content(ROOT_INODE, b"small", 1000, Content::Whole(local));
-    let mounted = Mounted::with(tree, |options| options.passthrough = true);
-    let whole = mounted.mountpoint.join("whole");
-
-    // Opened twice at once, and again after the last close.
-    for _ in 0..3 {
-        let first = File::open(&whole).expect("opened");
-        let second = File::open(&whole).expect("opened again");
-        for mut file in [first, second] {
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes).expect("read");
-            assert!(bytes == generated(0, size));
-        }
-    }
-    let passed_through = mounted.tree.reads() == 0;
-    assert!(passed_through || !kernel_can_pass_through(), "{} reads came to us", mounted.tree.reads());
-    for (name, length) in [("remote", size), ("small", 1000)] {
-        let reads = mounted.tree.reads();
-        assert!(fs::read(mounted.mountpoint.join(name)).expect("read") == generated(0, length), "{name}");
-        assert!(mounted.tree.reads() > reads, "{name} is read through us");
-    }
-}
-
-#[test]
-fn files_open_and_close_from_many_threads_whichever_way_they_are_read() {
-    require_fuse!();
-    let size = 1 << 20;
-    let directory = tempfile::tempdir().expect("a directory");
-    fs::write(directory.path().join("whole"), generated(0, size)).expect("written");
-    let local = Arc::new(File::open(directory.path().join("whole")).expect("opened"));
-    let mut tree = ToyTree::new();
-    tree.content(ROOT_INODE, b"whole", size as u64, Content::Whole(local));
-    tree.content(ROOT_INODE, b"remote", size as u64, Content::Generated);
-    let mounted = Mounted::with(tree, |options| {
-        options.passthrough = true;
-        options.threads = 4;
-    });
-    std::thread::scope(|scope| {
-        for reader in 0..8u64 {
-            let path = mounted.mountpoint.join(if reader % 4 == 3 { "remote" } else { "whole" });
-            scope.spawn(move || {
-                for step in 0..300u64 {
-                    let file =
-                        File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-                    let offset = (reader * 7919 + step * 104_729) % (size as u64 - 100);
-                    let mut bytes = [0; 100];
-                    file.read_exact_at(&mut bytes, offset).expect("read");
-                    assert_eq!(bytes[..], generated(offset, 100), "{} at {offset}", path.display());
-                }
-            });
-        }
-    });
-}
-
-/// Passthrough came with Linux 6.9 and needs root.
-fn kernel_can_pass_through() -> bool {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("read");
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(6), Some(9)) && rustix::process::geteuid().is_root()
 }
