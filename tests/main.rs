@@ -8,4 +8,5 @@ mod fuse;
 mod laziness;
 mod merge_rules;
 mod registry;
+mod store_life;
 mod support;
