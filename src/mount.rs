@@ -121,7 +121,7 @@ pub enum ImageMountError {
         image: String,
         /// Why.
         #[source]
-        cause: StoreError,
+        cause: Box<StoreError>,
     },
     /// The kernel.
     #[error(transparent)]
@@ -181,7 +181,7 @@ impl Prepared {
         if let Err(cause) = self.record(session.mountpoint()) {
             let image = self.origin.reference().to_string();
             // Dropping the session unmounts: a mount that nobody can find must not stay.
-            return Err(ImageMountError::Store { image, cause });
+            return Err(ImageMountError::Store { image, cause: Box::new(cause) });
         }
         Ok(Mounted { prepared: self, session })
     }
@@ -264,7 +264,8 @@ impl Mounted {
 
     fn keep_documents(&self) -> Result<(), StoreError> {
         let Prepared { store, unsettled, .. } = &self.prepared;
-        let unsettled = std::mem::take(&mut *unsettled.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        let unsettled =
+            std::mem::take(&mut *unsettled.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
         for (digest, bytes) in &unsettled.documents {
             store.content().put(digest.as_str(), bytes)?;
         }

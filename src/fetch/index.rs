@@ -21,7 +21,7 @@ use crate::layer::builder::{BuildError, LayerBuilder};
 use crate::layer::compression::{MediaTypeError, check_media_type};
 use crate::layer::entry::Entry;
 use crate::layer::estargz::{self, EstargzError, Footer};
-use crate::layer::stream::{self, StreamDigest, StreamError, StreamExpectation};
+use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::{SinkError, TarSink};
 use crate::store::{LayerDraft, LayerFiles, PendingPublish, Store, StoreError};
 use crate::table::placement::{DataFile, pieces};
@@ -44,10 +44,10 @@ pub enum IndexError {
     Store(#[from] StoreError),
     /// Its table of contents.
     #[error("its table of contents cannot be used")]
-    Estargz(#[from] EstargzError),
+    Estargz(#[from] Box<EstargzError>),
     /// Its archive.
     #[error("its archive cannot be used")]
-    Stream(#[from] StreamError),
+    Stream(#[from] Box<StreamError>),
     /// An entry.
     #[error("its entries cannot be used")]
     Build(#[from] BuildError),
@@ -193,7 +193,11 @@ impl Indexer {
         (self.progress)(Event::Indexed(layer.descriptor.digest.clone()));
         let (store, digest) = (self.store.clone(), layer.descriptor.digest.clone());
         blocking(move || {
-            let contents = estargz::read_toc(&toc, toc_digest, size, footer.toc_offset)?;
+            let contents = estargz::read_toc(&toc, toc_digest, size, footer.toc_offset).map_err(Box::new)?;
+            if contents.names_are_lossy {
+                tracing::info!(layer = %digest, "a table of contents cannot tell all names of this layer; it is streamed");
+                return Ok(None);
+            }
             let mut builder = LayerBuilder::new();
             for entry in contents.entries {
                 builder.add(entry)?;
@@ -227,14 +231,15 @@ impl Indexer {
                 let draft = store.layers().layer(descriptor.digest.as_str())?.create()?;
                 let mut sink = DraftSink { builder: LayerBuilder::new(), draft };
                 let expectation = StreamExpectation {
-                    blob_digest: stream_digest(&descriptor.digest),
+                    blob_digest: descriptor.digest.clone(),
                     blob_size: descriptor.size,
-                    diff_id: Some(stream_digest(&layer.diff_id)),
+                    diff_id: Some(layer.diff_id.clone()),
                     maximum_decoded: stream::MAXIMUM_DECODED,
                 };
                 let told = |bytes| progress(Event::Streamed(descriptor.digest.clone(), bytes));
                 let pieces = std::iter::from_fn(|| receiver.blocking_recv());
-                let streamed = stream::unpack_stream(pieces, &expectation, &mut sink, &told)?;
+                let streamed =
+                    stream::unpack_stream(pieces, &expectation, &mut sink, &told).map_err(Box::new)?;
                 let DraftSink { builder, draft } = sink;
                 draft.data().set_length(DataFile::Packed, streamed.decoded_length)?;
                 let table = builder.finish(identity(&descriptor.digest), &[])?;
@@ -285,18 +290,6 @@ fn open_files(store: &Store, layer: &Digest) -> Result<Option<(Table, LayerFiles
 /// rule: 0.7 % of the layers of a Debian system with Python.
 fn tail_length(size: u64) -> u64 {
     (size / 100).clamp(64 << 10, 8 << 20).min(size)
-}
-
-fn stream_digest(digest: &Digest) -> StreamDigest {
-    let bytes = digest.to_bytes();
-    match <[u8; 32]>::try_from(&bytes[..]) {
-        Ok(bytes) => StreamDigest::Sha256(bytes),
-        Err(_) => {
-            let mut long = [0; 64];
-            long.copy_from_slice(&bytes);
-            StreamDigest::Sha512(long)
-        }
-    }
 }
 
 /// Runs what blocks beside the runtime's own threads.

@@ -18,6 +18,6 @@ pub mod tar;
 pub mod zstd;
 
 #[cfg(test)]
-mod real_images;
+mod real_image_tests;
 #[cfg(test)]
 mod testing;

@@ -57,7 +57,7 @@ pub fn prepare(
     request: Request,
 ) -> Result<Prepared, ImageMountError> {
     let name = request.reference.to_string();
-    let in_store = |cause| ImageMountError::Store { image: name.clone(), cause };
+    let in_store = |cause| ImageMountError::Store { image: name.clone(), cause: Box::new(cause) };
     let known = match request.pull {
         Pull::Always => None,
         Pull::Missing | Pull::Never => {
@@ -118,13 +118,15 @@ pub fn local_tree(store: &Store, name: &str, image: &Image) -> Result<Option<Mer
     let mut layers = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
         let opened = open_local(store, &layer.descriptor.digest)
-            .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause })?;
+            .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) })?;
         let Some(content) = opened else { return Ok(None) };
         layers.push(content);
     }
     let (tree, pending) = merged_tree(store, name, tree_identity(image), layers)?;
     if let Some(pending) = pending {
-        pending.commit().map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause })?;
+        pending
+            .commit()
+            .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) })?;
     }
     Ok(Some(tree))
 }
@@ -183,13 +185,15 @@ fn merged_tree(
     identity: [u8; 32],
     layers: Vec<Arc<LayerContent>>,
 ) -> Result<(MergedTree, Option<PendingTree>), ImageMountError> {
-    let in_store = |cause| ImageMountError::Store { image: name.to_owned(), cause };
+    let in_store = |cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) };
     let of_table = |cause| ImageMountError::Table { image: name.to_owned(), cause };
     let key = hex(&identity);
     if let Some(file) = store.trees().open(&key).map_err(in_store)? {
         match Table::open(&file, &identity) {
             Ok(table) => return Ok((MergedTree::new(name.to_owned(), table, layers), None)),
-            Err(error) => tracing::warn!(image = name, error = %chain(&error), "the merged tree is made again"),
+            Err(error) => {
+                tracing::warn!(image = name, error = %chain(&error), "the merged tree is made again")
+            }
         }
     }
     let tables: Vec<&Table> = layers.iter().map(|layer| layer.table()).collect();
