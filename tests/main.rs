@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod architecture;
+mod bad_input;
 mod commands;
 mod equality;
 mod fuse;
