@@ -2,8 +2,12 @@
 #![allow(missing_docs)]
 
 mod architecture;
+mod bad_input;
+mod commands;
 mod equality;
 mod fuse;
+mod laziness;
 mod merge_rules;
 mod registry;
+mod store_life;
 mod support;
