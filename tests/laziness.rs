@@ -68,7 +68,10 @@ fn python_importing_ssl_fetches_the_files_it_touches_and_little_more() {
     let (registry, layout, reference) = python_in_registry();
     let unpacked = Unpacked::by_umoci(&format!("{}:gzip", layout.path().display())).unwrap();
     let touched = files_touched(&unpacked.path());
-    assert!(touched.iter().any(|path| path.ends_with("ssl.py") || path.contains("ssl.cpython")), "{touched:?}");
+    assert!(
+        touched.iter().any(|path| path.ends_with("ssl.py") || path.contains("ssl.cpython")),
+        "{touched:?}"
+    );
     let needed = compressed_bytes(&layout, &touched);
 
     let peel = Peel::new();
@@ -92,7 +95,18 @@ fn import_ssl(root: &Path) -> Command {
 /// Files that the program reads from an unpacked root: those whose access time it moves.
 fn files_touched(root: &Path) -> Vec<String> {
     let mut age = Command::new("find");
-    age.arg(root).args(["-xdev", "-type", "f", "-exec", "touch", "--no-create", "--time=access", "--date=@1", "{}", "+"]);
+    age.arg(root).args([
+        "-xdev",
+        "-type",
+        "f",
+        "-exec",
+        "touch",
+        "--no-create",
+        "--time=access",
+        "--date=@1",
+        "{}",
+        "+",
+    ]);
     assert_eq!(run_to_end(age, root.parent().unwrap()).code, Some(0));
     let outcome = run_to_end(import_ssl(root), root.parent().unwrap());
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
@@ -145,7 +159,9 @@ fn table_of_contents(blob: &Path) -> (Value, u64) {
 
 /// Sixteen files of 2 MiB that do not compress, in chunks of 256 KiB.
 fn noise_files() -> Vec<TestEntry> {
-    let file = |number| TestEntry::file(format!("noise-{number}"), Content::Noise { seed: number, length: 2 * MEBIBYTE });
+    let file = |number| {
+        TestEntry::file(format!("noise-{number}"), Content::Noise { seed: number, length: 2 * MEBIBYTE })
+    };
     (0..16).map(file).collect()
 }
 

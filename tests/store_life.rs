@@ -8,7 +8,7 @@ use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::model::Model;
 use crate::support::peel::{Peel, is_mount_point, kill_and_wait, wait_or_kill};
-use crate::support::registry::{Fault, FakeRegistry};
+use crate::support::registry::{FakeRegistry, Fault};
 use crate::support::tree::{Tree, assert_same};
 use std::fs;
 use std::path::Path;
@@ -171,9 +171,16 @@ fn content_read_from_a_mount_before_its_server_was_killed_is_right_afterwards() 
         for (part, reader) in readers.into_iter().enumerate() {
             // Cut off in the middle it fails; what it gives is right.
             if let Ok(bytes) = reader.join().unwrap() {
-                assert!(bytes == layers[number].iter().find(|entry| {
-                    entry.path == format!("bulk/{number}/{part}").into_bytes()
-                }).unwrap().content().unwrap().to_vec());
+                assert!(
+                    bytes
+                        == layers[number]
+                            .iter()
+                            .find(|entry| { entry.path == format!("bulk/{number}/{part}").into_bytes() })
+                            .unwrap()
+                            .content()
+                            .unwrap()
+                            .to_vec()
+                );
             }
         }
         mount.unmount();
@@ -188,7 +195,8 @@ impl<'a> SmallDisk<'a> {
     fn make(path: &'a Path, mebibytes: u64) -> SmallDisk<'a> {
         fs::create_dir_all(path).unwrap();
         let options = std::ffi::CString::new(format!("size={mebibytes}M,mode=0700")).unwrap();
-        rustix::mount::mount("tmpfs", path, "tmpfs", rustix::mount::MountFlags::empty(), options.as_c_str()).unwrap();
+        rustix::mount::mount("tmpfs", path, "tmpfs", rustix::mount::MountFlags::empty(), options.as_c_str())
+            .unwrap();
         SmallDisk(path)
     }
 
