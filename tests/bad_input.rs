@@ -370,10 +370,16 @@ fn mounting_archives_with_impossible_entries_is_refused() {
         ("PAX negative size", pax("size", b"-1")),
         (
             "PAX length that lies",
-            [special_entry(b'x', b"x", b"99 path=x\n"), entries(&[file.clone()])].concat(),
+            [special_entry(b'x', b"x", b"99 path=x\n"), entries(std::slice::from_ref(&file))].concat(),
         ),
-        ("PAX length zero", [special_entry(b'x', b"x", b"0 path=x\n"), entries(&[file.clone()])].concat()),
-        ("PAX without equals", [special_entry(b'x', b"x", b"9 pathxx\n"), entries(&[file.clone()])].concat()),
+        (
+            "PAX length zero",
+            [special_entry(b'x', b"x", b"0 path=x\n"), entries(std::slice::from_ref(&file))].concat(),
+        ),
+        (
+            "PAX without equals",
+            [special_entry(b'x', b"x", b"9 pathxx\n"), entries(std::slice::from_ref(&file))].concat(),
+        ),
         ("PAX header of many GiB", header_with(&file, 124, b"77777777777\0")),
         ("empty name with NUL", pax("path", b"a\0b")),
         ("long component", pax("path", &b"n".repeat(256))),
@@ -420,7 +426,7 @@ fn mounting_archives_with_impossible_entries_is_refused() {
 #[test]
 fn mounting_documents_that_cannot_be_is_refused() {
     let peel = Peel::new();
-    let mut layout = Layout::create(peel.scratch().join("layout"));
+    let layout = Layout::create(peel.scratch().join("layout"));
     let good = layout.put_layer(&layer(), Form::GZIP);
     let image = layout.put_image(std::slice::from_ref(&good), this_architecture());
     let config: Value = json!({ "mediaType": "application/vnd.oci.image.config.v1+json",

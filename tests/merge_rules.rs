@@ -188,14 +188,12 @@ proptest! {
         let directory = tempfile::tempdir().expect("making a directory");
         let mut layout = Layout::create(directory.path());
         layout.image("test", &layers, Form::GZIP);
-        match Unpacked::by_umoci(&format!("{}:test", directory.path().display())) {
-            Ok(unpacked) => {
-                let found = differences(&Tree::walk(&unpacked.path()), &model.tree());
-                let found: Vec<String> = found.iter().filter(|one| !umoci_differs().iter().any(|allowed| (allowed.covers)(one))).map(ToString::to_string).collect();
-                prop_assert!(found.is_empty(), "{}", found.join("\n"));
-            }
-            // It stops at what others accept (an entry below a file), and this is no test of umoci.
-            Err(_) => {}
+        // It stops at what others accept (an entry below a file), and this is no test of umoci.
+        if let Ok(unpacked) = Unpacked::by_umoci(&format!("{}:test", directory.path().display())) {
+            let mut found = differences(&Tree::walk(&unpacked.path()), &model.tree());
+            found.retain(|difference| !umoci_differs().iter().any(|allowed| (allowed.covers)(difference)));
+            let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+            prop_assert!(found.is_empty(), "{}", found.join("\n"));
         }
     }
 }

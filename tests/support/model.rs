@@ -383,10 +383,6 @@ impl Model {
     }
 }
 
-fn missing_target(target: &[u8]) -> Refusal {
-    Refusal(format!("a hardlink to the missing {}", target.escape_ascii()))
-}
-
 fn implied_directory() -> Inode {
     Inode {
         kind: InodeKind::Directory,

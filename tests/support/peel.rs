@@ -2,7 +2,7 @@
 //! the test, what it mounted is unmounted and what it started is killed.
 
 use rustix::mount::{UnmountFlags, unmount};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -20,7 +20,6 @@ const WATCHDOG: Duration = Duration::from_secs(180);
 pub struct Peel {
     directory: TempDir,
     store: PathBuf,
-    environment: Vec<(OsString, OsString)>,
 }
 
 /// What a command left behind.
@@ -43,7 +42,7 @@ impl Peel {
         let directory = tempfile::Builder::new().prefix("peel-test-").tempdir().expect("making a directory");
         let store = directory.path().join("store");
         fs::create_dir(directory.path().join("home")).expect("making a directory");
-        Peel { directory, store, environment: Vec::new() }
+        Peel { directory, store }
     }
 
     pub fn store(&self) -> &Path {
@@ -60,15 +59,10 @@ impl Peel {
         self.directory.path().join("home")
     }
 
-    pub fn set_environment(&mut self, name: &str, value: impl AsRef<OsStr>) {
-        self.environment.push((name.into(), value.as_ref().into()));
-    }
-
     /// `peel ARGUMENTS --store …`, hermetic: no settings of whoever runs the tests reach it.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_peel"));
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.home());
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(arguments).arg("--store").arg(&self.store).stdin(Stdio::null());
         command
     }
