@@ -15,6 +15,7 @@ pub mod gzip;
 pub mod path;
 pub mod stream;
 pub mod tar;
+pub mod toc;
 pub mod zstd;
 
 #[cfg(test)]
