@@ -138,7 +138,8 @@ impl Layout {
 
     /// What `index.json` says of a tag.
     pub fn descriptor(&self, tag: &str) -> Value {
-        let is_tagged = |descriptor: &&Value| descriptor["annotations"]["org.opencontainers.image.ref.name"] == tag;
+        let is_tagged =
+            |descriptor: &&Value| descriptor["annotations"]["org.opencontainers.image.ref.name"] == tag;
         self.tagged.iter().find(is_tagged).unwrap_or_else(|| panic!("no tag {tag}")).clone()
     }
 

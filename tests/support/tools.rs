@@ -53,5 +53,6 @@ pub fn push(layout: &Path, tag: &str, registry: &DockerRegistry, name: &str) -> 
 
 /// A real, empty registry.
 pub fn docker_registry() -> DockerRegistry {
-    DockerRegistry::start(Options::default()).expect("the Debian package docker-registry is installed (scripts/setup)")
+    DockerRegistry::start(Options::default())
+        .expect("the Debian package docker-registry is installed (scripts/setup)")
 }
