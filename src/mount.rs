@@ -15,9 +15,10 @@ pub mod live;
 mod prepare;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use peelfs_fuse::{MountError, MountOptions, Session};
 use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
@@ -26,7 +27,7 @@ use crate::error::chain;
 use crate::fetch::index::{IndexError, Indexer, Progress};
 use crate::image::origin::{Origin, ResolveError};
 use crate::image::{Image, Layer};
-use crate::store::{ImageRecord, LayerRecord, LayerState, MountRecord, Store, StoreError};
+use crate::store::{ImageRecord, LayerRecord, LayerState, MountRecord, PendingTree, Store, StoreError};
 use crate::table::TableError;
 use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
@@ -120,7 +121,7 @@ pub enum ImageMountError {
         image: String,
         /// Why.
         #[source]
-        cause: StoreError,
+        cause: Box<StoreError>,
     },
     /// The kernel.
     #[error(transparent)]
@@ -140,12 +141,21 @@ pub struct Prepared {
     platform: Platform,
     tree: Arc<MergedTree>,
     tree_key: String,
+    unsettled: Mutex<Unsettled>,
+}
+
+/// What the mount does not wait for: it is in memory or open, and is to be kept in the store.
+#[derive(Default)]
+struct Unsettled {
+    documents: Vec<(Digest, Bytes)>,
+    tree: Option<PendingTree>,
 }
 
 /// What is recorded of an image that the registry was asked for.
 struct Found {
     index: Option<Digest>,
     at: i64,
+    documents: Vec<(Digest, Bytes)>,
 }
 
 /// A mounted image.
@@ -171,7 +181,7 @@ impl Prepared {
         if let Err(cause) = self.record(session.mountpoint()) {
             let image = self.origin.reference().to_string();
             // Dropping the session unmounts: a mount that nobody can find must not stay.
-            return Err(ImageMountError::Store { image, cause });
+            return Err(ImageMountError::Store { image, cause: Box::new(cause) });
         }
         Ok(Mounted { prepared: self, session })
     }
@@ -235,16 +245,31 @@ impl Mounted {
         &self.session
     }
 
-    /// Brings to disk what this mount put into the store, so that it outlasts a crash of the machine.
+    /// Brings to disk what this mount put into the store, so that it outlasts this process and a crash of the machine. What
+    /// cannot be kept is fetched again some day: the mount goes on.
     pub fn settle(&self) {
-        if let Err(error) = self.prepared.runtime.block_on(self.prepared.indexer.committed()) {
-            tracing::error!(error = %chain(&error), "a layer could not be kept in the store; it will be fetched again");
+        let Prepared { runtime, indexer, tree, .. } = &self.prepared;
+        if let Err(error) = self.keep_documents() {
+            tracing::error!(error = %chain(&error), "the image could not be kept in the store");
         }
-        for layer in self.prepared.tree.layers() {
+        if let Err(error) = runtime.block_on(indexer.committed()) {
+            tracing::error!(error = %chain(&error), "a layer could not be kept in the store");
+        }
+        for layer in tree.layers() {
             if let Err(error) = layer.checkpoint() {
                 tracing::warn!(layer = %layer.layer(), error = %chain(&error), "what was fetched may be fetched again after a crash");
             }
         }
+    }
+
+    fn keep_documents(&self) -> Result<(), StoreError> {
+        let Prepared { store, unsettled, .. } = &self.prepared;
+        let unsettled =
+            std::mem::take(&mut *unsettled.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        for (digest, bytes) in &unsettled.documents {
+            store.content().put(digest.as_str(), bytes)?;
+        }
+        unsettled.tree.map_or(Ok(()), PendingTree::commit)
     }
 
     /// Serves until the directory is unmounted, by whomever, and then tidies up.

@@ -3,6 +3,7 @@
 
 mod architecture;
 mod equality;
+mod formats;
 mod fuse;
 mod merge_rules;
 mod registry;

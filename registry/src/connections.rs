@@ -35,12 +35,19 @@ enum Pool {
 #[derive(Debug)]
 pub(crate) struct Connections {
     proxies: Vec<Proxy>,
-    pools: Mutex<HashMap<Pool, reqwest::Client>>,
+    made: Mutex<Made>,
+}
+
+#[derive(Debug, Default)]
+struct Made {
+    pools: HashMap<Pool, reqwest::Client>,
+    /// By endpoint and origin, so that directories are looked into once and not for every request.
+    chosen: HashMap<(String, Origin), reqwest::Client>,
 }
 
 impl Connections {
     pub(crate) fn new(settings: &Proxies) -> Result<Connections, Error> {
-        Ok(Connections { proxies: proxies(settings)?, pools: Mutex::default() })
+        Ok(Connections { proxies: proxies(settings)?, made: Mutex::default() })
     }
 
     /// Whether `host[:port]` has TLS settings of its own.
@@ -57,6 +64,12 @@ impl Connections {
         url: &Url,
     ) -> Result<reqwest::Client, Failure> {
         let origin = Origin::of(url);
+        let key = (endpoint.host.clone(), origin.clone());
+        // A panic elsewhere cannot leave these maps half changed.
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = made.chosen.get(&key) {
+            return Ok(client.clone());
+        }
         let proxied = !origin.is_loopback();
         let pool = if !origin.is_secure() {
             Pool::Plain { proxied }
@@ -66,14 +79,16 @@ impl Connections {
                 None => Pool::Secure { proxied },
             }
         };
-        // A panic elsewhere cannot leave this map half changed.
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = pools.get(&pool) {
-            return Ok(client.clone());
-        }
-        let proxies = if proxied { self.proxies.as_slice() } else { &[] };
-        let client = built(configuration, &pool, proxies)?;
-        pools.insert(pool, client.clone());
+        let client = match made.pools.get(&pool) {
+            Some(client) => client.clone(),
+            None => {
+                let proxies = if proxied { self.proxies.as_slice() } else { &[] };
+                let client = built(configuration, &pool, proxies)?;
+                made.pools.insert(pool, client.clone());
+                client
+            }
+        };
+        made.chosen.insert(key, client.clone());
         Ok(client)
     }
 }

@@ -10,20 +10,21 @@
 //! The grammar is that of the distribution project's `reference` package: the text before the first slash is a host
 //! if it contains a dot or a colon, is `localhost`, or has an upper-case letter; otherwise the host is docker.io.
 
+mod grammar;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::digest::{Digest, DigestError};
+use grammar::{
+    MAXIMUM_NAME_LENGTH, MAXIMUM_TAG_LENGTH, is_host, is_layout_name, is_path_component, is_tag, names_a_host,
+};
 
 /// The host that is meant when none is named.
 pub const DEFAULT_HOST: &str = "docker.io";
 /// The tag that is meant when neither tag nor digest is given.
 pub const DEFAULT_TAG: &str = "latest";
-/// Longest `host/repository`, in bytes.
-const MAXIMUM_NAME_LENGTH: usize = 255;
-/// Longest tag, in bytes.
-const MAXIMUM_TAG_LENGTH: usize = 128;
 
 /// An image, wherever it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -317,82 +318,6 @@ enum Problem {
     NoPath,
     #[error("the name after the path is malformed (A-Z a-z 0-9 and - . _ : @ + /)")]
     LayoutName,
-}
-
-fn names_a_host(first: &str) -> bool {
-    first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|byte| byte.is_ascii_uppercase())
-}
-
-fn is_host(host: &str) -> bool {
-    let (name, port) = match host.rfind(']') {
-        Some(end) => match &host[end + 1..] {
-            "" => (host, None),
-            rest => match rest.strip_prefix(':') {
-                Some(port) => (&host[..=end], Some(port)),
-                None => return false,
-            },
-        },
-        None => match host.split_once(':') {
-            Some((name, port)) => (name, Some(port)),
-            None => (host, None),
-        },
-    };
-    if let Some(port) = port
-        && (port.is_empty()
-            || !port.bytes().all(|byte| byte.is_ascii_digit())
-            || port.parse::<u16>().is_err())
-    {
-        return false;
-    }
-    match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => name.split('.').all(|component| {
-            !component.is_empty()
-                && !component.starts_with('-')
-                && !component.ends_with('-')
-                && component.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-        }),
-    }
-}
-
-/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
-fn is_path_component(component: &str) -> bool {
-    let mut separator = String::new();
-    let mut seen_letter = false;
-    for character in component.chars() {
-        match character {
-            'a'..='z' | '0'..='9' => {
-                let separator_allowed = match separator.as_str() {
-                    "" | "." | "_" | "__" => true,
-                    other => other.bytes().all(|byte| byte == b'-'),
-                };
-                if !separator_allowed {
-                    return false;
-                }
-                separator.clear();
-                seen_letter = true;
-            }
-            '.' | '_' | '-' if seen_letter => separator.push(character),
-            _ => return false,
-        }
-    }
-    seen_letter && separator.is_empty()
-}
-
-/// `[\w][\w.-]{0,127}`
-pub(crate) fn is_tag(tag: &str) -> bool {
-    tag.len() <= MAXIMUM_TAG_LENGTH
-        && !tag.is_empty()
-        && !tag.starts_with(['.', '-'])
-        && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
-}
-
-fn is_layout_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= MAXIMUM_NAME_LENGTH
-        && name.bytes().all(|byte| {
-            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':' | b'@' | b'+' | b'/')
-        })
 }
 
 #[cfg(test)]

@@ -37,7 +37,9 @@ pub(crate) enum Decision {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
     /// Most attempts when the host cannot be connected to.
-    pub(crate) unreachable_attempts: u32,
+    unreachable_attempts: u32,
+    /// Most attempts when the connection breaks.
+    interrupted_attempts: u32,
 }
 
 /// Wait before the second attempt; it doubles from there.
@@ -51,9 +53,10 @@ const MALFORMED_ATTEMPTS: u32 = 3;
 
 impl Policy {
     /// Somebody waits at a terminal: a host that is not there is reported at once.
-    pub(crate) const INTERACTIVE: Policy = Policy { unreachable_attempts: 3 };
+    pub(crate) const INTERACTIVE: Policy = Policy { unreachable_attempts: 3, interrupted_attempts: 6 };
     /// A mounted image is being read: a host that went away may come back before the deadline.
-    pub(crate) const PATIENT: Policy = Policy { unreachable_attempts: ATTEMPTS };
+    pub(crate) const PATIENT: Policy =
+        Policy { unreachable_attempts: ATTEMPTS, interrupted_attempts: ATTEMPTS };
 
     /// `attempt` counts from 1; `jitter` is random in `0.0..1.0`.
     pub(crate) fn decide(
@@ -67,7 +70,7 @@ impl Policy {
         let (most_attempts, at_least) = match outcome {
             Outcome::Permanent => return Decision::GiveUp,
             Outcome::Unreachable => (self.unreachable_attempts, Duration::ZERO),
-            Outcome::Interrupted => (ATTEMPTS, Duration::ZERO),
+            Outcome::Interrupted => (self.interrupted_attempts, Duration::ZERO),
             Outcome::Busy { retry_after } => (ATTEMPTS, retry_after.unwrap_or(Duration::ZERO)),
             Outcome::Malformed => (MALFORMED_ATTEMPTS, Duration::ZERO),
         };
@@ -215,6 +218,7 @@ mod tests {
         assert_eq!(attempts(Policy::INTERACTIVE, Outcome::Permanent), 1);
         assert_eq!(attempts(Policy::INTERACTIVE, Outcome::Unreachable), 3);
         assert_eq!(attempts(Policy::PATIENT, Outcome::Unreachable), 20);
+        assert_eq!(attempts(Policy::INTERACTIVE, Outcome::Interrupted), 6);
         assert_eq!(attempts(Policy::PATIENT, Outcome::Malformed), 3);
         assert_eq!(attempts(Policy::INTERACTIVE, Outcome::Busy { retry_after: None }), 20);
     }

@@ -26,6 +26,7 @@ use crate::statistics::Counters;
 
 /// Most redirects of one request.
 const MAXIMUM_REDIRECTS: usize = 10;
+const PLAIN_HTTP_HINT: &str = "does the host speak plain HTTP? then use --plain-http";
 /// Most bytes of an error's body that are read for its message.
 const MAXIMUM_ERROR_BODY: usize = 16 * 1024;
 
@@ -402,7 +403,7 @@ impl Failure {
             let failure =
                 Failure::permanent(ErrorKind::Unreachable, format!("TLS with {origin} failed: {problem}"));
             match problem {
-                TlsProblem::NotTls => failure.hinted("does the host speak plain HTTP? then use --plain-http"),
+                TlsProblem::NotTls => failure.hinted(PLAIN_HTTP_HINT),
                 TlsProblem::Certificate => {
                     failure.hinted("put the authority's certificate into certs.d/HOST/ca.crt")
                 }
@@ -414,7 +415,12 @@ impl Failure {
                 (false, true) => format!("{origin} does not accept the connection in time"),
                 (false, false) => format!("{origin} cannot be connected to"),
             };
-            Failure::new(ErrorKind::Unreachable, Outcome::Unreachable, message)
+            let failure = Failure::new(ErrorKind::Unreachable, Outcome::Unreachable, message);
+            // Some servers hang up on what is not HTTP instead of answering.
+            match origin.is_secure() && hung_up(&error) {
+                true => failure.hinted(PLAIN_HTTP_HINT),
+                false => failure,
+            }
         } else if error.is_timeout() {
             Failure::new(ErrorKind::Timeout, Outcome::Interrupted, format!("{origin} stopped answering"))
         } else if error.is_builder() {
@@ -444,22 +450,41 @@ impl std::fmt::Display for TlsProblem {
     }
 }
 
-/// The TLS library's own error, wherever it is wrapped.
+/// What the TLS library complains of, if that is the cause.
 fn tls_problem(error: &reqwest::Error) -> Option<TlsProblem> {
+    find_cause(error, |cause| {
+        Some(match cause.downcast_ref::<rustls::Error>()? {
+            rustls::Error::InvalidMessage(_) => TlsProblem::NotTls,
+            rustls::Error::InvalidCertificate(_) => TlsProblem::Certificate,
+            _ => TlsProblem::Other,
+        })
+    })
+}
+
+fn hung_up(error: &reqwest::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionReset, UnexpectedEof};
+    let found = find_cause(error, |cause| {
+        let kind = cause.downcast_ref::<std::io::Error>()?.kind();
+        matches!(kind, UnexpectedEof | ConnectionReset).then_some(())
+    });
+    found.is_some()
+}
+
+type AnyError = dyn std::error::Error + 'static;
+
+/// The first answer that one of an error's causes gives, however they are wrapped.
+fn find_cause<T>(error: &reqwest::Error, answer: impl Fn(&AnyError) -> Option<T>) -> Option<T> {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
-        let found = error
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
-        if let Some(found) = found {
-            return Some(match found {
-                rustls::Error::InvalidMessage(_) => TlsProblem::NotTls,
-                rustls::Error::InvalidCertificate(_) => TlsProblem::Certificate,
-                _ => TlsProblem::Other,
-            });
+        if let Some(found) = answer(error) {
+            return Some(found);
         }
-        cause = error.source();
+        // An I/O error names as its source not what it wraps but that one's source.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        cause = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
     }
     None
 }

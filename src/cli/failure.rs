@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use peelfs::fetch::index::IndexError;
 use peelfs::image::origin::ResolveError;
+use peelfs::layer::stream::StreamError;
 use peelfs::mount::ImageMountError;
 use peelfs::store::StoreError;
 use peelfs_fuse::{MountError, UnmountError};
@@ -49,14 +50,22 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code(error))
 }
 
+/// The error as that type, also if it is boxed.
+fn as_type<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    error.downcast_ref().or_else(|| error.downcast_ref::<Box<T>>().map(|boxed| &**boxed))
+}
+
 fn registry_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a peelfs_registry::Error> {
-    if let Some(IndexError::Registry(inner)) = error.downcast_ref() {
+    if let Some(IndexError::Registry(inner)) = as_type(error) {
         return Some(inner);
     }
-    if let Some(ResolveError::Registry(inner)) = error.downcast_ref() {
+    if let Some(ResolveError::Registry(inner)) = as_type(error) {
         return Some(inner);
     }
-    error.downcast_ref()
+    if let Some(StreamError::Input(inner)) = as_type(error) {
+        return inner.downcast_ref();
+    }
+    as_type(error)
 }
 
 /// The exit code of an error.
@@ -74,27 +83,36 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
             _ => 5,
         });
     }
-    if error.is::<NotFound>() {
+    if as_type::<NotFound>(error).is_some() {
         return Some(3);
     }
-    if error.is::<MountError>() || error.is::<UnmountError>() {
+    if as_type::<MountError>(error).is_some() || as_type::<UnmountError>(error).is_some() {
         return Some(7);
     }
-    if error.is::<StoreError>() {
+    if as_type::<StoreError>(error).is_some() {
         return Some(8);
     }
-    match error.downcast_ref::<ImageMountError>() {
+    if let Some(StreamError::Sink(inner)) = as_type(error)
+        && inner.is::<StoreError>()
+    {
+        return Some(8);
+    }
+    match as_type::<ImageMountError>(error) {
         Some(ImageMountError::Unknown { .. }) => return Some(3),
         Some(ImageMountError::Mount(_)) => return Some(7),
         Some(ImageMountError::Merge { .. }) => return Some(6),
         _ => {}
     }
-    match error.downcast_ref::<IndexError>() {
+    match as_type::<IndexError>(error) {
         Some(IndexError::Store(_)) => return Some(8),
-        Some(IndexError::Registry(_)) | None => {}
+        // Its cause tells more.
+        Some(IndexError::Registry(_) | IndexError::Stream(_)) | None => {}
         Some(_) => return Some(6),
     }
-    match error.downcast_ref::<ResolveError>() {
+    if as_type::<StreamError>(error).is_some() {
+        return Some(6);
+    }
+    match as_type::<ResolveError>(error) {
         Some(ResolveError::Registry(_)) | None => None,
         Some(_) => Some(6),
     }

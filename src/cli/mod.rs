@@ -7,6 +7,7 @@ mod background;
 mod environment;
 mod failure;
 mod ls;
+mod memory;
 mod mount;
 mod output;
 mod progress;

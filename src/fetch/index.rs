@@ -21,7 +21,7 @@ use crate::layer::builder::{BuildError, LayerBuilder};
 use crate::layer::compression::{MediaTypeError, check_media_type};
 use crate::layer::entry::Entry;
 use crate::layer::lookup::{Lookup, LookupError};
-use crate::layer::stream::{self, StreamDigest, StreamError, StreamExpectation};
+use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::{SinkError, TarSink};
 use crate::layer::toc::TableOfContents;
 use crate::store::{LayerDraft, LayerFiles, PendingPublish, Store, StoreError};
@@ -45,10 +45,10 @@ pub enum IndexError {
     Store(#[from] StoreError),
     /// Its table of contents.
     #[error("its table of contents cannot be used")]
-    Toc(#[from] LookupError),
+    Toc(#[from] Box<LookupError>),
     /// Its archive.
     #[error("its archive cannot be used")]
-    Stream(#[from] StreamError),
+    Stream(#[from] Box<StreamError>),
     /// An entry.
     #[error("its entries cannot be used")]
     Build(#[from] BuildError),
@@ -169,7 +169,9 @@ impl Indexer {
         blob: &OriginBlob,
     ) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
         let Layer { descriptor, .. } = layer;
-        let Some(lookup) = Lookup::new(&descriptor.annotations, descriptor.size)? else { return Ok(None) };
+        let Some(lookup) = Lookup::new(&descriptor.annotations, descriptor.size).map_err(Box::new)? else {
+            return Ok(None);
+        };
         let blob = blob.open().await?;
         let first_range = lookup.first_range();
         let first = match blob.read(first_range.clone()).await {
@@ -177,7 +179,7 @@ impl Indexer {
             Err(error) if error.kind() == peelfs_registry::ErrorKind::RangeUnsupported => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let Some(located) = lookup.locate(&first)? else {
+        let Some(located) = lookup.locate(&first).map_err(Box::new)? else {
             tracing::warn!(layer = %descriptor.digest, "the manifest names a table of contents that the layer does not have; it is streamed");
             return Ok(None);
         };
@@ -192,9 +194,9 @@ impl Indexer {
         };
         let (store, digest) = (self.store.clone(), descriptor.digest.clone());
         let brought = blocking(move || {
-            let contents = located.read_toc(&toc)?;
+            let contents = located.read_toc(&toc).map_err(Box::new)?;
             if contents.names_are_lossy {
-                tracing::warn!(layer = %digest, "its table of contents cannot hold all names of its archive, for they are not UTF-8; it is streamed");
+                tracing::info!(layer = %digest, "a table of contents cannot tell all names of this layer; it is streamed");
                 return Ok(None);
             }
             draft_of(&store, &digest, contents).map(Some)
@@ -224,14 +226,15 @@ impl Indexer {
                 let draft = store.layers().layer(descriptor.digest.as_str())?.create()?;
                 let mut sink = DraftSink { builder: LayerBuilder::new(), draft };
                 let expectation = StreamExpectation {
-                    blob_digest: stream_digest(&descriptor.digest),
+                    blob_digest: descriptor.digest.clone(),
                     blob_size: descriptor.size,
-                    diff_id: Some(stream_digest(&layer.diff_id)),
+                    diff_id: Some(layer.diff_id.clone()),
                     maximum_decoded: stream::MAXIMUM_DECODED,
                 };
                 let told = |bytes| progress(Event::Streamed(descriptor.digest.clone(), bytes));
                 let pieces = std::iter::from_fn(|| receiver.blocking_recv());
-                let streamed = stream::unpack_stream(pieces, &expectation, &mut sink, &told)?;
+                let streamed =
+                    stream::unpack_stream(pieces, &expectation, &mut sink, &told).map_err(Box::new)?;
                 let DraftSink { builder, draft } = sink;
                 draft.data().set_length(DataFile::Packed, streamed.decoded_length)?;
                 let table = builder.finish(identity(&descriptor.digest), &[])?;
@@ -303,18 +306,6 @@ fn draft_of(
         }
     }
     Ok((files, pending))
-}
-
-fn stream_digest(digest: &Digest) -> StreamDigest {
-    let bytes = digest.to_bytes();
-    match <[u8; 32]>::try_from(&bytes[..]) {
-        Ok(bytes) => StreamDigest::Sha256(bytes),
-        Err(_) => {
-            let mut long = [0; 64];
-            long.copy_from_slice(&bytes);
-            StreamDigest::Sha512(long)
-        }
-    }
 }
 
 /// Runs what blocks beside the runtime's own threads.

@@ -22,6 +22,6 @@ pub mod zstd;
 pub mod zstd_chunked;
 
 #[cfg(test)]
-mod real_images;
+mod real_image_tests;
 #[cfg(test)]
 mod testing;

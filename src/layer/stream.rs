@@ -15,7 +15,6 @@
 
 mod buffers;
 mod fault;
-mod hasher;
 
 #[cfg(test)]
 mod tests;
@@ -25,8 +24,9 @@ use std::thread;
 
 use self::buffers::{BUFFERS, Buffers};
 pub use self::fault::StreamError;
-use self::hasher::Hasher;
-pub use self::hasher::StreamDigest;
+use peelfs_registry::digest::Algorithm;
+use peelfs_registry::{Digest, Digester};
+
 use super::compression::{Compression, Decode};
 use super::tar::{Limits, SinkError, TarReader, TarSink};
 
@@ -40,20 +40,20 @@ pub use super::tar::TarSink as LayerSink;
 #[derive(Clone, Debug)]
 pub struct StreamExpectation {
     /// Digest of the blob, as its descriptor says.
-    pub blob_digest: StreamDigest,
+    pub blob_digest: Digest,
     /// Bytes of the blob, as its descriptor says.
     pub blob_size: u64,
     /// Digest of the decoded blob, as the image's configuration says. Without it, SHA-256 is computed.
-    pub diff_id: Option<StreamDigest>,
+    pub diff_id: Option<Digest>,
     /// Most bytes that it may decode to.
     pub maximum_decoded: u64,
 }
 
 /// What a layer proved to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Streamed {
     /// Digest of the decoded blob.
-    pub diff_id: StreamDigest,
+    pub diff_id: Digest,
     /// Bytes of the decoded blob.
     pub decoded_length: u64,
     /// How it was compressed.
@@ -98,7 +98,7 @@ where
         // A reader that failed hung up on the decoder, which then has nothing to say.
         let read = read?;
         let compression = decoded?;
-        read.finish(expected.diff_id, compression)
+        read.finish(expected.diff_id.as_ref(), compression)
     })
 }
 
@@ -115,7 +115,7 @@ where
     E: Into<SinkError>,
 {
     let size = expected.blob_size;
-    let mut hasher = Hasher::like(Some(expected.blob_digest));
+    let mut hasher = expected.blob_digest.digester();
     let mut received = 0_u64;
     // The first bytes, until there are enough to tell the compression.
     let mut first = Vec::new();
@@ -155,7 +155,7 @@ where
     }
     let actual = hasher.finish();
     if actual != expected.blob_digest {
-        return Err(StreamError::BlobDigest { expected: expected.blob_digest, actual });
+        return Err(StreamError::BlobDigest { expected: expected.blob_digest.clone(), actual });
     }
     buffers.decode(decoder.as_mut(), &first, expected.maximum_decoded)?;
     decoder.finish()?;
@@ -166,7 +166,7 @@ where
 /// What the reader knows when the last buffer was read.
 struct Read {
     reader: TarReader,
-    hasher: Hasher,
+    hasher: Digester,
     decoded_length: u64,
 }
 
@@ -178,7 +178,8 @@ fn read_decoded(
     sink: &mut dyn TarSink,
 ) -> Result<Read, StreamError> {
     let mut reader = TarReader::new(Limits::default());
-    let mut hasher = Hasher::like(expected.diff_id);
+    let mut hasher =
+        expected.diff_id.as_ref().map_or_else(|| Digester::new(Algorithm::Sha256), Digest::digester);
     let mut decoded_length = 0_u64;
     for buffer in full {
         hasher.update(&buffer);
@@ -191,14 +192,10 @@ fn read_decoded(
 }
 
 impl Read {
-    fn finish(
-        self,
-        diff_id: Option<StreamDigest>,
-        compression: Compression,
-    ) -> Result<Streamed, StreamError> {
+    fn finish(self, diff_id: Option<&Digest>, compression: Compression) -> Result<Streamed, StreamError> {
         let actual = self.hasher.finish();
-        if let Some(expected) = diff_id.filter(|expected| *expected != actual) {
-            return Err(StreamError::DiffId { expected, actual });
+        if let Some(expected) = diff_id.filter(|expected| **expected != actual) {
+            return Err(StreamError::DiffId { expected: expected.clone(), actual });
         }
         self.reader.finish()?;
         Ok(Streamed { diff_id: actual, decoded_length: self.decoded_length, compression })

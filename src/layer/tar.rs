@@ -171,10 +171,12 @@ impl TarReader {
     /// # Errors
     /// If the bytes ended in the middle of an entry. Missing padding and missing zero blocks are no error.
     pub fn finish(self) -> Result<(), TarError> {
-        let between_entries = self.filled == 0 && self.pending.bytes == 0;
+        let announced = self.pending.bytes > 0;
         match self.state {
-            State::Header { .. } if between_entries => Ok(()),
-            State::End | State::Padding { .. } if self.pending.bytes == 0 => Ok(()),
+            State::Header { .. } if self.filled == 0 && !announced => Ok(()),
+            State::Padding { .. } if !announced => Ok(()),
+            // Headers that announce an entry which never comes mean nothing if the archive says that it is over.
+            State::End => Ok(()),
             _ => Err(self.fault(TarFault::Truncated)),
         }
     }

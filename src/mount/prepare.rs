@@ -1,18 +1,18 @@
 //! All that comes before the kernel is asked: the image's documents, its layers, and their merged tree.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use peelfs_registry::{ImageReference, Platform};
 use sha2::{Digest as _, Sha256};
 
 use super::counters::Counters;
-use super::{Found, ImageMountError, Prepared, Pull, Request, now};
+use super::{Found, ImageMountError, Prepared, Pull, Request, Unsettled, now};
 use crate::error::chain;
 use crate::fetch::index::{IndexError, Indexer, open_local};
 use crate::fetch::{Fetcher, LayerContent};
 use crate::image::origin::{Origin, ResolveError};
 use crate::image::{Image, Layer};
-use crate::store::{Store, StoreError};
+use crate::store::{PendingTree, Store, StoreError};
 use crate::table::Table;
 use crate::tree::merge::merge;
 use crate::tree::serve::MergedTree;
@@ -57,7 +57,7 @@ pub fn prepare(
     request: Request,
 ) -> Result<Prepared, ImageMountError> {
     let name = request.reference.to_string();
-    let in_store = |cause| ImageMountError::Store { image: name.clone(), cause };
+    let in_store = |cause| ImageMountError::Store { image: name.clone(), cause: Box::new(cause) };
     let known = match request.pull {
         Pull::Always => None,
         Pull::Missing | Pull::Never => {
@@ -74,15 +74,12 @@ pub fn prepare(
     let fetcher =
         Fetcher::new(runtime.clone(), request.read_deadline, move || written.write(observed.statistics()));
     let indexer = Indexer::new(store.clone(), origin.clone(), fetcher, request.progress);
-    let (image, resolved) = match known {
+    let (image, mut resolved) = match known {
         Some(image) => (image, None),
         None => runtime
-            .block_on(resolve(&store, &origin, &request.platform))
+            .block_on(resolve(&origin, &request.platform))
             .map(|(image, found)| (image, Some(found)))
-            .map_err(|error| match error {
-                Unresolved::Image(cause) => ImageMountError::Resolve { image: name.clone(), cause },
-                Unresolved::Store(cause) => in_store(cause),
-            })?,
+            .map_err(|cause| ImageMountError::Resolve { image: name.clone(), cause })?,
     };
     let layers =
         open_layers(&indexer, runtime, &image).map_err(|(number, cause)| ImageMountError::Layer {
@@ -93,9 +90,26 @@ pub fn prepare(
             cause: Box::new(cause),
         })?;
     let identity = tree_identity(&image);
-    let tree = Arc::new(merged_tree(&store, &name, identity, layers)?);
+    let (tree, pending_tree) = merged_tree(&store, &name, identity, layers)?;
+    let tree = Arc::new(tree);
+    let unsettled = Mutex::new(Unsettled {
+        documents: resolved.as_mut().map(|found| std::mem::take(&mut found.documents)).unwrap_or_default(),
+        tree: pending_tree,
+    });
     let (runtime, platform, tree_key) = (runtime.clone(), request.platform, hex(&identity));
-    Ok(Prepared { store, origin, indexer, counters, runtime, image, resolved, platform, tree, tree_key })
+    Ok(Prepared {
+        store,
+        origin,
+        indexer,
+        counters,
+        runtime,
+        image,
+        resolved,
+        platform,
+        tree,
+        tree_key,
+        unsettled,
+    })
 }
 
 /// The tree of an image that is in the store, only to be looked at: nothing is fetched. Nothing if not all of its layers are
@@ -104,27 +118,27 @@ pub fn local_tree(store: &Store, name: &str, image: &Image) -> Result<Option<Mer
     let mut layers = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
         let opened = open_local(store, &layer.descriptor.digest)
-            .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause })?;
+            .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) })?;
         let Some(content) = opened else { return Ok(None) };
         layers.push(content);
     }
-    merged_tree(store, name, tree_identity(image), layers).map(Some)
-}
-
-enum Unresolved {
-    Image(ResolveError),
-    Store(StoreError),
-}
-
-/// Asks the registry, and keeps the documents that it gave.
-async fn resolve(store: &Store, origin: &Origin, platform: &Platform) -> Result<(Image, Found), Unresolved> {
-    let found = origin.resolve(platform).await.map_err(Unresolved::Image)?;
-    for document in &found.resolved.documents {
-        store.content().put(document.digest.as_str(), &document.bytes).map_err(Unresolved::Store)?;
+    let (tree, pending) = merged_tree(store, name, tree_identity(image), layers)?;
+    if let Some(pending) = pending {
+        pending
+            .commit()
+            .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) })?;
     }
-    store.content().put(found.image.config.digest.as_str(), &found.config).map_err(Unresolved::Store)?;
+    Ok(Some(tree))
+}
+
+/// Asks the registry.
+async fn resolve(origin: &Origin, platform: &Platform) -> Result<(Image, Found), ResolveError> {
+    let found = origin.resolve(platform).await?;
     let index = found.resolved.index().map(|document| document.digest.clone());
-    Ok((found.image, Found { index, at: now() }))
+    let documents = found.resolved.documents.into_iter().map(|document| (document.digest, document.bytes));
+    let config = (found.image.config.digest.clone(), found.config);
+    let documents = documents.chain([config]).collect();
+    Ok((found.image, Found { index, at: now(), documents }))
 }
 
 /// Opens all layers, in parallel what is not in the store; or tells which one failed.
@@ -164,20 +178,19 @@ async fn bring_layers(
     Ok(())
 }
 
-/// The merged tree of these layers; its table comes from the store, or is made and kept there.
+/// The merged tree of these layers. Its table comes from the store, or is made, and kept there once what is pending is done.
 fn merged_tree(
     store: &Store,
     name: &str,
     identity: [u8; 32],
     layers: Vec<Arc<LayerContent>>,
-) -> Result<MergedTree, ImageMountError> {
-    let in_store = |cause| ImageMountError::Store { image: name.to_owned(), cause };
+) -> Result<(MergedTree, Option<PendingTree>), ImageMountError> {
+    let in_store = |cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) };
     let of_table = |cause| ImageMountError::Table { image: name.to_owned(), cause };
     let key = hex(&identity);
-    let tree = |table| Ok(MergedTree::new(name.to_owned(), table, layers.clone()));
     if let Some(file) = store.trees().open(&key).map_err(in_store)? {
         match Table::open(&file, &identity) {
-            Ok(table) => return tree(table),
+            Ok(table) => return Ok((MergedTree::new(name.to_owned(), table, layers), None)),
             Err(error) => {
                 tracing::warn!(image = name, error = %chain(&error), "the merged tree is made again")
             }
@@ -186,13 +199,9 @@ fn merged_tree(
     let tables: Vec<&Table> = layers.iter().map(|layer| layer.table()).collect();
     let bytes =
         merge(&tables, identity).map_err(|cause| ImageMountError::Merge { image: name.to_owned(), cause })?;
-    store.trees().put(&key, &bytes).map_err(in_store)?;
-    let table = match store.trees().open(&key).map_err(in_store)? {
-        Some(file) => Table::open(&file, &identity),
-        // Removed again in this instant.
-        None => Table::from_bytes(bytes),
-    };
-    tree(table.map_err(of_table)?)
+    let (file, pending) = store.trees().put_unsynced(&key, &bytes).map_err(in_store)?;
+    let table = Table::open(&file, &identity).map_err(of_table)?;
+    Ok((MergedTree::new(name.to_owned(), table, layers), Some(pending)))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use super::digest::DigestName;
 use super::durable::{ensure_directory, rename, sync_data, sync_directory, write_all};
 use super::error::{Context, StoreError};
-use super::temporary::Temporaries;
+use super::temporary::{Temporaries, Temporary};
 
 const LAYOUT: &str = "oci-layout";
 const BLOBS: &str = "blobs";
@@ -125,6 +125,11 @@ impl Content {
 pub(super) fn write_file(temporaries: &Temporaries, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let temporary = temporaries.file()?;
     write_all(temporary.file(), bytes, temporary.path())?;
+    publish_file(temporary, path)
+}
+
+/// Gives a file that was written its name; bytes and name are on disk when this returns.
+pub(super) fn publish_file(temporary: Temporary, path: &Path) -> Result<(), StoreError> {
     sync_data(temporary.file(), temporary.path())?;
     temporary.publish(path).context("rename to", path)?;
     path.parent().map_or(Ok(()), sync_directory)

@@ -52,7 +52,7 @@ pub use error::StoreError;
 pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore};
 pub use lock::FileLock;
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
-pub use trees::Trees;
+pub use trees::{PendingTree, Trees};
 
 /// Where temporaries are made, within each part of the store.
 const INGEST: &str = "ingest";

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::content::write_file;
+use super::content::{publish_file, write_file};
 use super::digest::is_lower_hex;
+use super::durable::write_all;
 use super::error::{Context, StoreError};
-use super::temporary::Temporaries;
+use super::temporary::{Temporaries, Temporary};
 
 /// The merged trees of a store.
 #[derive(Clone, Debug)]
@@ -40,6 +41,16 @@ impl Trees {
         write_file(&self.temporaries, &self.path(key)?, table)
     }
 
+    /// Like [`put`](Self::put), but does not wait for the disk: gives the tree, open for reading and usable at once, and what is left
+    /// to do.
+    pub fn put_unsynced(&self, key: &str, table: &[u8]) -> Result<(File, PendingTree), StoreError> {
+        let path = self.path(key)?;
+        let temporary = self.temporaries.file()?;
+        write_all(temporary.file(), table, temporary.path())?;
+        let file = temporary.file().try_clone().context("open", temporary.path())?;
+        Ok((file, PendingTree { temporary, path }))
+    }
+
     /// Removes a tree; false if it was not there.
     pub fn remove(&self, key: &str) -> Result<bool, StoreError> {
         let path = self.path(key)?;
@@ -63,6 +74,20 @@ impl Trees {
     }
 }
 
+/// A tree that has not got its name yet. Dropping it leaves the store without the tree.
+#[derive(Debug)]
+pub struct PendingTree {
+    temporary: Temporary,
+    path: PathBuf,
+}
+
+impl PendingTree {
+    /// Brings the tree to disk and to its place.
+    pub fn commit(self) -> Result<(), StoreError> {
+        publish_file(self.temporary, &self.path)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Store;
@@ -83,6 +108,10 @@ mod tests {
         assert_eq!(read(), b"one");
         trees.put(&key, b"two").unwrap();
         assert_eq!(read(), b"two");
+        let (_, pending) = trees.put_unsynced(&key, b"three").unwrap();
+        assert_eq!(read(), b"two");
+        pending.commit().unwrap();
+        assert_eq!(read(), b"three");
         assert!(trees.remove(&key).unwrap() && !trees.remove(&key).unwrap());
         for wrong in ["", "../../x", &"0A".repeat(32), &"0a".repeat(31)] {
             assert!(trees.put(wrong, b"x").is_err(), "{wrong:?}");

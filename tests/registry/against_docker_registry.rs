@@ -118,13 +118,18 @@ async fn tls_trusts_the_authority_given_for_a_host_and_shows_it_our_certificate(
         ..ClientConfiguration::default()
     };
     for (what, configuration, expected) in [
-        ("both", configured(settings(&authorities, Some(&client_certificate))), ErrorKind::NotFound),
-        ("both, from certs.d", from_directory, ErrorKind::NotFound),
-        ("no certificate of ours", configured(settings(&authorities, None)), ErrorKind::Unreachable),
-        ("no authority", configured(settings(&[], Some(&client_certificate))), ErrorKind::Unreachable),
+        ("both", configured(settings(&authorities, Some(&client_certificate))), [ErrorKind::NotFound; 2]),
+        ("both, from certs.d", from_directory, [ErrorKind::NotFound; 2]),
+        // In TLS 1.3 the server refuses after the handshake; its alert may be lost with the connection.
+        (
+            "no certificate of ours",
+            configured(settings(&authorities, None)),
+            [ErrorKind::Unreachable, ErrorKind::BadResponse],
+        ),
+        ("no authority", configured(settings(&[], Some(&client_certificate))), [ErrorKind::Unreachable; 2]),
     ] {
         let repository = client_with(configuration).repository(&reference).unwrap();
         let error = repository.manifest(&reference.target()).await.unwrap_err();
-        assert_eq!(error.kind(), expected, "{what}: {error:?}");
+        assert!(expected.contains(&error.kind()), "{what}: {error:?}");
     }
 }

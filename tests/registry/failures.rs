@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use peelfs_registry::{ClientConfiguration, ErrorKind, ImageReference, Proxies, Timeouts};
+use peelfs_registry::{ClientConfiguration, ErrorKind, HostSettings, ImageReference, Proxies, Timeouts};
 
 use super::{chain, client, client_with, content, hasty_client};
+use crate::support::docker_registry::{DockerRegistry, Options, certificates};
 use crate::support::registry::{FakeRegistry, Fault, Kind};
 
 #[tokio::test]
@@ -103,21 +104,25 @@ async fn a_name_that_does_not_resolve_is_reported_soon() {
 
 #[tokio::test]
 async fn tls_to_a_plain_http_host_hints_at_the_cause() {
-    let registry = FakeRegistry::start();
-    let reference = registry.reference("name", "tag");
-    // Settings for a loopback host mean that it speaks TLS.
-    let settings = peelfs_registry::HostSettings {
-        certificate_authorities: vec![crate::support::docker_registry::certificates().join("ca.crt")],
-        client_certificate: None,
-    };
-    let configuration = ClientConfiguration {
-        hosts: [(registry.url_host(), settings)].into(),
-        ..ClientConfiguration::default()
-    };
-    let repository = client_with(configuration).repository(&reference).unwrap();
-    let error = repository.manifest(&reference.target()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
-    assert!(error.hint().is_some_and(|hint| hint.contains("--plain-http")), "{:?}", error.hint());
+    // The fake hangs up on what is no HTTP; the real one answers it in plain text.
+    let fake = FakeRegistry::start();
+    let real = DockerRegistry::start(Options::default());
+    for host in
+        [Some(fake.url_host()), real.as_ref().map(|real| real.url_host().to_owned())].into_iter().flatten()
+    {
+        let reference: ImageReference = format!("{host}/name:tag").parse().unwrap();
+        // Settings for a loopback host mean that it speaks TLS.
+        let settings = HostSettings {
+            certificate_authorities: vec![certificates().join("ca.crt")],
+            client_certificate: None,
+        };
+        let configuration =
+            ClientConfiguration { hosts: [(host, settings)].into(), ..ClientConfiguration::default() };
+        let repository = client_with(configuration).repository(&reference).unwrap();
+        let error = repository.manifest(&reference.target()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("--plain-http")), "{}", chain(&error));
+    }
 }
 
 #[tokio::test]

@@ -144,3 +144,21 @@ async fn an_endless_manifest_is_refused_before_it_fills_memory() {
     registry.set_fault("manifests/", Fault::LongBody(0));
     assert_eq!(resolved(&reference, "linux/amd64").await.unwrap_err().kind(), ErrorKind::TooLarge);
 }
+
+#[tokio::test]
+async fn a_config_is_proved_and_bounded() {
+    let registry = FakeRegistry::start();
+    registry.put_image("name", "tag", &[]);
+    let reference = registry.reference("name", "tag");
+    let resolved = resolved(&reference, "linux/amd64").await.unwrap();
+    let repository = client().repository(&reference).unwrap();
+    let size = resolved.config.size;
+    assert_eq!(repository.small_blob(&resolved.config, size).await.unwrap().len() as u64, size);
+    registry.reset_counters();
+    let too_large = repository.small_blob(&resolved.config, size - 1).await.unwrap_err();
+    assert_eq!(too_large.kind(), ErrorKind::TooLarge);
+    assert_eq!(registry.counters().blobs, 0, "what is too large is not asked for");
+    registry.put_blob_as(&resolved.config.digest, vec![b' '; size as usize]);
+    let other = repository.small_blob(&resolved.config, size).await.unwrap_err();
+    assert_eq!(other.kind(), ErrorKind::DigestMismatch);
+}

@@ -28,7 +28,8 @@ pub struct Options {
 pub struct DockerRegistry {
     process: Child,
     address: String,
-    data: tempfile::TempDir,
+    /// Removed when it is dropped.
+    _data: tempfile::TempDir,
 }
 
 /// Where the test certificates are: `ca.crt`, `client.cert`, `client.key`, `server.cert`, `server.key`.
@@ -80,7 +81,7 @@ impl DockerRegistry {
         let address = listening_address(&mut log);
         // The pipe must be emptied for as long as the registry writes to it.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Some(DockerRegistry { process, address, data })
+        Some(DockerRegistry { process, address, _data: data })
     }
 
     /// `127.0.0.1:PORT`.
@@ -107,11 +108,6 @@ impl DockerRegistry {
     pub fn push_manifest(&self, repository: &str, tag: &str, media_type: &str, bytes: &[u8]) -> Digest {
         self.request("PUT", &format!("/v2/{repository}/manifests/{tag}"), media_type, bytes, 201);
         Digest::sha256_of(bytes)
-    }
-
-    /// Where the registry keeps its files.
-    pub fn data(&self) -> PathBuf {
-        self.data.path().join("data")
     }
 
     fn request(&self, method: &str, target: &str, media_type: &str, body: &[u8], expected: u16) -> String {

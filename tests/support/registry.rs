@@ -23,6 +23,7 @@
 //! them sees the counters right.
 
 mod connection;
+mod listener;
 mod respond;
 
 use std::collections::HashMap;
@@ -31,8 +32,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 
+use listener::Listener;
 use peelfs_registry::{Digest, ImageReference};
 use sha2::Digest as _;
 
@@ -75,11 +76,9 @@ pub enum Fault {
     StallAfter(u64),
 }
 
-/// How clients prove who they are.
+/// How clients prove who they are. Until the test says so, anybody may pull and nobody may send credentials.
 #[derive(Clone, Debug)]
 pub enum Authentication {
-    /// Anybody may pull, and nobody may send credentials.
-    None,
     /// `user:password` with every request.
     Basic(String),
     /// A token from `/token`, good for one repository.
@@ -250,11 +249,6 @@ impl FakeRegistry {
         self.shared.registry_address.to_string()
     }
 
-    /// `127.0.0.1:PORT` of the object store.
-    pub fn storage_host(&self) -> String {
-        self.shared.storage_address.to_string()
-    }
-
     /// The reference of a tag, or of a digest, here.
     pub fn reference(&self, repository: &str, target: &str) -> ImageReference {
         let separator = if target.contains(':') { '@' } else { ':' };
@@ -335,10 +329,7 @@ impl FakeRegistry {
     /// From now on, clients must prove who they are. Tokens given before are void.
     pub fn require(&self, authentication: Authentication) {
         let mut state = self.state();
-        state.authentication = match authentication {
-            Authentication::None => None,
-            other => Some(other),
-        };
+        state.authentication = Some(authentication);
         state.tokens.clear();
     }
 
@@ -472,48 +463,6 @@ impl Drop for FakeRegistry {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no thread of the registry panics")
-    }
-}
-
-/// A listening socket and the thread that accepts from it.
-struct Listener {
-    address: SocketAddr,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Listener {
-    fn serve(listener: TcpListener, shared: Arc<Shared>, is_storage: bool) -> Listener {
-        let address = listener.local_addr().expect("a bound listener has an address");
-        let thread = std::thread::spawn(move || {
-            let mut connections = Vec::new();
-            while let Ok((stream, _)) = listener.accept() {
-                {
-                    let mut state = shared.lock();
-                    if state.down {
-                        break;
-                    }
-                    state.connections.extend(stream.try_clone().ok());
-                }
-                let shared = shared.clone();
-                connections.push(std::thread::spawn(move || connection::serve(stream, &shared, is_storage)));
-            }
-            drop(listener);
-            for connection in connections {
-                let _ = connection.join();
-            }
-        });
-        Listener { address, thread: Some(thread) }
-    }
-
-    /// Wakes the thread, which then sees that the registry is down.
-    fn stop(&self) {
-        let _ = TcpStream::connect(self.address);
-    }
-
-    fn join(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What can go wrong with a stream, said for the person who reads it.
 
-use super::StreamDigest;
+use peelfs_registry::Digest;
+
 use crate::layer::compression::DecodeError;
 use crate::layer::tar::{SinkError, TarError};
 
@@ -28,17 +29,17 @@ pub enum StreamError {
     #[error("the blob does not match its digest: expected {expected}, received {actual}")]
     BlobDigest {
         /// As the descriptor says.
-        expected: StreamDigest,
+        expected: Digest,
         /// Of what came.
-        actual: StreamDigest,
+        actual: Digest,
     },
     /// The decoded bytes are not those that the image's configuration says.
     #[error("the decoded layer does not match its diff ID: expected {expected}, is {actual}")]
     DiffId {
         /// As the configuration says.
-        expected: StreamDigest,
+        expected: Digest,
         /// Of what was decoded.
-        actual: StreamDigest,
+        actual: Digest,
     },
     /// The bytes do not decode.
     #[error("the layer cannot be decoded: {0}")]

@@ -4,18 +4,16 @@ use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use sha2::{Digest as _, Sha256, Sha512};
-
 use super::*;
 use crate::layer::entry::Entry;
 use crate::layer::testing::pattern;
 
-fn sha256(bytes: &[u8]) -> StreamDigest {
-    StreamDigest::Sha256(Sha256::digest(bytes).into())
+fn sha256(bytes: &[u8]) -> Digest {
+    Digest::sha256_of(bytes)
 }
 
-fn sha512(bytes: &[u8]) -> StreamDigest {
-    StreamDigest::Sha512(Sha512::digest(bytes).into())
+fn sha512(bytes: &[u8]) -> Digest {
+    Digest::of(Algorithm::Sha512, bytes)
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

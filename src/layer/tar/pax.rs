@@ -94,7 +94,7 @@ impl SparseRecords {
             b"numblocks" => self.block_count = Some(number()?),
             b"offset" | b"numbytes" => {
                 let map = self.map.get_or_insert_default();
-                if (map.len() % 2 == 0) != (field == b"offset") {
+                if map.len().is_multiple_of(2) != (field == b"offset") {
                     return Err(invalid(key, value));
                 }
                 map.push(number()?);
@@ -114,8 +114,8 @@ impl SparseRecords {
     }
 }
 
-/// Checks that a global header is well-formed. It says nothing about any entry here: containerd, umoci, Docker and podman
-/// ignore its records, and a layer must show the same files here as there.
+/// Checks that a global header is well-formed. It says nothing about any entry here: containerd, Docker and podman ignore
+/// its records (umoci refuses the layer), and a layer must show the same files here as there.
 pub(super) fn check_global(bytes: &[u8]) -> Result<(), TarFault> {
     for_each_record(bytes, |_, _| Ok(()))
 }

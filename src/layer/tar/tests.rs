@@ -50,8 +50,11 @@ fn fault(archive: &[u8]) -> TarFault {
     }
 }
 
+/// Offset in the block, and bytes.
+type Field<'a> = (usize, &'a [u8]);
+
 /// A header block with its checksum; `fields` are offset and bytes.
-fn header(kind: u8, name: &[u8], size: u64, fields: &[(usize, &[u8])]) -> Vec<u8> {
+fn header(kind: u8, name: &[u8], size: u64, fields: &[Field]) -> Vec<u8> {
     let mut block = vec![0; BLOCK];
     let mut set = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
     set(0, name);
@@ -100,16 +103,16 @@ fn only_entry(members: &[Vec<u8>]) -> Entry {
     entry
 }
 
-const GNU: (usize, &[u8]) = (257, b"ustar  \0");
-const V7: (usize, &[u8]) = (257, &[0; 8]);
+const GNU: Field = (257, b"ustar  \0");
+const V7: Field = (257, &[0; 8]);
 
 #[test]
 fn every_type_has_its_kind() {
-    let device: [(usize, &[u8]); 2] = [(329, b"0000010\0"), (337, b"0000003\0")];
-    let target: [(usize, &[u8]); 1] = [(157, b"the/target")];
+    let device: [Field; 2] = [(329, b"0000010\0"), (337, b"0000003\0")];
+    let target: [Field; 1] = [(157, b"the/target")];
     let regular = EntryKind::Regular { size: 0, content: Content::Contiguous(512) };
     let to = b"the/target".to_vec();
-    let cases: [(u8, &[u8], &[(usize, &[u8])], EntryKind); 12] = [
+    let cases: [(u8, &[u8], &[Field], EntryKind); 12] = [
         (b'0', b"file", &[], regular.clone()),
         (0, b"file", &[V7], regular.clone()),
         (b'7', b"contiguous", &[], regular),
@@ -145,7 +148,7 @@ fn only_regular_files_have_data() {
 fn names_come_from_the_place_with_most_authority() {
     let long = "d/".repeat(200).into_bytes();
     let nul = |name: &[u8]| [name, b"\0"].concat();
-    let prefix: (usize, &[u8]) = (345, b"usr/share");
+    let prefix: Field = (345, b"usr/share");
     let cases: [(Vec<Vec<u8>>, &[u8]); 9] = [
         (vec![header(b'0', b"doc/x", 0, &[prefix])], b"usr/share/doc/x"),
         (
@@ -192,7 +195,7 @@ fn records_replace_the_fields_of_the_next_header_only() {
 
 #[test]
 fn numbers_beyond_octal_are_read() {
-    let fields: [(usize, &[u8]); 4] = [
+    let fields: [Field; 4] = [
         (108, b"\x80\0\0\0\xff\xff\xff\xfe"),
         (116, b"\x80\0\0\0\0\x1f\xff\xff"),
         (136, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb"),
@@ -237,6 +240,7 @@ fn the_archive_may_end_in_several_ways() {
         ([&file[..], &end[..BLOCK]].concat(), 1),
         ([&file[..], &end, b"anything"].concat(), 1),
         ([&file[..], &end, &file].concat(), 1),
+        ([&file[..], &pax(&[("path", b"never comes")]), &end].concat(), 1),
     ] {
         assert_eq!(read(&archive, 100).unwrap().entries.len(), entries);
     }
@@ -257,8 +261,8 @@ fn archives_that_lie_are_refused() {
     let good = header(b'0', b"f", 0, &[]);
     let mut changed = good.clone();
     changed[0] = b'g';
-    let negative: (usize, &[u8]) = (124, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff");
-    let huge: (usize, &[u8]) = (124, b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff");
+    let negative: Field = (124, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff");
+    let huge: Field = (124, b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff");
     let long_path = vec![b'x'; Limits::default().path + 1];
     let cases = [
         (vec![changed], "checksum"),

@@ -160,7 +160,9 @@ fn digest(field: &'static str, text: Option<&str>) -> Result<Option<[u8; 32]>, E
     sha256(text).map(Some).ok_or(EntryFault::Digest { field })
 }
 
-fn xattrs(entry: &TocEntry) -> Result<Vec<(Vec<u8>, Vec<u8>)>, EntryFault> {
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn xattrs(entry: &TocEntry) -> Result<Xattrs, EntryFault> {
     let Some(xattrs) = &entry.xattrs else { return Ok(Vec::new()) };
     let one = |(name, value): (&String, &Option<String>)| {
         let malformed = || EntryFault::Xattr(name.clone());

@@ -27,9 +27,8 @@ pub(super) fn parse(text: &str) -> Option<Timestamp> {
     let nanoseconds = match fraction {
         None => 0,
         Some(digits) => {
-            number(&digits.get(..digits.len().min(9))?, 1..=9)?;
-            let padded = digits.bytes().chain(std::iter::repeat(b'0')).take(9);
-            digits.bytes().all(|digit| digit.is_ascii_digit()).then_some(())?;
+            let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+            let padded = is_number.then(|| digits.bytes().chain(std::iter::repeat(b'0')).take(9))?;
             padded.fold(0, |value, digit| value * 10 + u32::from(digit - b'0'))
         }
     };

@@ -375,7 +375,7 @@ fn a_table_that_the_manifest_does_not_vouch_for_is_refused() {
 #[test]
 fn every_lie_is_refused_by_name() {
     let some = digest(b"x");
-    let first = json!({"chunkSize": 4, "digest": null});
+    let first = json!({"chunkSize": 4, "digest": null, "chunkDigest": some});
     // Fields that replace those of a good file of 10 bytes at 500 to 600 (null removes), what follows it, and what the error says.
     let chunk = |fields: Value| {
         let mut entry =

@@ -236,7 +236,6 @@ fn storage(state: &mut State, request: &Request, fault: Option<&Fault>) -> Answe
 fn challenge(shared: &Shared, state: &mut State, request: &Request, repository: &str) -> Option<Answer> {
     let authorization = request.header("authorization");
     match state.authentication.clone()? {
-        Authentication::None => None,
         Authentication::Basic(login) => (authorization != Some(&basic(&login))).then(|| {
             let mut answer = Answer::error(401, "UNAUTHORIZED", "authentication required");
             answer.headers.push(("www-authenticate", "Basic realm=\"fake, with a comma\"".to_owned()));

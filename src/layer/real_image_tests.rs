@@ -1,6 +1,6 @@
 //! The readers on a real image: every layer of every image of an OCI layout that the environment names.
 //!
-//! `PEELFS_TEST_LAYOUT=DIR cargo test --lib real_images -- --ignored`
+//! `PEELFS_TEST_LAYOUT=DIR cargo test --lib real_image_tests -- --ignored`
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::chunk::decode_chunk;
 use super::entry::{Content, Entry, EntryKind, Timestamp};
 use super::lookup::Lookup;
-use super::stream::{MAXIMUM_DECODED, StreamDigest, StreamExpectation, Streamed, unpack_stream};
+use super::stream::{MAXIMUM_DECODED, StreamExpectation, Streamed, unpack_stream};
 use super::tar::{SinkError, TarSink};
 
 /// Keeps all entries and the data of each regular file.
@@ -41,11 +41,6 @@ impl TarSink for Collected {
 /// JSON has no other names than UTF-8.
 fn lossy(name: &[u8]) -> String {
     String::from_utf8_lossy(name).into_owned()
-}
-
-fn sha256(digest: &str) -> [u8; 32] {
-    let digits = digest.strip_prefix("sha256:").unwrap();
-    std::array::from_fn(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap())
 }
 
 fn blob_path(layout: &Path, digest: &str) -> PathBuf {
@@ -81,9 +76,9 @@ fn streamed(layout: &Path, layer: &Value, diff_id: &str, sink: &mut Collected) -
     let digest = layer["digest"].as_str().unwrap();
     let blob = std::fs::read(blob_path(layout, digest)).unwrap();
     let expectation = StreamExpectation {
-        blob_digest: StreamDigest::Sha256(sha256(digest)),
+        blob_digest: digest.parse().unwrap(),
         blob_size: layer["size"].as_u64().unwrap(),
-        diff_id: Some(StreamDigest::Sha256(sha256(diff_id))),
+        diff_id: Some(diff_id.parse().unwrap()),
         maximum_decoded: MAXIMUM_DECODED,
     };
     let pieces = blob.chunks(16 << 10).map(Ok::<_, SinkError>);
