@@ -3,6 +3,7 @@
 //! Whoever brings a layer holds its lock from the look into the store until the layer is published there, so that of two
 //! processes one works and the other finds the result.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::StreamExt;
@@ -20,7 +21,7 @@ use crate::image::origin::Origin;
 use crate::layer::builder::{BuildError, LayerBuilder};
 use crate::layer::compression::{MediaTypeError, check_media_type};
 use crate::layer::entry::Entry;
-use crate::layer::lookup::{Lookup, LookupError};
+use crate::layer::lookup::{Lookup, LookupError, is_bookkeeping};
 use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::{SinkError, TarSink};
 use crate::layer::toc::TableOfContents;
@@ -224,7 +225,8 @@ impl Indexer {
             tokio::task::spawn_blocking(move || {
                 let descriptor = &layer.descriptor;
                 let draft = store.layers().layer(descriptor.digest.as_str())?.create()?;
-                let mut sink = DraftSink { builder: LayerBuilder::new(), draft };
+                let annotations = descriptor.annotations.clone();
+                let mut sink = DraftSink { builder: LayerBuilder::new(), draft, annotations };
                 let expectation = StreamExpectation {
                     blob_digest: descriptor.digest.clone(),
                     blob_size: descriptor.size,
@@ -235,7 +237,7 @@ impl Indexer {
                 let pieces = std::iter::from_fn(|| receiver.blocking_recv());
                 let streamed =
                     stream::unpack_stream(pieces, &expectation, &mut sink, &told).map_err(Box::new)?;
-                let DraftSink { builder, draft } = sink;
+                let DraftSink { builder, draft, .. } = sink;
                 draft.data().set_length(DataFile::Packed, streamed.decoded_length)?;
                 let table = builder.finish(identity(&descriptor.digest), &[])?;
                 Ok::<_, IndexError>(draft.finish_unsynced(&table, None)?)
@@ -328,10 +330,14 @@ fn joined<T>(result: Result<T, tokio::task::JoinError>) -> T {
 struct DraftSink {
     builder: LayerBuilder,
     draft: LayerDraft,
+    annotations: BTreeMap<String, String>,
 }
 
 impl TarSink for DraftSink {
     fn entry(&mut self, entry: Entry) -> Result<(), SinkError> {
+        if is_bookkeeping(&self.annotations, &entry.path) {
+            return Ok(());
+        }
         let known = self.builder.large_sizes().len();
         self.builder.add(entry)?;
         for (number, length) in self.builder.large_sizes().iter().enumerate().skip(known) {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::estargz::{self, EstargzError};
-use super::toc::{TableOfContents, sha256};
+use super::toc::{self, TableOfContents, sha256};
 use super::zstd_chunked::{self, Claims, Positions, ZstdChunkedError};
 
 /// Why a TOC cannot be used.
@@ -94,6 +94,12 @@ impl Lookup {
         let range = positions.toc_range(blob_size)?;
         Ok(Some(Located { range, blob_size, format: Format::ZstdChunked { positions, claims } }))
     }
+}
+
+/// Whether an entry of that name is no part of the image but what the writer of a layer with these annotations added to its archive.
+/// A layer that is streamed shows the same files as one whose TOC is used.
+pub fn is_bookkeeping(annotations: &BTreeMap<String, String>, path: &[u8]) -> bool {
+    annotations.contains_key(estargz::TOC_DIGEST_ANNOTATION) && toc::is_bookkeeping(path)
 }
 
 impl Located {

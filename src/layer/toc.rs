@@ -89,6 +89,11 @@ pub(super) fn parse(json: &[u8], rules: PayloadRules) -> Result<Parsed, TocError
     json::parse(json, rules)
 }
 
+/// Whether an entry of that name is a landmark or the TOC of a layer that the stargz project's tools made: no part of the image.
+pub(super) fn is_bookkeeping(path: &[u8]) -> bool {
+    layout::is_bookkeeping(path)
+}
+
 /// The bytes of a digest, written `sha256:…`; `None` if it is malformed or of another algorithm.
 pub(super) fn sha256(text: &str) -> Option<[u8; 32]> {
     let digits = text.strip_prefix("sha256:").filter(|digits| digits.len() == 64)?.as_bytes();

@@ -296,6 +296,11 @@ fn blob_length(available: u64, length: u64) -> u64 {
     available.min(length + length / 8 + HEADER)
 }
 
+/// Whether an entry of that name is a landmark or the TOC of an eStargz layer: no part of the image.
+pub(super) fn is_bookkeeping(path: &[u8]) -> bool {
+    role(path) != Role::File
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     File,
