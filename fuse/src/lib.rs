@@ -28,7 +28,6 @@ mod mount_error;
 mod mountinfo;
 mod opens;
 mod read_reply;
-mod readahead;
 mod session;
 mod tree;
 mod unmount;

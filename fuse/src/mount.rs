@@ -21,7 +21,6 @@ use crate::fusermount;
 use crate::kernel_mount::{self, Failure};
 use crate::mount_error::MountError;
 use crate::mountinfo::{MountEntry, mount_at, mount_id};
-use crate::readahead;
 use crate::session::{self, Session};
 use crate::tree::{ROOT_INODE, Tree};
 
@@ -161,8 +160,16 @@ fn try_out(
     let root = root
         .map_err(|errno| MountError::Serve { mountpoint: options.mountpoint.clone(), error: errno.into() })?;
     let device = (rustix::fs::major(root.st_dev), rustix::fs::minor(root.st_dev));
-    readahead::set(device, options.readahead_bytes);
+    set_readahead(device, options.readahead_bytes);
     Ok(device)
+}
+
+/// The kernel starts every FUSE mount with 128 KiB, and INIT can only lower that.
+fn set_readahead((major, minor): (u32, u32), bytes: u32) {
+    let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = fs::write(&setting, (bytes / 1024).to_string()) {
+        tracing::debug!(setting, %error, "the readahead stays as the kernel set it");
+    }
 }
 
 fn require_root(tree: &impl Tree) -> Result<(), errno::Errno> {

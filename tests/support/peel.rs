@@ -133,6 +133,14 @@ impl Peel {
             .collect()
     }
 
+    /// Waits until no process serves a mount of this store any more; fails if one does not end.
+    #[track_caller]
+    pub fn wait_for_servers_to_end(&self) {
+        for server in self.servers() {
+            assert!(has_ended(server, WATCHDOG), "process {server} goes on after unmounting");
+        }
+    }
+
     /// `kill -9` to every process that serves a mount of this store; returns once they are gone.
     pub fn kill_servers(&self) -> usize {
         let servers = self.servers();
@@ -224,14 +232,20 @@ fn kill(process: i32) {
     }
 }
 
-/// `kill -9`, then waits for its end by a descriptor of the process.
+/// `kill -9`, then waits for its end.
 pub fn kill_and_wait(process: i32) {
-    use rustix::process::{Pid, PidfdFlags, pidfd_open};
-    let Some(id) = Pid::from_raw(process) else { return };
-    let Ok(handle) = pidfd_open(id, PidfdFlags::empty()) else { return };
     kill(process);
-    let mut polled = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
-    let _ = rustix::event::poll(&mut polled, Some(&rustix::time::Timespec { tv_sec: 30, tv_nsec: 0 }));
+    has_ended(process, WATCHDOG);
+}
+
+/// Waits for the end of any process, by a descriptor of it.
+fn has_ended(process: i32, patience: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let Some(id) = Pid::from_raw(process) else { return true };
+    let Ok(handle) = pidfd_open(id, PidfdFlags::empty()) else { return true };
+    let patience = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&patience)).is_ok_and(|ready| ready > 0)
 }
 
 fn processes() -> Vec<(i32, Vec<u8>)> {
