@@ -260,7 +260,19 @@ impl Indexer {
 
 /// Opens a layer that is in the store, only to look at it; nothing if it is not there or must be made again.
 pub fn open_local(store: &Store, layer: &Digest) -> Result<Option<Arc<LayerContent>>, StoreError> {
-    Ok(open_files(store, layer)?.map(|(table, files)| LayerContent::local(layer.as_str(), table, files)))
+    let files = open_files(store, layer)?;
+    Ok(files.map(|(table, files)| LayerContent::local(layer.as_str(), table, files)))
+}
+
+/// Like [`open_local`], but waits for a process that is making the layer at this moment.
+pub fn open_local_when_made(store: &Store, layer: &Digest) -> Result<Option<Arc<LayerContent>>, StoreError> {
+    match open_local(store, layer)? {
+        Some(content) => Ok(Some(content)),
+        None => {
+            drop(store.layers().layer(layer.as_str())?.lock()?);
+            open_local(store, layer)
+        }
+    }
 }
 
 /// A table that does not hold, or files that are not whole, are as good as none: the layer is made again.
