@@ -70,6 +70,13 @@ struct Slot {
     whiteout: bool,
 }
 
+/// What a directory is looked for: to hold an entry, or a whiteout or opaque marker.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Entry,
+    Marker,
+}
+
 /// Collects the entries of one layer.
 pub struct LayerBuilder {
     nodes: Vec<Node>,
@@ -145,7 +152,8 @@ impl LayerBuilder {
         if meaning == Meaning::Bookkeeping {
             return Ok(());
         }
-        let parent = self.directory(parents).map_err(wrong)?;
+        let purpose = if matches!(meaning, Meaning::Name(_)) { Purpose::Entry } else { Purpose::Marker };
+        let Some(parent) = self.directory(parents, purpose).map_err(wrong)? else { return Ok(()) };
         match meaning {
             Meaning::Whiteout(hidden) => {
                 self.nodes[parent as usize].children.entry(hidden.into()).or_default().whiteout = true;
@@ -230,8 +238,9 @@ impl LayerBuilder {
         }
     }
 
-    /// The directory of that path, made where it is missing.
-    fn directory(&mut self, parents: &[&[u8]]) -> Result<u32, &'static str> {
+    /// The directory of that path, made where it is missing. A marker makes none that is seen, and has none below this layer's own
+    /// non-directories.
+    fn directory(&mut self, parents: &[&[u8]], purpose: Purpose) -> Result<Option<u32>, &'static str> {
         let mut left: Vec<Vec<u8>> = parents.iter().rev().map(|name| name.to_vec()).collect();
         let mut place = vec![0];
         let mut followed = 0;
@@ -242,7 +251,13 @@ impl LayerBuilder {
             }
             let here = place[place.len() - 1];
             match self.child(here, &name) {
-                Some(node) if self.nodes[node as usize].is_directory() => place.push(node),
+                Some(node) if self.nodes[node as usize].is_directory() => {
+                    if purpose == Purpose::Entry {
+                        let flags = &mut self.nodes[node as usize].record.flags;
+                        flags.set(flags.get() & !inode_flags::MARKERS_ONLY);
+                    }
+                    place.push(node);
+                }
                 Some(node) if self.nodes[node as usize].is_symlink() => {
                     followed += 1;
                     if followed > MAXIMUM_SYMLINKS {
@@ -250,8 +265,13 @@ impl LayerBuilder {
                     }
                     follow(&self.nodes[node as usize].target, &mut place, &mut left)?;
                 }
+                Some(_) if purpose == Purpose::Marker => return Ok(None),
                 _ => {
-                    let node = self.insert(implicit_directory());
+                    let mut node = implicit_directory();
+                    if purpose == Purpose::Marker {
+                        node.record.flags |= inode_flags::MARKERS_ONLY;
+                    }
+                    let node = self.insert(node);
                     self.link(here, &name, node);
                     place.push(node);
                 }
@@ -260,7 +280,7 @@ impl LayerBuilder {
                 return Err("its parent is nested too deep");
             }
         }
-        Ok(place[place.len() - 1])
+        Ok(place.pop())
     }
 
     /// What this layer has under that path; symlinks are followed in all but the last component.

@@ -118,6 +118,8 @@ pub mod inode_flags {
     pub const REMADE: u16 = 8;
     /// A regular file without extents that is one hole: nothing of it is stored.
     pub const ALL_ZEROS: u16 = 16;
+    /// An implicit directory below which the layer has whiteouts and opaque markers only: it is made by none of them.
+    pub const MARKERS_ONLY: u16 = 32;
 }
 
 /// One inode.

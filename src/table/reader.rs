@@ -117,6 +117,11 @@ impl Table {
         self.entries().len()
     }
 
+    /// Whether any entry is a whiteout.
+    pub fn has_whiteouts(&self) -> bool {
+        self.entries().iter().any(|entry| entry.kind.get() == 0)
+    }
+
     fn entries(&self) -> &[EntryRecord] {
         <[EntryRecord]>::ref_from_bytes(self.section(Section::Entries)).unwrap_or_default()
     }

@@ -1,7 +1,7 @@
 //! Lays the tables of a stack of layers over each other and gives the table of the merged tree.
 //!
 //! Layers are applied from the lowest up, each as a whole: first the hardlinks that name files of lower layers are resolved,
-//! against the tree as it is below this layer; then whiteouts, opaque markers and entries act directory by directory; last,
+//! against the tree as it is below this layer; then what markers hide is removed; then entries act directory by directory; last,
 //! what lies below a name that the tree below made a symlink is put where the link points. The rules are those of the OCI
 //! image specification (layer.md, "Applying Changesets"); where implementations differ, `docs/merge.md` says what holds here.
 
@@ -92,7 +92,20 @@ struct Redirect<'a> {
     parent: u32,
     name: &'a [u8],
     /// The layer's directory.
-    inode: u32,
+    inode: &'a InodeRecord,
+}
+
+/// What is done about a directory that is missing behind a symlink.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Make,
+    Leave,
+}
+
+/// Whether a layer hides anything of lower ones.
+fn has_markers(table: &Table) -> bool {
+    let hides = |inode: &InodeRecord| inode.flags.get() & (inode_flags::OPAQUE | inode_flags::REMADE) != 0;
+    table.has_whiteouts() || table.inodes().iter().any(hides)
 }
 
 /// What is needed while one layer is applied.
@@ -125,6 +138,14 @@ impl<'a> Merged<'a> {
         };
         self.resolve_hardlinks(&mut application)?;
         let root = &table.inodes()[0];
+        let in_layer = |(name, what): (&[u8], _)| MergeError::Entry {
+            layer: number + 1,
+            name: name.escape_ascii().to_string(),
+            what,
+        };
+        if has_markers(table) {
+            self.apply_markers(table, root).map_err(in_layer)?;
+        }
         if root.flags.get() & inode_flags::IMPLICIT == 0 {
             self.nodes[0].origin = Origin::Layer { layer: application.layer, inode: 0 };
         }
@@ -134,13 +155,56 @@ impl<'a> Merged<'a> {
                 self.apply_directory(node, inode, &mut application);
             }
             let Some(redirect) = application.redirects.pop() else { return Ok(()) };
-            let place = self.follow_symlink(redirect.parent, redirect.name).map_err(|what| {
-                MergeError::Entry { layer: number + 1, name: redirect.name.escape_ascii().to_string(), what }
-            })?;
-            if let Some(inode) = table.inode(redirect.inode) {
-                application.pairs.push((place, inode));
+            let place = self.follow_symlink(redirect.parent, redirect.name, Missing::Make);
+            if let Some(place) = place.map_err(|what| in_layer((redirect.name, what)))? {
+                application.pairs.push((place, redirect.inode));
             }
         }
+    }
+
+    /// Removes what the layer's whiteouts, opaque markers and remade directories hide. They act on lower layers only, so they go
+    /// before the entries; and they make no directory.
+    fn apply_markers(
+        &mut self,
+        table: &'a Table,
+        root: &'a InodeRecord,
+    ) -> Result<(), (&'a [u8], &'static str)> {
+        let mut pairs = vec![(0, root)];
+        while let Some((node, inode)) = pairs.pop() {
+            let place = self.nodes[node as usize].directory as usize;
+            if inode.flags.get() & inode_flags::OPAQUE != 0 {
+                self.directories[place].children.clear();
+                continue;
+            }
+            let mut hidden = Vec::new();
+            for entry in table.directory(inode) {
+                let name = table.name(entry);
+                let below = table.inode(entry.inode.get());
+                let directory = below.filter(|below| below.mode.get() & libc::S_IFMT == libc::S_IFDIR);
+                if entry.kind.get() == 0
+                    || directory.is_some_and(|directory| directory.flags.get() & inode_flags::REMADE != 0)
+                {
+                    hidden.push(name);
+                } else if let (Some(directory), Some(child)) = (directory, self.child(node, name)) {
+                    if self.nodes[child as usize].directory != NONE {
+                        pairs.push((child, directory));
+                    } else if directory.flags.get() & inode_flags::IMPLICIT != 0
+                        && self.symlink_target(child).is_some()
+                        && let Some(place) =
+                            self.follow_symlink(node, name, Missing::Leave).map_err(|what| (name, what))?
+                    {
+                        pairs.push((place, directory));
+                    }
+                }
+            }
+            // Both are sorted by name.
+            let mut hidden = hidden.into_iter().peekable();
+            self.directories[place].children.retain(|(name, _)| {
+                while hidden.next_if(|other| other < name).is_some() {}
+                hidden.peek() != Some(name)
+            });
+        }
+        Ok(())
     }
 
     fn resolve_hardlinks(&self, application: &mut Application<'a>) -> Result<(), MergeError> {
@@ -163,10 +227,7 @@ impl<'a> Merged<'a> {
         let place = self.nodes[node as usize].directory as usize;
         let table = application.table;
         let entries = table.directory(inode);
-        let mut old = std::mem::take(&mut self.directories[place].children);
-        if inode.flags.get() & inode_flags::OPAQUE != 0 {
-            old.clear();
-        }
+        let old = std::mem::take(&mut self.directories[place].children);
         let mut children = Vec::with_capacity(old.len() + entries.len());
         let mut old = old.into_iter().peekable();
         for entry in entries {
@@ -183,7 +244,7 @@ impl<'a> Merged<'a> {
         self.directories[place].children = children;
     }
 
-    /// What has that name once the entry is applied.
+    /// What has that name once the entry is applied. What markers hide is gone already.
     fn apply_entry(
         &mut self,
         parent: u32,
@@ -193,7 +254,7 @@ impl<'a> Merged<'a> {
         application: &mut Application<'a>,
     ) -> Option<u32> {
         let number = entry.inode.get();
-        let inode = application.table.inode(number)?;
+        let Some(inode) = application.table.inode(number) else { return existing };
         let origin = Origin::Layer { layer: application.layer, inode: number };
         if inode.mode.get() & libc::S_IFMT != libc::S_IFDIR {
             if let Some(node) = application.known.get(&number) {
@@ -207,7 +268,9 @@ impl<'a> Merged<'a> {
         }
         let flags = inode.flags.get();
         let implicit = flags & inode_flags::IMPLICIT != 0;
-        let existing = existing.filter(|_| flags & inode_flags::REMADE == 0);
+        if flags & inode_flags::MARKERS_ONLY != 0 {
+            return existing;
+        }
         if let Some(node) = existing {
             if self.nodes[node as usize].directory != NONE {
                 if !implicit {
@@ -217,7 +280,7 @@ impl<'a> Merged<'a> {
                 return Some(node);
             }
             if implicit && self.symlink_target(node).is_some() {
-                application.redirects.push(Redirect { parent, name, inode: number });
+                application.redirects.push(Redirect { parent, name, inode });
                 return Some(node);
             }
         }
@@ -236,9 +299,10 @@ impl<'a> Merged<'a> {
         self.insert(Node { origin, directory: (self.directories.len() - 1) as u32 })
     }
 
-    fn child(&self, directory: u32, name: &[u8]) -> Result<u32, usize> {
+    fn child(&self, directory: u32, name: &[u8]) -> Option<u32> {
         let children = &self.directories[self.nodes[directory as usize].directory as usize].children;
-        children.binary_search_by(|(other, _)| (*other).cmp(name)).map(|place| children[place].1)
+        let place = children.binary_search_by(|(other, _)| (*other).cmp(name)).ok()?;
+        Some(children[place].1)
     }
 
     fn record(&self, node: u32) -> Option<(&'a Table, &'a InodeRecord)> {
@@ -264,9 +328,14 @@ impl<'a> Merged<'a> {
         place
     }
 
-    /// The directory that a symlink leads to; what is missing on the way, or is neither directory nor symlink, is made a
-    /// directory, as below any other missing parent.
-    fn follow_symlink(&mut self, parent: u32, name: &'a [u8]) -> Result<u32, &'static str> {
+    /// The directory that the symlink of that name leads to, inside the image. What is missing on the way, or is neither directory nor
+    /// symlink, is made a directory, as below any other missing parent, or ends the search.
+    fn follow_symlink(
+        &mut self,
+        parent: u32,
+        name: &'a [u8],
+        missing: Missing,
+    ) -> Result<Option<u32>, &'static str> {
         let mut place = self.place_of(parent);
         let mut left = vec![name];
         let mut followed = 0;
@@ -277,30 +346,33 @@ impl<'a> Merged<'a> {
                 continue;
             }
             let found = self.child(here, name);
-            match found {
-                Ok(node) if self.nodes[node as usize].directory != NONE => place.push(node),
-                _ => match found.ok().and_then(|node| self.symlink_target(node)) {
-                    Some(_) if followed == MAXIMUM_SYMLINKS => {
-                        return Err("a lower layer's symlinks on its way lead in a circle");
-                    }
-                    Some(target) => {
-                        followed += 1;
-                        follow(target, &mut place, &mut left)?;
-                    }
-                    None => {
-                        let node = self.insert_directory(Origin::Implicit, here);
-                        let directory = self.nodes[here as usize].directory as usize;
-                        let children = &mut self.directories[directory].children;
-                        match children.binary_search_by(|(other, _)| (*other).cmp(name)) {
-                            Ok(taken) => children[taken].1 = node,
-                            Err(free) => children.insert(free, (name, node)),
-                        }
-                        place.push(node);
-                    }
-                },
+            if let Some(node) = found.filter(|node| self.nodes[*node as usize].directory != NONE) {
+                place.push(node);
+            } else if let Some(target) = found.and_then(|node| self.symlink_target(node)) {
+                followed += 1;
+                if followed > MAXIMUM_SYMLINKS {
+                    return Err("a lower layer's symlinks on its way lead in a circle");
+                }
+                follow(target, &mut place, &mut left)?;
+            } else if missing == Missing::Leave {
+                return Ok(None);
+            } else {
+                place.push(self.make_directory(here, name));
             }
         }
-        Ok(place[place.len() - 1])
+        Ok(place.pop())
+    }
+
+    /// An implicit directory of that name, in the place of what had it.
+    fn make_directory(&mut self, parent: u32, name: &'a [u8]) -> u32 {
+        let node = self.insert_directory(Origin::Implicit, parent);
+        let directory = self.nodes[parent as usize].directory as usize;
+        let children = &mut self.directories[directory].children;
+        match children.binary_search_by(|(other, _)| (*other).cmp(name)) {
+            Ok(taken) => children[taken].1 = node,
+            Err(free) => children.insert(free, (name, node)),
+        }
+        node
     }
 
     /// What has that path; symlinks are followed in all but the last component.
@@ -318,7 +390,7 @@ impl<'a> Merged<'a> {
             if self.nodes[here as usize].directory == NONE {
                 return None;
             }
-            let node = self.child(here, name).ok()?;
+            let node = self.child(here, name)?;
             if left.is_empty() {
                 return Some(node);
             }
