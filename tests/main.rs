@@ -5,6 +5,7 @@ mod architecture;
 mod bad_input;
 mod commands;
 mod equality;
+mod formats;
 mod fuse;
 mod laziness;
 mod merge_rules;

@@ -64,7 +64,7 @@ fn what_is_read_is_what_the_tree_gave_whoever_answers() {
     // 128 KiB where /sys cannot be written, as in a container that is not privileged.
     let expected_requests = 2 * size / readahead_bytes(mounted.mountpoint.path());
     let most = 4 * (expected_requests + 2);
-    assert!(mounted.tree.reads() as u64 <= most, "{} requests for 40 MiB", mounted.tree.reads());
+    assert!(mounted.tree.reads() <= most, "{} requests for 40 MiB", mounted.tree.reads());
 }
 
 /// How far the kernel reads ahead on the file system at that path.
