@@ -17,6 +17,7 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
+use tempfile::TempDir;
 
 const MEBIBYTE: u64 = 1 << 20;
 
@@ -168,15 +169,14 @@ fn noise_files() -> Vec<TestEntry> {
 const SMALL_CHUNKS: Form =
     Form::Estargz(Estargz { chunk_size: 256 << 10, footer: Footer::Modern, annotated: true, landmark: None });
 
-fn noise_in_registry() -> (FakeRegistry, String) {
+/// An image of them in a registry, which reads its blobs from the directory.
+fn noise_in_registry() -> (FakeRegistry, String, TempDir) {
     let registry = FakeRegistry::start();
     let directory = tempfile::tempdir().unwrap();
     let mut layout = Layout::create(directory.path());
     layout.image("test", &[noise_files()], SMALL_CHUNKS);
     let reference = layout.serve(&registry, "noise", "test");
-    // The registry reads blobs from the layout's files.
-    let _ = directory.keep();
-    (registry, reference)
+    (registry, reference, directory)
 }
 
 fn expected_noise(number: u64) -> Vec<u8> {
@@ -185,7 +185,7 @@ fn expected_noise(number: u64) -> Vec<u8> {
 
 #[test]
 fn mounting_and_reading_one_byte_costs_its_chunk_and_readahead() {
-    let (registry, reference) = noise_in_registry();
+    let (registry, reference, _blobs) = noise_in_registry();
     let peel = Peel::new();
     let mount = peel.mount(&reference);
     let mounted = registry.counters();
@@ -199,7 +199,7 @@ fn mounting_and_reading_one_byte_costs_its_chunk_and_readahead() {
 
 #[test]
 fn mounted_content_is_fetched_once_by_all_readers_mounts_and_processes() {
-    let (registry, reference) = noise_in_registry();
+    let (registry, reference, _blobs) = noise_in_registry();
     let peel = Peel::new();
     let (mount, other) = (peel.mount(&reference), peel.mount(&reference));
     // Readers of both mounts and all at once.
@@ -222,7 +222,7 @@ fn mounted_content_is_fetched_once_by_all_readers_mounts_and_processes() {
 
 #[test]
 fn mounting_again_works_with_the_registry_stopped() {
-    let (mut registry, reference) = noise_in_registry();
+    let (mut registry, reference, _blobs) = noise_in_registry();
     let peel = Peel::new();
     let mount = peel.mount(&reference);
     assert!(fs::read(mount.join("noise-2")).unwrap() == expected_noise(2));
@@ -261,7 +261,7 @@ fn status_tells_the_truth(peel: &Peel, mount: &Mount<'_>, registry: &FakeRegistr
 
 #[test]
 fn status_of_a_mount_counts_what_the_registry_counts() {
-    let (registry, reference) = noise_in_registry();
+    let (registry, reference, _blobs) = noise_in_registry();
     let peel = Peel::new();
     let mount = peel.mount(&reference);
     status_tells_the_truth(&peel, &mount, &registry);

@@ -139,8 +139,15 @@ impl Model {
         if !name.starts_with(b".wh.") {
             return true;
         }
-        let replaces =
-            |entry: &TestEntry| entry.kind != Kind::Directory && parents.starts_with(&clean(&entry.path));
+        let replaces = |entry: &TestEntry| {
+            let mut replaced = clean(&entry.path);
+            let Some(name) = replaced.pop() else { return false };
+            match name.strip_prefix(b".wh.") {
+                Some(b".wh..opq") => parents.len() > replaced.len() && parents.starts_with(&replaced),
+                Some(hidden) => parents.starts_with(&joined(&replaced, hidden)),
+                None => entry.kind != Kind::Directory && parents.starts_with(&joined(&replaced, &name)),
+            }
+        };
         let mut links = BTreeSet::new();
         let directory = self.resolve(parents, &mut links);
         directory.is_ok_and(|directory| self.kind(&directory) == Some(&InodeKind::Directory))
@@ -203,7 +210,9 @@ impl Model {
         let parent = self.make_directories(parents, layer)?;
         let place = joined(&parent, name);
         // Whether what lay below the link is now below its target, or went with the link: no rule says.
-        if layer.followed.contains(&place) {
+        let holds =
+            |link: &Path| *link == place || (entry.kind != Kind::Directory && link.starts_with(&place));
+        if layer.followed.iter().any(holds) {
             return Err(Refusal(format!("{} is replaced after it was followed", shown(&place))));
         }
         let inode = match &entry.kind {
@@ -295,6 +304,10 @@ impl Model {
 
     fn make_directories(&mut self, path: &[Vec<u8>], layer: &mut Layer) -> Result<Path, Refusal> {
         let path = self.resolve(path, &mut layer.followed)?;
+        // A link that was itself moved by a link of the layers below: whence its `..` counts, no rule says.
+        if layer.made.iter().any(|made| made.name != made.place && layer.followed.contains(&made.place)) {
+            return Err(Refusal(format!("a link that was moved lies on the way to {}", shown(&path))));
+        }
         for depth in 1..=path.len() {
             let place = &path[..depth];
             if self.kind(place) != Some(&InodeKind::Directory) {
