@@ -13,12 +13,11 @@ use std::collections::BTreeMap;
 
 use super::entry::{Chunk, Content, Entry, EntryKind};
 use super::path::{self, Meaning, PathError};
+use super::walk::{Walk, WalkError};
 use crate::table::format::*;
 use crate::table::placement::LargePart;
 use crate::table::writer::{self, Child, Contents, Source, SourceInode, encode_xattrs};
 
-/// As many symlinks are followed in one path as Linux follows.
-pub const MAXIMUM_SYMLINKS: usize = 40;
 /// Longest name of an extended attribute in bytes (`XATTR_NAME_MAX`).
 const MAXIMUM_XATTR_NAME: usize = 255;
 /// Largest value of an extended attribute in bytes (`XATTR_SIZE_MAX`).
@@ -34,6 +33,14 @@ pub enum BuildError {
         name: String,
         /// What is wrong with it.
         reason: PathError,
+    },
+    /// The directory that is to hold it cannot be reached.
+    #[error("entry {name:?}: {reason}")]
+    Parent {
+        /// The name as written, escaped.
+        name: String,
+        /// Why not.
+        reason: WalkError,
     },
     /// Something else about it.
     #[error("entry {name:?}: {what}")]
@@ -153,7 +160,10 @@ impl LayerBuilder {
             return Ok(());
         }
         let purpose = if matches!(meaning, Meaning::Name(_)) { Purpose::Entry } else { Purpose::Marker };
-        let Some(parent) = self.directory(parents, purpose).map_err(wrong)? else { return Ok(()) };
+        let parent = self
+            .directory(parents, purpose)
+            .map_err(|reason| BuildError::Parent { name: name.escape_ascii().to_string(), reason })?;
+        let Some(parent) = parent else { return Ok(()) };
         match meaning {
             Meaning::Whiteout(hidden) => {
                 self.nodes[parent as usize].children.entry(hidden.into()).or_default().whiteout = true;
@@ -240,30 +250,19 @@ impl LayerBuilder {
 
     /// The directory of that path, made where it is missing. A marker makes none that is seen, and has none below this layer's own
     /// non-directories.
-    fn directory(&mut self, parents: &[&[u8]], purpose: Purpose) -> Result<Option<u32>, &'static str> {
-        let mut left: Vec<Vec<u8>> = parents.iter().rev().map(|name| name.to_vec()).collect();
-        let mut place = vec![0];
-        let mut followed = 0;
-        while let Some(name) = left.pop() {
-            if name == b".." {
-                place.truncate(place.len().saturating_sub(1).max(1));
-                continue;
-            }
-            let here = place[place.len() - 1];
-            match self.child(here, &name) {
+    fn directory(&mut self, parents: &[&[u8]], purpose: Purpose) -> Result<Option<u32>, WalkError> {
+        let mut walk = Walk::new(vec![], parents.iter().map(|name| name.to_vec()));
+        while let Some(name) = walk.next_name() {
+            match self.child(walk.here(), &name) {
                 Some(node) if self.nodes[node as usize].is_directory() => {
                     if purpose == Purpose::Entry {
                         let flags = &mut self.nodes[node as usize].record.flags;
                         flags.set(flags.get() & !inode_flags::MARKERS_ONLY);
                     }
-                    place.push(node);
+                    walk.enter(node)?;
                 }
                 Some(node) if self.nodes[node as usize].is_symlink() => {
-                    followed += 1;
-                    if followed > MAXIMUM_SYMLINKS {
-                        return Err("its parent leads through too many symlinks");
-                    }
-                    follow(&self.nodes[node as usize].target, &mut place, &mut left)?;
+                    walk.follow(&self.nodes[node as usize].target)?;
                 }
                 Some(_) if purpose == Purpose::Marker => return Ok(None),
                 _ => {
@@ -272,43 +271,30 @@ impl LayerBuilder {
                         node.record.flags |= inode_flags::MARKERS_ONLY;
                     }
                     let node = self.insert(node);
-                    self.link(here, &name, node);
-                    place.push(node);
+                    self.link(walk.here(), &name, node);
+                    walk.enter(node)?;
                 }
             }
-            if place.len() + left.len() > MAXIMUM_DEPTH {
-                return Err("its parent is nested too deep");
-            }
         }
-        Ok(place.pop())
+        Ok(Some(walk.here()))
     }
 
     /// What this layer has under that path; symlinks are followed in all but the last component.
     fn find(&self, path: &[u8]) -> Result<Option<u32>, &'static str> {
         let components = path::components(path).map_err(|_| "it is a hardlink to a name that cannot be")?;
-        let mut left: Vec<Vec<u8>> = components.iter().rev().map(|name| name.to_vec()).collect();
-        let mut place = vec![0];
-        let mut followed = 0;
-        while let Some(name) = left.pop() {
-            if name == b".." {
-                place.truncate(place.len().saturating_sub(1).max(1));
-                continue;
-            }
-            let Some(node) = self.child(place[place.len() - 1], &name) else { return Ok(None) };
-            if left.is_empty() {
+        let mut walk = Walk::new(vec![], components.iter().map(|name| name.to_vec()));
+        while let Some(name) = walk.next_name() {
+            let Some(node) = self.child(walk.here(), &name) else { return Ok(None) };
+            if walk.is_at_end() {
                 return Ok(Some(node));
             }
-            if self.nodes[node as usize].is_symlink() {
-                followed += 1;
-                if followed > MAXIMUM_SYMLINKS {
-                    return Err("it is a hardlink through too many symlinks");
-                }
-                follow(&self.nodes[node as usize].target, &mut place, &mut left)?;
-            } else {
-                place.push(node);
-            }
+            let walked = match self.nodes[node as usize].is_symlink() {
+                true => walk.follow(&self.nodes[node as usize].target),
+                false => walk.enter(node),
+            };
+            walked.map_err(|_| "it is a hardlink through symlinks that lead nowhere")?;
         }
-        Ok(Some(place[place.len() - 1]))
+        Ok(Some(walk.here()))
     }
 
     fn node_of(&mut self, entry: &Entry) -> Result<Node, &'static str> {
@@ -451,29 +437,6 @@ impl LayerBuilder {
             Contents { identity, layers: 0, extents: &self.extents, chunks: &chunks, large: &large };
         Ok(writer::write(&self, contents)?)
     }
-}
-
-/// Goes on with a symlink's target: from the root if it is absolute, else from where the link lies. `left` are the
-/// components that are still to be walked, the next one last; `place` the directories from the root to here.
-pub(crate) fn follow<'a, N: From<&'a [u8]>>(
-    target: &'a [u8],
-    place: &mut Vec<u32>,
-    left: &mut Vec<N>,
-) -> Result<(), &'static str> {
-    if target.first() == Some(&b'/') {
-        place.truncate(1);
-    }
-    for component in target.split(|byte| *byte == b'/').rev() {
-        match component {
-            b"" | b"." => {}
-            _ if component.len() > MAXIMUM_NAME => return Err("a symlink on its way has too long a name"),
-            _ => left.push(component.into()),
-        }
-    }
-    if left.len() > MAXIMUM_DEPTH {
-        return Err("the symlinks on its way make too long a path");
-    }
-    Ok(())
 }
 
 fn encoded_xattrs(entry: &Entry) -> Result<Vec<u8>, &'static str> {

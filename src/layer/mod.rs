@@ -18,6 +18,7 @@ pub mod path;
 pub mod stream;
 pub mod tar;
 pub mod toc;
+pub mod walk;
 pub mod zstd;
 pub mod zstd_chunked;
 

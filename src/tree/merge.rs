@@ -5,8 +5,8 @@
 //! what lies below a name that the tree below made a symlink is put where the link points. The rules are those of the OCI
 //! image specification (layer.md, "Applying Changesets"); where implementations differ, `docs/merge.md` says what holds here.
 
-use crate::layer::builder::{MAXIMUM_SYMLINKS, follow};
 use crate::layer::path;
+use crate::layer::walk::{Walk, WalkError};
 use crate::table::Table;
 use crate::table::format::*;
 use crate::table::writer::{self, Child, Contents, Source, SourceInode};
@@ -35,7 +35,7 @@ pub enum MergeError {
         /// A component of the name, escaped.
         name: String,
         /// What is wrong.
-        what: &'static str,
+        what: WalkError,
     },
     /// More layers than [`MAXIMUM_LAYERS`].
     #[error("the image has {0} layers, more than {MAXIMUM_LAYERS}")]
@@ -168,7 +168,7 @@ impl<'a> Merged<'a> {
         &mut self,
         table: &'a Table,
         root: &'a InodeRecord,
-    ) -> Result<(), (&'a [u8], &'static str)> {
+    ) -> Result<(), (&'a [u8], WalkError)> {
         let mut pairs = vec![(0, root)];
         while let Some((node, inode)) = pairs.pop() {
             let place = self.nodes[node as usize].directory as usize;
@@ -335,32 +335,22 @@ impl<'a> Merged<'a> {
         parent: u32,
         name: &'a [u8],
         missing: Missing,
-    ) -> Result<Option<u32>, &'static str> {
-        let mut place = self.place_of(parent);
-        let mut left = vec![name];
-        let mut followed = 0;
-        while let Some(name) = left.pop() {
-            let here = place[place.len() - 1];
-            if name == b".." {
-                place.truncate(place.len().saturating_sub(1).max(1));
-                continue;
-            }
-            let found = self.child(here, name);
+    ) -> Result<Option<u32>, WalkError> {
+        let mut walk = Walk::new(self.place_of(parent), std::iter::once(name));
+        while let Some(name) = walk.next_name() {
+            let found = self.child(walk.here(), name);
             if let Some(node) = found.filter(|node| self.nodes[*node as usize].directory != NONE) {
-                place.push(node);
+                walk.enter(node)?;
             } else if let Some(target) = found.and_then(|node| self.symlink_target(node)) {
-                followed += 1;
-                if followed > MAXIMUM_SYMLINKS {
-                    return Err("a lower layer's symlinks on its way lead in a circle");
-                }
-                follow(target, &mut place, &mut left)?;
+                walk.follow(target)?;
             } else if missing == Missing::Leave {
                 return Ok(None);
             } else {
-                place.push(self.make_directory(here, name));
+                let made = self.make_directory(walk.here(), name);
+                walk.enter(made)?;
             }
         }
-        Ok(place.pop())
+        Ok(Some(walk.here()))
     }
 
     /// An implicit directory of that name, in the place of what had it.
@@ -377,30 +367,18 @@ impl<'a> Merged<'a> {
 
     /// What has that path; symlinks are followed in all but the last component.
     fn find(&self, target: &'a [u8]) -> Option<u32> {
-        let mut left = path::components(target).ok()?;
-        left.reverse();
-        let mut place = vec![0];
-        let mut followed = 0;
-        while let Some(name) = left.pop() {
-            if name == b".." {
-                place.truncate(place.len().saturating_sub(1).max(1));
-                continue;
-            }
-            let here = place[place.len() - 1];
-            if self.nodes[here as usize].directory == NONE {
+        let mut walk = Walk::new(vec![], path::components(target).ok()?.into_iter());
+        while let Some(name) = walk.next_name() {
+            if self.nodes[walk.here() as usize].directory == NONE {
                 return None;
             }
-            let node = self.child(here, name)?;
-            if left.is_empty() {
+            let node = self.child(walk.here(), name)?;
+            if walk.is_at_end() {
                 return Some(node);
             }
             match self.symlink_target(node) {
-                Some(_) if followed == MAXIMUM_SYMLINKS => return None,
-                Some(target) => {
-                    followed += 1;
-                    follow(target, &mut place, &mut left).ok()?;
-                }
-                None => place.push(node),
+                Some(target) => walk.follow(target).ok()?,
+                None => walk.enter(node).ok()?,
             }
         }
         None
