@@ -276,11 +276,12 @@ impl Mounted {
         if let Err(error) = self.session.wait() {
             tracing::error!(error = %chain(&error), "serving ended");
         }
+        self.settle();
+        // Last, as `peel unmount` waits for this process while the record is there.
         if let Err(error) =
             self.prepared.store.database().forget_mount(self.session.mountpoint(), std::process::id())
         {
             tracing::warn!(error = %chain(&error), "the record of the mount stays until it is found to be stale");
         }
-        self.settle();
     }
 }

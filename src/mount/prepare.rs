@@ -58,8 +58,15 @@ pub fn prepare(
 ) -> Result<Prepared, ImageMountError> {
     let name = request.reference.to_string();
     let in_store = |cause| ImageMountError::Store { image: name.clone(), cause: Box::new(cause) };
+    let nothing_is_known = store.database().is_missing().map_err(in_store)?;
+    if nothing_is_known {
+        // Beside the network rather than after it. If it fails, so will the record of the mount, which tells why.
+        let store = store.clone();
+        std::thread::spawn(move || store.database().make());
+    }
     let known = match request.pull {
         Pull::Always => None,
+        _ if nothing_is_known => None,
         Pull::Missing | Pull::Never => {
             known_image(&store, &request.reference, &request.platform).map_err(in_store)?
         }

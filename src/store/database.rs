@@ -52,6 +52,16 @@ impl Database {
         Database { path, lock, open: Mutex::new(None) }
     }
 
+    /// Whether there are no records yet, not even an empty database. Making one takes several waits for the disk.
+    pub fn is_missing(&self) -> Result<bool, StoreError> {
+        Ok(identity(&self.path)?.is_none())
+    }
+
+    /// Makes the database if it is missing.
+    pub fn make(&self) -> Result<(), StoreError> {
+        self.read("make the database", |_| Ok(()))
+    }
+
     /// Runs `work` in a transaction that only reads: it sees one state of all tables.
     pub(super) fn read<T>(
         &self,
