@@ -16,6 +16,7 @@ mod footer;
 mod layout;
 mod time;
 mod toc;
+pub mod writer;
 
 #[cfg(test)]
 mod tests;

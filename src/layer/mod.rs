@@ -6,13 +6,16 @@
 //!                       blob range ─▶ chunk ─▶ verified bytes    chunk, whenever somebody reads
 //! ```
 
+pub mod arrange;
 pub mod builder;
 pub mod chunk;
 pub mod compression;
 pub mod entry;
 pub mod estargz;
 pub mod gzip;
+pub mod ordered;
 pub mod path;
+pub mod spool;
 pub mod stream;
 pub mod tar;
 pub mod zstd;
