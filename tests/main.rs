@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod architecture;
+mod convert;
 mod equality;
 mod fuse;
 mod merge_rules;

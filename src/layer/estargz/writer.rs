@@ -54,8 +54,8 @@ pub const MAXIMUM_CHUNK_SIZE: u64 = MAXIMUM_CHUNK;
 pub const MAXIMUM_MINIMUM_CHUNK: u64 = MAXIMUM_SKIP / 4;
 /// What the reference writer chooses.
 pub const DEFAULT_CHUNK_SIZE: NonZeroU64 = NonZeroU64::new(4 << 20).unwrap();
-/// The level of ordinary layers. On Debian with Python, 9 takes 2.5 times as long and saves 1 %.
-pub const DEFAULT_LEVEL: u32 = 6;
+/// On Debian with Python it gives what 6 gives in Go, in a fifteenth of the time; 9 takes four times as long and saves 1.5 %.
+pub const DEFAULT_LEVEL: u32 = 7;
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
