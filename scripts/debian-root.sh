@@ -1,6 +1,7 @@
 # The Debian root that images and containers are made of, to be sourced after services.sh.
 #
 #   debian_root TAR PACKAGES…   a minimal Debian of this machine's release with PACKAGES, as an uncompressed tar
+#   debian_suite=SUITE          makes it of that suite (unstable, say) of the same archives instead
 #
 # The packages come from where this machine's own apt gets Debian's packages, with its settings (proxy, certificates); neither
 # is left in the root. All times in it are at most SOURCE_DATE_EPOCH, so the same packages give the same bytes.
@@ -24,6 +25,12 @@ debian_root() {
     sources=$(debian_sources)
   fi
   [ -n "$release" ] && [ -n "$sources" ] || fail "no Debian package archive is configured for apt on this machine"
+  if [ -n "${debian_suite:-}" ]; then
+    # Updates and security fixes are archives of a release only.
+    sources=$(awk -v release="$release" -v suite="$debian_suite" '$3 == release { $3 = suite; print }' <<<"$sources")
+    release=$debian_suite
+    [ -n "$sources" ] || fail "no Debian package archive of this machine has a suite $release"
+  fi
   apt-config dump Acquire | grep -v '^Acquire "";' >"$tar.apt" || true
   printf '%s\n' "$sources" >"$tar.list"
   if ! mmdebstrap --mode=root --variant=minbase ${1:+--include="$(IFS=,; printf '%s' "$*")"} --aptopt="$tar.apt" \

@@ -18,7 +18,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use peelfs_fuse::{MountError, MountOptions, Session};
 use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
@@ -144,10 +143,10 @@ pub struct Prepared {
     unsettled: Mutex<Unsettled>,
 }
 
-/// What the mount does not wait for: it is in memory or open, and is to be kept in the store.
+/// What the mount does not wait for: it is usable, and is to be brought to disk.
 #[derive(Default)]
 struct Unsettled {
-    documents: Vec<(Digest, Bytes)>,
+    documents: Vec<Digest>,
     tree: Option<PendingTree>,
 }
 
@@ -155,7 +154,7 @@ struct Unsettled {
 struct Found {
     index: Option<Digest>,
     at: i64,
-    documents: Vec<(Digest, Bytes)>,
+    documents: Vec<Digest>,
 }
 
 /// A mounted image.
@@ -266,8 +265,8 @@ impl Mounted {
         let Prepared { store, unsettled, .. } = &self.prepared;
         let unsettled =
             std::mem::take(&mut *unsettled.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        for (digest, bytes) in &unsettled.documents {
-            store.content().put(digest.as_str(), bytes)?;
+        for digest in &unsettled.documents {
+            store.content().sync(digest.as_str())?;
         }
         unsettled.tree.map_or(Ok(()), PendingTree::commit)
     }

@@ -31,7 +31,7 @@ fn sources(folders: &[&str]) -> Vec<(String, String)> {
     while let Some(path) = left.pop() {
         if path.is_dir() {
             left.extend(path.read_dir().unwrap().map(|entry| entry.unwrap().path()));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !is_for_tests(&path) {
             let text = std::fs::read_to_string(&path).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
             files.push((path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned(), code));
@@ -39,6 +39,12 @@ fn sources(folders: &[&str]) -> Vec<(String, String)> {
     }
     assert!(!files.is_empty());
     files
+}
+
+fn is_for_tests(path: &Path) -> bool {
+    path.file_stem()
+        .and_then(|stem| stem.to_str())
+        .is_some_and(|stem| stem.ends_with("tests") || stem == "testing")
 }
 
 fn floor(room: &str) -> Option<usize> {

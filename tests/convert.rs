@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::archive::TestEntry;
+use crate::support::archive::{SparseEncoding, TestEntry};
 use crate::support::blob::{Form, sha256};
 use crate::support::cases::{every_case, every_case_of_archives, many_files};
 use crate::support::content::Content;
@@ -127,7 +127,7 @@ fn digests_depend_on_content_and_options_alone() {
     let files =
         [many_files(3000), vec![TestEntry::file("large", Content::Noise { seed: 1, length: 9 << 20 })]]
             .concat();
-    let gzip = layout.image("gzip", &[files.clone()], Form::GZIP);
+    let gzip = layout.image("gzip", std::slice::from_ref(&files), Form::GZIP);
     let zstd = layout.image("zstd", &[files], Form::ZSTD);
     let convert_to = |name: &str, source: &str, options: &[&str]| {
         let destination = format!("oci:{}:{name}", peel.scratch().join(name).display());
@@ -285,8 +285,10 @@ fn what_cannot_be_converted_is_refused_and_nothing_is_named() {
     let replaced =
         [vec![TestEntry::file("a", "1"), TestEntry::hardlink("b", "a"), TestEntry::file("a", "2")]];
     layout.image("replaced", &replaced, Form::GZIP);
+    let hole = Content::Sparse { pieces: vec![], length: 1 << 50 };
+    layout.image("hole", &[vec![TestEntry::sparse("hole", hole, SparseEncoding::Pax10)]], Form::GZIP);
     let out = peel.scratch().join("converted");
-    for (tag, said) in [("lying", "diff ID"), ("replaced", "hardlink to \"a\"")] {
+    for (tag, said) in [("lying", "diff ID"), ("replaced", "hardlink to \"a\""), ("hole", "more than")] {
         let destination = format!("oci:{}:{tag}", out.display());
         let outcome = peel.run(&["convert", &layout.reference(tag), &destination, "--format", "estargz"]);
         assert_eq!(outcome.code, Some(6), "{tag}: {}", outcome.stderr);

@@ -121,5 +121,12 @@ fn debian_python_tar_is_what_umoci_unpacks() {
 
 #[test]
 fn debian_python_estargz_is_what_umoci_unpacks() {
-    python_is_what_umoci_unpacks("estargz", &[]);
+    let no_utf8 = Allowed::new(
+        "names that are not UTF-8: a table of contents is JSON and cannot hold them",
+        |difference| {
+            difference.path.starts_with(b"app/latin1-")
+                && matches!(difference.aspect, Aspect::OnlyLeft | Aspect::OnlyRight)
+        },
+    );
+    python_is_what_umoci_unpacks("estargz", &[no_utf8]);
 }

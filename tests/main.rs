@@ -2,9 +2,14 @@
 #![allow(missing_docs)]
 
 mod architecture;
+mod bad_input;
+mod commands;
 mod convert;
 mod equality;
+mod formats;
 mod fuse;
+mod laziness;
 mod merge_rules;
 mod registry;
+mod store_life;
 mod support;

@@ -123,7 +123,9 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     }
     match as_type::<WriteError>(error) {
         Some(WriteError::Spool(_) | WriteError::Output(_) | WriteError::Compress(_)) => return Some(7),
-        Some(WriteError::Arrange(_) | WriteError::TocTooLong { .. }) => return Some(6),
+        Some(WriteError::Arrange(_) | WriteError::TooLarge { .. } | WriteError::TocTooLong { .. }) => {
+            return Some(6);
+        }
         None => {}
     }
     if let Some(StreamError::Sink(inner)) = as_type(error)

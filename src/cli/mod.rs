@@ -8,6 +8,7 @@ mod convert;
 mod environment;
 mod failure;
 mod ls;
+mod memory;
 mod mount;
 mod output;
 mod progress;

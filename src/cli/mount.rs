@@ -13,7 +13,7 @@ use peelfs_registry::{ImageReference, Platform};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::background::{self, Side};
-use super::{environment, failure, progress};
+use super::{environment, failure, memory, progress};
 
 /// Mount an image as a directory
 ///
@@ -191,6 +191,7 @@ fn stop_on_signals(runtime: &tokio::runtime::Runtime, unmounter: Unmounter) -> a
 /// What can wait until the directory is usable.
 fn keep_house(store: &Store, mounted: &Mounted) {
     mounted.settle();
+    memory::give_back();
     if let Err(error) = store.sweep() {
         tracing::warn!(error = %peelfs::error::chain(&error), "leftovers in the store were not removed");
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use peelfs::fetch::index::open_local;
+use peelfs::fetch::index::open_local_when_made;
 use peelfs::image::Image;
 use peelfs::mount::known_image;
 use peelfs::store::Store;
@@ -110,7 +110,7 @@ fn layers(store: &Store, image: &Image) -> anyhow::Result<Vec<LayerLine>> {
             present_chunks: 0,
             inodes: 0,
         };
-        if let Some(content) = open_local(store, &descriptor.digest)? {
+        if let Some(content) = open_local_when_made(store, &descriptor.digest)? {
             let presence = content.presence();
             line.state = match presence.chunks {
                 _ if presence.all_chunks == 0 => "extracted",

@@ -3,6 +3,7 @@
 //! Whoever brings a layer holds its lock from the look into the store until the layer is published there, so that of two
 //! processes one works and the other finds the result.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::StreamExt;
@@ -20,12 +21,13 @@ use crate::image::origin::Origin;
 use crate::layer::builder::{BuildError, LayerBuilder};
 use crate::layer::compression::{MediaTypeError, check_media_type};
 use crate::layer::entry::Entry;
-use crate::layer::estargz::{self, EstargzError, Footer};
+use crate::layer::lookup::{Lookup, LookupError, is_bookkeeping};
 use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::{SinkError, TarSink};
+use crate::layer::toc::TableOfContents;
 use crate::store::{LayerDraft, LayerFiles, PendingPublish, Store, StoreError};
 use crate::table::placement::{DataFile, pieces};
-use crate::table::{Table, TableError};
+use crate::table::{Codec, Table, TableError};
 
 /// Layers that are streamed at the same time. Each keeps a decoder and a hasher busy.
 const STREAMS: usize = 4;
@@ -44,7 +46,7 @@ pub enum IndexError {
     Store(#[from] StoreError),
     /// Its table of contents.
     #[error("its table of contents cannot be used")]
-    Estargz(#[from] Box<EstargzError>),
+    Toc(#[from] Box<LookupError>),
     /// Its archive.
     #[error("its archive cannot be used")]
     Stream(#[from] Box<StreamError>),
@@ -167,50 +169,44 @@ impl Indexer {
         layer: &Layer,
         blob: &OriginBlob,
     ) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
-        let size = layer.descriptor.size;
-        let toc_digest = layer.annotated_digest(estargz::TOC_DIGEST_ANNOTATION);
-        let Some(toc_digest) = toc_digest else { return Ok(None) };
+        let Layer { descriptor, .. } = layer;
+        let Some(lookup) = Lookup::new(&descriptor.annotations, descriptor.size).map_err(Box::new)? else {
+            return Ok(None);
+        };
         let blob = blob.open().await?;
-        let tail_start = size - tail_length(size);
-        let tail = match blob.read(tail_start..size).await {
-            Ok(tail) => tail,
+        let first_range = lookup.first_range();
+        let first = match blob.read(first_range.clone()).await {
+            Ok(first) => first,
             Err(error) if error.kind() == peelfs_registry::ErrorKind::RangeUnsupported => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let Some(footer) = Footer::parse(&tail, size) else {
-            tracing::warn!(layer = %layer.descriptor.digest, "the manifest names a table of contents that the layer does not have; it is streamed");
+        let Some(located) = lookup.locate(&first).map_err(Box::new)? else {
+            tracing::warn!(layer = %descriptor.digest, "the manifest names a table of contents that the layer does not have; it is streamed");
             return Ok(None);
         };
         if !blob.ranges_work() {
             return Ok(None);
         }
-        let toc_end = footer.toc_offset + footer.toc_length;
-        let toc = if footer.toc_offset >= tail_start {
-            tail.slice((footer.toc_offset - tail_start) as usize..(toc_end - tail_start) as usize)
+        let range = located.range();
+        let toc = if first_range.start <= range.start && range.end <= first_range.end {
+            first.slice((range.start - first_range.start) as usize..(range.end - first_range.start) as usize)
         } else {
-            blob.read(footer.toc_offset..toc_end).await?
+            blob.read(range).await?
         };
-        (self.progress)(Event::Indexed(layer.descriptor.digest.clone()));
-        let (store, digest) = (self.store.clone(), layer.descriptor.digest.clone());
-        blocking(move || {
-            let contents = estargz::read_toc(&toc, toc_digest, size, footer.toc_offset).map_err(Box::new)?;
+        let (store, digest) = (self.store.clone(), descriptor.digest.clone());
+        let brought = blocking(move || {
+            let contents = located.read_toc(&toc).map_err(Box::new)?;
             if contents.names_are_lossy {
                 tracing::info!(layer = %digest, "a table of contents cannot tell all names of this layer; it is streamed");
                 return Ok(None);
             }
-            let mut builder = LayerBuilder::new();
-            for entry in contents.entries {
-                builder.add(entry)?;
-            }
-            let draft = store.layers().layer(digest.as_str())?.create()?;
-            for (number, length) in builder.large_sizes().iter().enumerate() {
-                draft.large_file(number as u32, *length)?;
-            }
-            draft.data().set_length(DataFile::Packed, contents.decoded_length)?;
-            let table = builder.finish(identity(&digest), &contents.chunks)?;
-            Ok(Some(draft.finish_unsynced(&table, Some(contents.chunks.len() as u64))?))
-        })
-        .await
+            draft_of(&store, &digest, contents).map(Some)
+        });
+        let brought = brought.await?;
+        if brought.is_some() {
+            (self.progress)(Event::Indexed(descriptor.digest.clone()));
+        }
+        Ok(brought)
     }
 
     /// The one pass over a layer that has no table of contents.
@@ -229,7 +225,8 @@ impl Indexer {
             tokio::task::spawn_blocking(move || {
                 let descriptor = &layer.descriptor;
                 let draft = store.layers().layer(descriptor.digest.as_str())?.create()?;
-                let mut sink = DraftSink { builder: LayerBuilder::new(), draft };
+                let annotations = descriptor.annotations.clone();
+                let mut sink = DraftSink { builder: LayerBuilder::new(), draft, annotations };
                 let expectation = StreamExpectation {
                     blob_digest: descriptor.digest.clone(),
                     blob_size: descriptor.size,
@@ -240,7 +237,7 @@ impl Indexer {
                 let pieces = std::iter::from_fn(|| receiver.blocking_recv());
                 let streamed =
                     stream::unpack_stream(pieces, &expectation, &mut sink, &told).map_err(Box::new)?;
-                let DraftSink { builder, draft } = sink;
+                let DraftSink { builder, draft, .. } = sink;
                 draft.data().set_length(DataFile::Packed, streamed.decoded_length)?;
                 let table = builder.finish(identity(&descriptor.digest), &[])?;
                 Ok::<_, IndexError>(draft.finish_unsynced(&table, None)?)
@@ -263,7 +260,19 @@ impl Indexer {
 
 /// Opens a layer that is in the store, only to look at it; nothing if it is not there or must be made again.
 pub fn open_local(store: &Store, layer: &Digest) -> Result<Option<Arc<LayerContent>>, StoreError> {
-    Ok(open_files(store, layer)?.map(|(table, files)| LayerContent::local(layer.as_str(), table, files)))
+    let files = open_files(store, layer)?;
+    Ok(files.map(|(table, files)| LayerContent::local(layer.as_str(), table, files)))
+}
+
+/// Like [`open_local`], but waits for a process that is making the layer at this moment.
+pub fn open_local_when_made(store: &Store, layer: &Digest) -> Result<Option<Arc<LayerContent>>, StoreError> {
+    match open_local(store, layer)? {
+        Some(content) => Ok(Some(content)),
+        None => {
+            drop(store.layers().layer(layer.as_str())?.lock()?);
+            open_local(store, layer)
+        }
+    }
 }
 
 /// A table that does not hold, or files that are not whole, are as good as none: the layer is made again.
@@ -286,10 +295,31 @@ fn open_files(store: &Store, layer: &Digest) -> Result<Option<(Table, LayerFiles
     }
 }
 
-/// Bytes of the end of a layer blob that are fetched first. One hundredth is more than footer and table of contents take as a
-/// rule: 0.7 % of the layers of a Debian system with Python.
-fn tail_length(size: u64) -> u64 {
-    (size / 100).clamp(64 << 10, 8 << 20).min(size)
+/// A layer of which only the table of contents is here.
+fn draft_of(
+    store: &Store,
+    layer: &Digest,
+    contents: TableOfContents,
+) -> Result<(LayerFiles, PendingPublish), IndexError> {
+    let mut builder = LayerBuilder::new();
+    for entry in contents.entries {
+        builder.add(entry)?;
+    }
+    let draft = store.layers().layer(layer.as_str())?.create()?;
+    for (number, length) in builder.large_sizes().iter().enumerate() {
+        draft.large_file(number as u32, *length)?;
+    }
+    draft.data().set_length(DataFile::Packed, contents.decoded_length)?;
+    let table = builder.finish(identity(layer), &contents.chunks)?;
+    let (files, pending) = draft.finish_unsynced(&table, Some(contents.chunks.len() as u64))?;
+    if let Some(map) = &files.chunk_map {
+        // The data files are holes still, which is what these chunks are.
+        let zeros = contents.chunks.iter().enumerate().filter(|(_, chunk)| chunk.codec == Codec::Zeros);
+        for (number, _) in zeros {
+            map.mark(number as u64);
+        }
+    }
+    Ok((files, pending))
 }
 
 /// Runs what blocks beside the runtime's own threads.
@@ -312,10 +342,14 @@ fn joined<T>(result: Result<T, tokio::task::JoinError>) -> T {
 struct DraftSink {
     builder: LayerBuilder,
     draft: LayerDraft,
+    annotations: BTreeMap<String, String>,
 }
 
 impl TarSink for DraftSink {
     fn entry(&mut self, entry: Entry) -> Result<(), SinkError> {
+        if is_bookkeeping(&self.annotations, &entry.path) {
+            return Ok(());
+        }
         let known = self.builder.large_sizes().len();
         self.builder.add(entry)?;
         for (number, length) in self.builder.large_sizes().iter().enumerate().skip(known) {

@@ -55,12 +55,6 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The SHA-256 that the manifest states in that annotation of the layer, if it does.
-    pub fn annotated_digest(&self, annotation: &str) -> Option<[u8; 32]> {
-        let digest: Digest = self.descriptor.annotations.get(annotation)?.parse().ok()?;
-        digest.to_bytes().try_into().ok()
-    }
-
     /// What the media type says the blob is.
     pub fn archive_format(&self) -> &'static str {
         match &self.descriptor.media_type {

@@ -9,10 +9,10 @@ use std::collections::{HashMap, HashSet};
 use super::entry::EntryKind;
 use super::path::{PathError, components};
 use super::spool::SpooledEntry;
+use super::toc::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
 
 /// Names at the root of a layer that belong to a format and not to the image.
-pub const RESERVED_NAMES: [&[u8]; 3] =
-    [b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark"];
+const RESERVED_NAMES: [&[u8]; 3] = [TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK];
 
 /// Why entries cannot be arranged.
 #[derive(Debug, thiserror::Error)]

@@ -243,8 +243,11 @@ impl LayerBuilder {
             let here = place[place.len() - 1];
             match self.child(here, &name) {
                 Some(node) if self.nodes[node as usize].is_directory() => place.push(node),
-                Some(node) if self.nodes[node as usize].is_symlink() && followed < MAXIMUM_SYMLINKS => {
+                Some(node) if self.nodes[node as usize].is_symlink() => {
                     followed += 1;
+                    if followed > MAXIMUM_SYMLINKS {
+                        return Err("its parent leads through too many symlinks");
+                    }
                     follow(&self.nodes[node as usize].target, &mut place, &mut left)?;
                 }
                 _ => {

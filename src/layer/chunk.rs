@@ -56,7 +56,8 @@ pub enum ChunkError {
 
 /// The bytes of `chunk`, from the bytes of its blob range. They match its digest, and there are `decoded_length` of them.
 ///
-/// A gzip member may hold more than the chunk, before and after it; nothing after it is decoded.
+/// A gzip member or zstd frame may hold more than the chunk, before and after it; nothing after it is decoded. A range may hold several
+/// members or frames. Zeros have no digest: it is the table of contents itself that says they are.
 ///
 /// # Errors
 /// If the range does not decode to a chunk with that digest. Never are more than `decoded_length` bytes (plus a small buffer) held.
@@ -73,7 +74,7 @@ pub fn decode_chunk(chunk: &Chunk, blob_bytes: &[u8]) -> Result<Vec<u8>, ChunkEr
     let short = || ChunkError::Short { blob_offset: chunk.blob_offset, length: chunk.decoded_length };
     let decoded = match chunk.codec {
         Codec::Raw => blob_bytes.get(skip..skip + length).ok_or_else(short)?.to_vec(),
-        Codec::Zeros => vec![0; length],
+        Codec::Zeros => return Ok(vec![0; length]),
         Codec::Gzip => decode_part(&mut GzipDecoder::new(), blob_bytes, skip, length)
             .map_err(|source| ChunkError::Decode { blob_offset: chunk.blob_offset, source })?
             .ok_or_else(short)?,
@@ -155,10 +156,13 @@ mod tests {
     #[test]
     fn a_chunk_is_decoded_from_the_middle_of_its_range() {
         let all = pattern(200_000);
+        let frames: Vec<u8> =
+            all.chunks(60_000).flat_map(|part| zstd::bulk::compress(part, 3).unwrap()).collect();
         let encodings = [
             (Codec::Raw, all.clone()),
             (Codec::Gzip, gzip(&all)),
             (Codec::Zstd, zstd::bulk::compress(&all, 3).unwrap()),
+            (Codec::Zstd, frames),
         ];
         for (codec, encoded) in encodings {
             for (skip, length) in [(0, 1), (0, 200_000), (512, 70_000), (199_999, 1)] {
@@ -177,8 +181,8 @@ mod tests {
     #[test]
     fn bytes_that_the_digest_does_not_vouch_for_are_never_given() {
         let all = pattern(1000);
-        for (codec, encoded) in [(Codec::Raw, all.clone()), (Codec::Gzip, gzip(&all)), (Codec::Zeros, vec![])]
-        {
+        let zstd = zstd::bulk::compress(&all, 3).unwrap();
+        for (codec, encoded) in [(Codec::Raw, all.clone()), (Codec::Gzip, gzip(&all)), (Codec::Zstd, zstd)] {
             let chunk = Chunk { digest: [7; 32], ..chunk(codec, 0, &all) };
             assert_eq!(decode_chunk(&chunk, &encoded), Err(ChunkError::Digest { blob_offset: 100 }));
         }

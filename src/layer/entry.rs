@@ -107,7 +107,7 @@ pub struct Chunk {
     pub skip: u64,
     /// How the blob range is decoded.
     pub codec: Codec,
-    /// SHA-256 of the decoded bytes.
+    /// SHA-256 of the decoded bytes; all zeros for [`Codec::Zeros`].
     pub digest: [u8; 32],
 }
 

@@ -8,14 +8,10 @@
 //!
 //! The digest of the JSON bytes is in the layer's descriptor ([`TOC_DIGEST_ANNOTATION`]), and so vouched for by the manifest; the JSON
 //! has the digest of each chunk. A layer without the annotation is an ordinary tar.gz.
-//!
-//! Decoded space: each regular file begins at a multiple of [`ALIGNMENT`], in the order of the TOC, its chunks one after the other.
+//! What the JSON says is read by [`toc`].
 
 mod fault;
 mod footer;
-mod layout;
-mod time;
-mod toc;
 pub mod writer;
 
 #[cfg(test)]
@@ -23,52 +19,20 @@ mod tests;
 
 use sha2::{Digest, Sha256};
 
-pub use self::fault::{EntryFault, EstargzError};
+pub use self::fault::EstargzError;
 pub use self::footer::{Footer, MAXIMUM_FOOTER};
 use super::compression::{Decode, Progress};
-use super::entry::{Chunk, Entry, EntryKind};
+use super::entry::{Entry, EntryKind};
 use super::gzip::GzipDecoder;
 use super::tar::{Limits, SinkError, TarReader, TarSink};
+use super::toc::{self, Ends, PayloadRules, TOC_NAME, TableOfContents};
+use crate::table::Codec;
 
 /// Annotation of a layer's descriptor: digest of the TOC's JSON bytes, as `sha256:…`.
 pub const TOC_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
 
-/// Where files may begin in the decoded space: at the multiples of a page.
-pub const ALIGNMENT: u64 = 4096;
-
 /// Longest TOC that is read, in bytes of JSON: 500,000 entries or more.
 pub const MAXIMUM_TOC: u64 = 256 << 20;
-
-/// Name of the tar entry that holds the TOC.
-const TOC_NAME: &[u8] = b"stargz.index.json";
-
-/// What a TOC says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TableOfContents {
-    /// In the order of the TOC. Landmarks and the TOC itself are not among them.
-    pub entries: Vec<Entry>,
-    /// Of all files, sorted by decoded offset, without overlaps.
-    pub chunks: Vec<Chunk>,
-    /// Length of the decoded space in bytes.
-    pub decoded_length: u64,
-    /// What the layer's author wants to have fetched first, if he says.
-    pub prefetch: Option<Landmark>,
-    /// A name or link target holds U+FFFD. JSON has no other bytes than UTF-8, and the reference writer puts that character in place
-    /// of what is none: the archive's own names are most probably others. Only streaming the layer tells them.
-    pub names_are_lossy: bool,
-}
-
-/// A landmark file at the root of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Landmark {
-    /// `.prefetch.landmark`: all of the blob before `blob_length` is wanted first.
-    Prefetch {
-        /// Bytes from the beginning of the blob.
-        blob_length: u64,
-    },
-    /// `.no.prefetch.landmark`: nothing is.
-    None,
-}
 
 /// Reads a TOC from the bytes of a blob from its `toc_offset` up to the footer, and proves it against its digest.
 ///
@@ -88,7 +52,8 @@ pub fn read_toc(
     if actual != expected {
         return Err(EstargzError::Digest { expected, actual });
     }
-    toc::parse(&json, toc_offset)
+    let rules = PayloadRules { end: toc_offset, codec: Codec::Gzip, ends: Some(Ends::Implied) };
+    Ok(toc::parse(&json, rules)?.contents)
 }
 
 /// The JSON bytes of a TOC that is still compressed. What follows them is neither decoded nor looked at: the digest covers the JSON alone.

@@ -3,6 +3,7 @@
 //! ```text
 //! a layer without TOC:  blob ─▶ gzip, zstd ─▶ tar ─▶ entries, payload    in one pass: stream
 //! eStargz:              tail of the blob ─▶ footer, TOC ─▶ entries, chunks    estargz
+//! zstd:chunked:         annotated place ─▶ TOC ─▶ entries, chunks    zstd_chunked; lookup tells which of the two it is
 //!                       blob range ─▶ chunk ─▶ verified bytes    chunk, whenever somebody reads
 //! ```
 
@@ -13,14 +14,17 @@ pub mod compression;
 pub mod entry;
 pub mod estargz;
 pub mod gzip;
+pub mod lookup;
 pub mod ordered;
 pub mod path;
 pub mod spool;
 pub mod stream;
 pub mod tar;
+pub mod toc;
 pub mod zstd;
+pub mod zstd_chunked;
 
 #[cfg(test)]
-mod real_images;
+mod real_image_tests;
 #[cfg(test)]
 mod testing;

@@ -17,6 +17,9 @@ use super::entry::{Content, Entry, EntryKind, Extent};
 use super::stream::{self, LayerSink, StreamError, StreamExpectation, Streamed};
 use super::tar::{OwnerNames, SinkError, owner_names};
 
+/// Most bytes of headers that are read for the names in them.
+const LONGEST_HEADERS: u64 = 32 << 20;
+
 /// An entry, and its headers in the archive.
 #[derive(Clone, Debug)]
 pub struct SpooledEntry {
@@ -92,11 +95,15 @@ impl Spool {
         self.file.read_exact_at(&mut buffer[start..], place.start)
     }
 
-    /// The names of an entry's owners.
+    /// The names of an entry's owners; none if its headers are longer than any writer makes them (of global ones there may be any
+    /// number): they are not worth the memory.
     ///
     /// # Errors
     /// If the file cannot be read.
     pub fn owner_names(&self, entry: &SpooledEntry) -> io::Result<OwnerNames> {
+        if entry.headers.end - entry.headers.start > LONGEST_HEADERS {
+            return Ok(OwnerNames::default());
+        }
         let mut headers = Vec::new();
         self.append(entry.headers.clone(), &mut headers)?;
         Ok(owner_names(&headers))

@@ -32,12 +32,14 @@ pub struct LiveMount {
 }
 
 /// When a process began, in clock ticks since the machine did (proc(5), `/proc/pid/stat`, field 22): tells it from a later one of
-/// the same number. Nothing if there is none.
+/// the same number. Nothing if there is none, or if it has ended and only its parent has not noticed.
 pub fn start_time(pid: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the program's name in parentheses, and may hold any character.
     let (_, fields) = text.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = fields.split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
 }
 
 /// All mounts of this store. Records of mounts that are gone altogether are forgotten.

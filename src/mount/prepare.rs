@@ -8,9 +8,9 @@ use sha2::{Digest as _, Sha256};
 use super::counters::Counters;
 use super::{Found, ImageMountError, Prepared, Pull, Request, Unsettled, now};
 use crate::error::chain;
-use crate::fetch::index::{IndexError, Indexer, open_local};
+use crate::fetch::index::{IndexError, Indexer, open_local_when_made};
 use crate::fetch::{Fetcher, LayerContent};
-use crate::image::origin::{Origin, ResolveError};
+use crate::image::origin::{Origin, ResolvedImage};
 use crate::image::{Image, Layer};
 use crate::store::{PendingTree, Store, StoreError};
 use crate::table::Table;
@@ -74,12 +74,13 @@ pub fn prepare(
     let fetcher =
         Fetcher::new(runtime.clone(), request.read_deadline, move || written.write(observed.statistics()));
     let indexer = Indexer::new(store.clone(), origin.clone(), fetcher, request.progress);
-    let (image, mut resolved) = match known {
+    let (image, resolved) = match known {
         Some(image) => (image, None),
         None => runtime
-            .block_on(resolve(&origin, &request.platform))
-            .map(|(image, found)| (image, Some(found)))
-            .map_err(|cause| ImageMountError::Resolve { image: name.clone(), cause })?,
+            .block_on(origin.resolve(&request.platform))
+            .map_err(|cause| ImageMountError::Resolve { image: name.clone(), cause })
+            .and_then(|resolved| keep(&store, resolved).map_err(in_store))
+            .map(|(image, found)| (image, Some(found)))?,
     };
     let layers =
         open_layers(&indexer, runtime, &image).map_err(|(number, cause)| ImageMountError::Layer {
@@ -93,7 +94,7 @@ pub fn prepare(
     let (tree, pending_tree) = merged_tree(&store, &name, identity, layers)?;
     let tree = Arc::new(tree);
     let unsettled = Mutex::new(Unsettled {
-        documents: resolved.as_mut().map(|found| std::mem::take(&mut found.documents)).unwrap_or_default(),
+        documents: resolved.as_ref().map(|found| found.documents.clone()).unwrap_or_default(),
         tree: pending_tree,
     });
     let (runtime, platform, tree_key) = (runtime.clone(), request.platform, hex(&identity));
@@ -117,7 +118,7 @@ pub fn prepare(
 pub fn local_tree(store: &Store, name: &str, image: &Image) -> Result<Option<MergedTree>, ImageMountError> {
     let mut layers = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
-        let opened = open_local(store, &layer.descriptor.digest)
+        let opened = open_local_when_made(store, &layer.descriptor.digest)
             .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) })?;
         let Some(content) = opened else { return Ok(None) };
         layers.push(content);
@@ -131,14 +132,17 @@ pub fn local_tree(store: &Store, name: &str, image: &Image) -> Result<Option<Mer
     Ok(Some(tree))
 }
 
-/// Asks the registry.
-async fn resolve(origin: &Origin, platform: &Platform) -> Result<(Image, Found), ResolveError> {
-    let found = origin.resolve(platform).await?;
-    let index = found.resolved.index().map(|document| document.digest.clone());
-    let documents = found.resolved.documents.into_iter().map(|document| (document.digest, document.bytes));
-    let config = (found.image.config.digest.clone(), found.config);
-    let documents = documents.chain([config]).collect();
-    Ok((found.image, Found { index, at: now(), documents }))
+/// Keeps the documents that the registry gave.
+fn keep(store: &Store, resolved: ResolvedImage) -> Result<(Image, Found), StoreError> {
+    let ResolvedImage { image, resolved, config } = resolved;
+    let index = resolved.index().map(|document| document.digest.clone());
+    let documents = resolved.documents.into_iter().map(|document| (document.digest, document.bytes));
+    let mut kept = Vec::new();
+    for (digest, bytes) in documents.chain([(image.config.digest.clone(), config)]) {
+        store.content().put_unsynced(digest.as_str(), &bytes)?;
+        kept.push(digest);
+    }
+    Ok((image, Found { index, at: now(), documents: kept }))
 }
 
 /// Opens all layers, in parallel what is not in the store; or tells which one failed.

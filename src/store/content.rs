@@ -60,16 +60,32 @@ impl Content {
     /// [`StoreError::Mismatch`] if the bytes are not those that the digest names; [`StoreError::InvalidDigest`];
     /// [`StoreError::Full`].
     pub fn put(&self, digest: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let name = DigestName::parse(digest)?;
-        let actual = name.of_same_algorithm(bytes);
-        if actual != name {
-            return Err(StoreError::Mismatch { expected: name.to_string(), actual: actual.to_string() });
-        }
-        let path = self.blob_path(&name);
+        let path = self.blob_path(&verified_name(digest, bytes)?);
         match std::fs::read(&path) {
             Ok(stored) if stored == bytes => Ok(()),
             _ => self.write_file(&path, bytes),
         }
+    }
+
+    /// Like [`put`](Self::put), but does not wait for the disk. That is safe, because a blob is verified whenever it is read: one that
+    /// a crash of the machine cut counts as not there. [`sync`](Self::sync) makes it last.
+    pub fn put_unsynced(&self, digest: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let name = verified_name(digest, bytes)?;
+        let path = self.blob_path(&name);
+        let temporary = self.temporaries.file()?;
+        write_all(temporary.file(), bytes, temporary.path())?;
+        temporary.publish(&path).context("rename to", path)
+    }
+
+    /// Brings a blob to disk; one that is not there is no error.
+    pub fn sync(&self, digest: &str) -> Result<(), StoreError> {
+        let path = self.blob_path(&DigestName::parse(digest)?);
+        match std::fs::File::open(&path) {
+            Ok(file) => sync_data(&file, &path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(StoreError::from_io("open", path, error)),
+        }
+        path.parent().map_or(Ok(()), sync_directory)
     }
 
     /// A blob, verified against its digest; `None` if it is not there. One that is damaged is removed, with a warning, and
@@ -121,6 +137,16 @@ impl Content {
     }
 }
 
+/// The digest, if it is that of the bytes.
+fn verified_name(digest: &str, bytes: &[u8]) -> Result<DigestName, StoreError> {
+    let name = DigestName::parse(digest)?;
+    let actual = name.of_same_algorithm(bytes);
+    if actual != name {
+        return Err(StoreError::Mismatch { expected: name.to_string(), actual: actual.to_string() });
+    }
+    Ok(name)
+}
+
 /// Makes a file whose bytes and name are on disk when this returns, and which nobody sees in part.
 pub(super) fn write_file(temporaries: &Temporaries, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let temporary = temporaries.file()?;
@@ -155,6 +181,10 @@ mod tests {
         assert!(!store.content().has(&digest).unwrap());
         store.content().put(&digest, b"bytes").unwrap();
         store.content().put(&digest, b"bytes").unwrap();
+        store.content().put_unsynced(&digest, b"bytes").unwrap();
+        store.content().sync(&digest).unwrap();
+        store.content().sync(&digest_of(b"others")).unwrap();
+        assert!(store.content().put_unsynced(&digest, b"others").is_err());
         assert_eq!(store.content().get(&digest).unwrap().as_deref(), Some(&b"bytes"[..]));
         assert!(store.content().has(&digest).unwrap());
 

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -56,60 +57,40 @@ pub struct Table {
 
 impl Table {
     /// Maps the table in `file`, which must be the one made from `identity`.
+    ///
+    /// The checksum is computed over what is read, not over what is mapped: so only those pages count for this process that it
+    /// looks at later, which for the table of a layer is little.
     pub fn open(file: &File, identity: &[u8; 32]) -> Result<Table, TableError> {
+        let length = file.metadata()?.len();
+        let mut start = [0; size_of::<Header>()];
+        if length < start.len() as u64 {
+            return Err(TableError::NotATable);
+        }
+        file.read_exact_at(&mut start, 0)?;
+        let checked = CheckedHeader::of(&start, length)?;
+        if &checked.header.identity != identity {
+            return Err(TableError::OtherIdentity);
+        }
+        let mut checksum = crc32fast::Hasher::new();
+        let mut buffer = vec![0; (256 << 10).min(length as usize)];
+        let mut offset = start.len() as u64;
+        while offset < length {
+            let part = (length - offset).min(buffer.len() as u64) as usize;
+            file.read_exact_at(&mut buffer[..part], offset)?;
+            checksum.update(&buffer[..part]);
+            offset += part as u64;
+        }
         // SAFETY: the store's directory belongs to this user alone (mode 0700) and a table is never changed once it has its
         // name: it is replaced by rename. Bytes that change all the same give wrong answers, as every index is checked.
         let map = unsafe { memmap2::Mmap::map(file)? };
-        let table = Table::check(Bytes::Mapped(map))?;
-        if &table.header.identity != identity {
-            return Err(TableError::OtherIdentity);
-        }
-        Ok(table)
+        checked.table(Bytes::Mapped(map), checksum.finalize())
     }
 
     /// A table that was just written and is kept in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Table, TableError> {
-        Table::check(Bytes::Owned(bytes))
-    }
-
-    fn check(bytes: Bytes) -> Result<Table, TableError> {
-        let all = bytes.as_slice();
-        let (header, body) = Header::ref_from_prefix(all).map_err(|_| TableError::NotATable)?;
-        if header.magic != MAGIC {
-            return Err(TableError::NotATable);
-        }
-        if header.version.get() != VERSION || header.incompatible.get() != 0 {
-            return Err(TableError::OtherVersion {
-                version: header.version.get(),
-                features: header.incompatible.get(),
-            });
-        }
-        let mut header = *header;
-        let stated = header.header_checksum.get();
-        header.header_checksum.set(0);
-        if crc32fast::hash(header.as_bytes()) != stated {
-            return Err(TableError::Damaged { what: "the checksum of its header differs" });
-        }
-        if header.length.get() != all.len() as u64 {
-            return Err(TableError::Damaged { what: "its length differs" });
-        }
-        if crc32fast::hash(body) != header.body_checksum.get() {
-            return Err(TableError::Damaged { what: "its checksum differs" });
-        }
-        let mut sections: [Range<usize>; SECTIONS] = Default::default();
-        for (range, place) in sections.iter_mut().zip(&header.sections) {
-            let start = place.offset.get() as usize;
-            let end = start.checked_add(place.length.get() as usize);
-            *range = start
-                ..end
-                    .filter(|end| *end <= all.len())
-                    .ok_or(TableError::Damaged { what: "a section ends outside" })?;
-        }
-        let table = Table { bytes, header, sections };
-        if table.inodes().is_empty() {
-            return Err(TableError::Damaged { what: "it has no root" });
-        }
-        Ok(table)
+        let checked = CheckedHeader::of(&bytes, bytes.len() as u64)?;
+        let checksum = crc32fast::hash(&bytes[size_of::<Header>()..]);
+        checked.table(Bytes::Owned(bytes), checksum)
     }
 
     fn section(&self, section: Section) -> &[u8] {
@@ -230,6 +211,56 @@ impl Table {
     }
 }
 
+/// A header that belongs to a table of this version and length.
+struct CheckedHeader {
+    header: Header,
+    sections: [Range<usize>; SECTIONS],
+}
+
+impl CheckedHeader {
+    /// The header of a table of `length` bytes that begins with `start`.
+    fn of(start: &[u8], length: u64) -> Result<CheckedHeader, TableError> {
+        let (header, _) = Header::read_from_prefix(start).map_err(|_| TableError::NotATable)?;
+        if header.magic != MAGIC {
+            return Err(TableError::NotATable);
+        }
+        if header.version.get() != VERSION || header.incompatible.get() != 0 {
+            return Err(TableError::OtherVersion {
+                version: header.version.get(),
+                features: header.incompatible.get(),
+            });
+        }
+        let mut unsigned = header;
+        unsigned.header_checksum.set(0);
+        if crc32fast::hash(unsigned.as_bytes()) != header.header_checksum.get() {
+            return Err(TableError::Damaged { what: "the checksum of its header differs" });
+        }
+        if header.length.get() != length {
+            return Err(TableError::Damaged { what: "its length differs" });
+        }
+        let mut sections: [Range<usize>; SECTIONS] = Default::default();
+        for (range, place) in sections.iter_mut().zip(&header.sections) {
+            let start = place.offset.get();
+            let end = start.checked_add(place.length.get()).filter(|end| *end <= length);
+            let end = end.ok_or(TableError::Damaged { what: "a section ends outside" })?;
+            *range = start as usize..end as usize;
+        }
+        Ok(CheckedHeader { header, sections })
+    }
+
+    /// The table whose bytes after the header have that checksum.
+    fn table(self, bytes: Bytes, checksum: u32) -> Result<Table, TableError> {
+        if checksum != self.header.body_checksum.get() {
+            return Err(TableError::Damaged { what: "its checksum differs" });
+        }
+        let table = Table { bytes, header: self.header, sections: self.sections };
+        if table.inodes().is_empty() {
+            return Err(TableError::Damaged { what: "it has no root" });
+        }
+        Ok(table)
+    }
+}
+
 impl Bytes {
     fn as_slice(&self) -> &[u8] {
         match self {
@@ -274,5 +305,74 @@ impl<'a> Iterator for Xattrs<'a> {
         let name_length = u16::from_le_bytes(self.take(2)?.try_into().ok()?);
         let value_length = u32::from_le_bytes(self.take(4)?.try_into().ok()?);
         Some((self.take(name_length.into())?, self.take(value_length as usize)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::writer::{Child, Contents, Source, SourceInode, encode_xattrs, write};
+    use super::*;
+
+    /// A root with two names of one file, which has attributes.
+    struct Small;
+
+    impl Source for Small {
+        fn nodes(&self) -> usize {
+            2
+        }
+        fn inode(&self, node: u32) -> SourceInode<'_> {
+            let mut record = InodeRecord::default();
+            record.mode.set(if node == 0 { libc::S_IFDIR | 0o755 } else { libc::S_IFREG | 0o644 });
+            record.size.set(5);
+            let xattrs =
+                encode_xattrs(&[(b"user.b".into(), b"".into()), (b"user.a".into(), b"\0\xff".into())]).leak();
+            SourceInode { record, xattrs: if node == 0 { &[] } else { xattrs }, target: &[] }
+        }
+        fn children(&self, node: u32, visit: &mut dyn FnMut(&[u8], Child)) {
+            if node == 0 {
+                [&b"a"[..], b"b"].into_iter().for_each(|name| visit(name, Child::Node(1)));
+            }
+        }
+    }
+
+    fn small() -> Vec<u8> {
+        let contents = Contents { identity: [7; 32], layers: 1, extents: &[], chunks: &[], large: &[] };
+        write(&Small, contents).unwrap()
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let table = Table::from_bytes(small()).unwrap();
+        let root = table.inode(0).unwrap();
+        assert_eq!((root.link_count.get(), root.parent.get()), (2, 0));
+        let entry = table.find(root, b"b").unwrap();
+        assert!(table.find(root, b"c").is_none());
+        let file = table.inode(entry.inode.get()).unwrap();
+        assert_eq!((file.link_count.get(), file.size.get(), table.content_bytes()), (2, 5, 5));
+        let pairs: Vec<_> = table.xattrs(file).collect();
+        assert_eq!(pairs, [(&b"user.a"[..], &b"\0\xff"[..]), (b"user.b", b"")]);
+        assert!(table.inode(2).is_none() && table.directory(file).is_empty());
+    }
+
+    #[test]
+    fn a_table_that_is_not_whole_or_not_this_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |bytes: &[u8], identity| {
+            let path = directory.path().join("table");
+            std::fs::write(&path, bytes).unwrap();
+            Table::open(&File::open(path).unwrap(), identity)
+        };
+        let good = small();
+        assert!(open(&good, &[7; 32]).is_ok());
+        assert!(matches!(open(&good, &[8; 32]), Err(TableError::OtherIdentity)));
+        for length in 0..good.len() {
+            assert!(open(&good[..length], &[7; 32]).is_err(), "cut to {length}");
+        }
+        for place in 0..good.len() {
+            let mut bad = good.clone();
+            bad[place] ^= 0x10;
+            assert!(open(&bad, &[7; 32]).is_err(), "changed at {place}");
+            assert!(Table::from_bytes(bad).is_err(), "changed at {place}");
+        }
     }
 }

@@ -76,17 +76,6 @@ impl Layout {
         encoded
     }
 
-    /// Puts a blob of any bytes as a layer, with what its descriptor shall claim of it.
-    pub fn put_raw_layer(&self, bytes: &[u8], media_type: &str, diff_id: &str) -> Encoded {
-        Encoded {
-            media_type: media_type.to_owned(),
-            digest: self.put(bytes),
-            size: bytes.len() as u64,
-            diff_id: diff_id.to_owned(),
-            annotations: Vec::new(),
-        }
-    }
-
     /// Config and manifest of these layers, lowest first; returns the manifest's descriptor with its platform.
     pub fn put_image(&self, layers: &[Encoded], architecture: &str) -> Value {
         let config = self.put_json(CONFIG, &config_document(layers, architecture));

@@ -132,6 +132,35 @@ impl Model {
         layer.refuse_two_ways_to_one_name()
     }
 
+    /// Whether the directory of this marker is one in the layers below, by that very name, and not replaced by the marker's layer.
+    fn is_plain_marker(&self, marker: &TestEntry, entries: &[TestEntry]) -> bool {
+        let path = clean(&marker.path);
+        let Some((name, parents)) = path.split_last() else { return true };
+        if !name.starts_with(b".wh.") {
+            return true;
+        }
+        let replaces =
+            |entry: &TestEntry| entry.kind != Kind::Directory && parents.starts_with(&clean(&entry.path));
+        let mut links = BTreeSet::new();
+        let directory = self.resolve(parents, &mut links);
+        directory.is_ok_and(|directory| self.kind(&directory) == Some(&InodeKind::Directory))
+            && links.is_empty()
+            && !entries.iter().any(replaces)
+    }
+
+    /// These layers without the markers whose directory is not plainly there: the layers that tools write.
+    pub fn with_plain_markers(layers: Vec<Vec<TestEntry>>) -> Vec<Vec<TestEntry>> {
+        let mut model = Model::new();
+        let plain = |entries: Vec<TestEntry>| {
+            let is_plain = |entry: &&TestEntry| model.is_plain_marker(entry, &entries);
+            let entries: Vec<TestEntry> = entries.iter().filter(is_plain).cloned().collect();
+            // A layer that is refused will be refused again.
+            let _ = model.apply(&entries);
+            entries
+        };
+        layers.into_iter().map(plain).collect()
+    }
+
     fn apply_whiteouts(&mut self, entries: &[TestEntry], lower: &Model) -> Result<(), Refusal> {
         for entry in entries {
             let path = clean(&entry.path);
@@ -352,10 +381,6 @@ impl Model {
         });
         Tree { nodes: nodes.collect(), root: None }
     }
-}
-
-fn missing_target(target: &[u8]) -> Refusal {
-    Refusal(format!("a hardlink to the missing {}", target.escape_ascii()))
 }
 
 fn implied_directory() -> Inode {

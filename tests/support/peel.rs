@@ -2,7 +2,7 @@
 //! the test, what it mounted is unmounted and what it started is killed.
 
 use rustix::mount::{UnmountFlags, unmount};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -20,7 +20,6 @@ const WATCHDOG: Duration = Duration::from_secs(180);
 pub struct Peel {
     directory: TempDir,
     store: PathBuf,
-    environment: Vec<(OsString, OsString)>,
 }
 
 /// What a command left behind.
@@ -43,7 +42,7 @@ impl Peel {
         let directory = tempfile::Builder::new().prefix("peel-test-").tempdir().expect("making a directory");
         let store = directory.path().join("store");
         fs::create_dir(directory.path().join("home")).expect("making a directory");
-        Peel { directory, store, environment: Vec::new() }
+        Peel { directory, store }
     }
 
     pub fn store(&self) -> &Path {
@@ -60,15 +59,10 @@ impl Peel {
         self.directory.path().join("home")
     }
 
-    pub fn set_environment(&mut self, name: &str, value: impl AsRef<OsStr>) {
-        self.environment.push((name.into(), value.as_ref().into()));
-    }
-
     /// `peel ARGUMENTS --store …`, hermetic: no settings of whoever runs the tests reach it.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_peel"));
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.home());
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(arguments).arg("--store").arg(&self.store).stdin(Stdio::null());
         command
     }
@@ -131,6 +125,14 @@ impl Peel {
             })
             .map(|(process, _)| process)
             .collect()
+    }
+
+    /// Waits until no process serves a mount of this store any more; fails if one does not end.
+    #[track_caller]
+    pub fn wait_for_servers_to_end(&self) {
+        for server in self.servers() {
+            assert!(has_ended(server, WATCHDOG), "process {server} goes on after unmounting");
+        }
     }
 
     /// `kill -9` to every process that serves a mount of this store; returns once they are gone.
@@ -224,14 +226,20 @@ fn kill(process: i32) {
     }
 }
 
-/// `kill -9`, then waits for its end by a descriptor of the process.
+/// `kill -9`, then waits for its end.
 pub fn kill_and_wait(process: i32) {
-    use rustix::process::{Pid, PidfdFlags, pidfd_open};
-    let Some(id) = Pid::from_raw(process) else { return };
-    let Ok(handle) = pidfd_open(id, PidfdFlags::empty()) else { return };
     kill(process);
-    let mut polled = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
-    let _ = rustix::event::poll(&mut polled, Some(&rustix::time::Timespec { tv_sec: 30, tv_nsec: 0 }));
+    has_ended(process, WATCHDOG);
+}
+
+/// Waits for the end of any process, by a descriptor of it.
+fn has_ended(process: i32, patience: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let Some(id) = Pid::from_raw(process) else { return true };
+    let Ok(handle) = pidfd_open(id, PidfdFlags::empty()) else { return true };
+    let patience = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&patience)).is_ok_and(|ready| ready > 0)
 }
 
 fn processes() -> Vec<(i32, Vec<u8>)> {

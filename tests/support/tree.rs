@@ -232,10 +232,6 @@ impl Tree {
         self.nodes.get(path.as_bytes()).unwrap_or_else(|| panic!("/{path} is not in the tree"))
     }
 
-    pub fn has(&self, path: &str) -> bool {
-        self.nodes.contains_key(path.as_bytes())
-    }
-
     /// Bytes of all files, each inode once.
     pub fn content_bytes(&self) -> u64 {
         let files = self.nodes.values().filter(|node| matches!(node.kind, NodeKind::File(_)));

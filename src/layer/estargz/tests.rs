@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::layer::chunk::decode_chunk;
 use crate::layer::entry::{Content, Timestamp};
+use crate::layer::toc::{Landmark, TocError};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -25,7 +26,7 @@ fn tar_member(name: &str, data: &[u8]) -> Vec<u8> {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", fault::hex(&Sha256::digest(bytes)))
+    format!("sha256:{}", toc::hex(&Sha256::digest(bytes)))
 }
 
 /// A blob in the making: payloads in front, then the TOC.
@@ -300,7 +301,7 @@ fn every_lie_is_refused() {
         let entries: Vec<_> = [file].into_iter().chain(following).collect();
         let json = serde_json::to_vec(&json!({"version": 1, "entries": entries})).unwrap();
         match read_json_as_toc(&json, 1000) {
-            Err(error @ EstargzError::Entry { .. }) => {
+            Err(error @ EstargzError::Contents(TocError::Entry { .. })) => {
                 let message = error.to_string();
                 assert!(message.contains(expected), "{message} should have {expected}");
             }

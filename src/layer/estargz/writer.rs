@@ -27,13 +27,15 @@ use sha2::{Digest as _, Sha256};
 use self::compress::{Compressor, PackedJob};
 use self::members::{Item, Members};
 use self::toc::ChunkPlace;
+use super::MAXIMUM_TOC;
 use super::footer::footer_bytes;
-use super::{MAXIMUM_TOC, TOC_NAME};
 use crate::layer::arrange::{ArrangeError, Arrangement, arrange};
 use crate::layer::chunk::{MAXIMUM_CHUNK, MAXIMUM_SKIP};
 use crate::layer::ordered::in_order;
 use crate::layer::spool::Spool;
+use crate::layer::stream::MAXIMUM_DECODED;
 use crate::layer::tar::{END_OF_ARCHIVE, OwnerNames, SinkError, entry_headers};
+use crate::layer::toc::TOC_NAME;
 
 /// How an eStargz is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +89,14 @@ pub enum WriteError {
     /// The compressor failed.
     #[error("the layer cannot be compressed: {0}")]
     Compress(String),
+    /// Holes of sparse files, which this format has as zeros, make it too large.
+    #[error("the layer would have {length} bytes uncompressed, more than {limit}")]
+    TooLarge {
+        /// Bytes.
+        length: u64,
+        /// The bound.
+        limit: u64,
+    },
     /// Too many entries.
     #[error("the table of contents would have {length} bytes, more than the {limit} that are read")]
     TocTooLong {
@@ -111,6 +121,10 @@ pub fn write_estargz(
 ) -> Result<WrittenEstargz, WriteError> {
     let Arrangement { wanted, rest, missed } = arrange(&spool.entries, wanted)?;
     let items = members::items(spool, &wanted, &rest)?;
+    let length = items.iter().map(Item::length).fold(0, u64::saturating_add);
+    if length > MAXIMUM_DECODED {
+        return Err(WriteError::TooLarge { length, limit: MAXIMUM_DECODED });
+    }
     let mut blob = BlobWriter {
         output,
         offset: 0,

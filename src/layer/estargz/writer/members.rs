@@ -13,11 +13,10 @@ use std::iter::Peekable;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
-use super::super::TOC_NAME;
-use crate::layer::arrange::RESERVED_NAMES;
 use crate::layer::entry::{Content, Entry, EntryKind, Timestamp};
 use crate::layer::spool::{Spool, SpooledEntry};
 use crate::layer::tar::{OwnerNames, entry_headers};
+use crate::layer::toc::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK};
 
 /// Bytes of a block of a tar.
 pub(super) const BLOCK: u64 = 512;
@@ -69,6 +68,11 @@ impl Item<'_> {
         }
     }
 
+    /// Bytes of all of it, but for padding.
+    pub fn length(&self) -> u64 {
+        self.headers_length().saturating_add(self.size)
+    }
+
     fn headers_length(&self) -> u64 {
         match &self.headers {
             Headers::Archive(place) => place.end - place.start,
@@ -81,8 +85,7 @@ impl Item<'_> {
 pub(super) fn items<'a>(spool: &'a Spool, wanted: &[usize], rest: &[usize]) -> io::Result<Vec<Item<'a>>> {
     let item = |at: &usize| item(spool, &spool.entries[*at]);
     let mut items: Vec<Item<'_>> = wanted.iter().map(item).collect::<io::Result<_>>()?;
-    let [_, prefetch, no_prefetch] = RESERVED_NAMES;
-    let mut entry = format_entry(if wanted.is_empty() { no_prefetch } else { prefetch });
+    let mut entry = format_entry(if wanted.is_empty() { NO_PREFETCH_LANDMARK } else { PREFETCH_LANDMARK });
     entry.kind = EntryKind::Regular { size: 1, content: Content::Contiguous(0) };
     let names = OwnerNames::default();
     let headers = Headers::New(entry_headers(&entry, &names, 1));
@@ -112,7 +115,6 @@ fn item<'a>(spool: &Spool, spooled: &'a SpooledEntry) -> io::Result<Item<'a>> {
 
 /// An entry that belongs to the format, as the reference writes it: of nobody, at no time.
 pub(super) fn format_entry(name: &[u8]) -> Entry {
-    debug_assert!(name == TOC_NAME || RESERVED_NAMES.contains(&name));
     Entry {
         path: name.to_vec(),
         kind: EntryKind::Regular { size: 0, content: Content::Contiguous(0) },
@@ -254,11 +256,11 @@ mod tests {
     fn file(headers: u64, size: u64) -> Item<'static> {
         let headers = Headers::Archive(0..headers);
         let names = OwnerNames::default();
-        Item { entry: ItemEntry::Source(Box::leak(Box::new(format_entry(TOC_NAME)))), headers, names, size }
+        Item { entry: ItemEntry::Source(Box::leak(Box::new(format_entry(b"file")))), headers, names, size }
     }
 
     fn landmark() -> Item<'static> {
-        let entry = format_entry(RESERVED_NAMES[1]);
+        let entry = format_entry(PREFETCH_LANDMARK);
         Item { entry: ItemEntry::Landmark(entry), ..file(512, 1) }
     }
 

@@ -217,5 +217,5 @@ fn if_changed<'a>(known: &mut HashMap<u32, &'a [u8]>, id: u32, name: &'a [u8]) -
 }
 
 fn digest_text(digest: &[u8; 32]) -> String {
-    format!("sha256:{}", super::super::fault::hex(digest))
+    format!("sha256:{}", crate::layer::toc::hex(digest))
 }

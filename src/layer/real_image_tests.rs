@@ -1,8 +1,9 @@
 //! The readers on a real image: every layer of every image of an OCI layout that the environment names.
 //!
-//! `PEELFS_TEST_LAYOUT=DIR cargo test --lib real_images -- --ignored`
+//! `PEELFS_TEST_LAYOUT=DIR cargo test --lib real_image_tests -- --ignored`
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use super::chunk::decode_chunk;
 use super::entry::{Content, Entry, EntryKind, Timestamp};
-use super::estargz::{Footer, TOC_DIGEST_ANNOTATION, read_toc};
+use super::lookup::Lookup;
 use super::stream::{MAXIMUM_DECODED, StreamExpectation, Streamed, unpack_stream};
 use super::tar::{SinkError, TarSink};
 
@@ -40,11 +41,6 @@ impl TarSink for Collected {
 /// JSON has no other names than UTF-8.
 fn lossy(name: &[u8]) -> String {
     String::from_utf8_lossy(name).into_owned()
-}
-
-fn sha256(digest: &str) -> [u8; 32] {
-    let digits = digest.strip_prefix("sha256:").unwrap();
-    std::array::from_fn(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap())
 }
 
 fn blob_path(layout: &Path, digest: &str) -> PathBuf {
@@ -116,13 +112,15 @@ fn every_layer_streams_and_proves_its_diff_id() {
 fn the_table_of_contents_says_what_the_archive_says() {
     let layout = layout();
     for (name, layer, diff_id) in layers(&layout) {
-        let Some(toc_digest) = layer["annotations"][TOC_DIGEST_ANNOTATION].as_str() else { continue };
+        let annotations = layer["annotations"].as_object().cloned().unwrap_or_default();
+        let annotations = annotations.into_iter().map(|(name, value)| (name, value.as_str().unwrap().into()));
+        let size = layer["size"].as_u64().unwrap();
+        let Some(lookup) = Lookup::new(&annotations.collect(), size).unwrap() else { continue };
         let blob = std::fs::read(blob_path(&layout, layer["digest"].as_str().unwrap())).unwrap();
-        let Some(footer) = Footer::parse(&blob, blob.len() as u64) else { continue };
-        let toc_end = (footer.toc_offset + footer.toc_length) as usize;
-        let member = &blob[footer.toc_offset as usize..toc_end];
+        let bytes = |range: Range<u64>| &blob[range.start as usize..range.end as usize];
+        let located = lookup.clone().locate(bytes(lookup.first_range())).unwrap().unwrap();
         let start = Instant::now();
-        let toc = read_toc(member, sha256(toc_digest), blob.len() as u64, footer.toc_offset).unwrap();
+        let toc = located.read_toc(bytes(located.range())).unwrap();
         println!(
             "{name}: {} entries, {} chunks in {:?}",
             toc.entries.len(),

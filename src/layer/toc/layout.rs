@@ -1,15 +1,16 @@
 //! Lays out the decoded space of a TOC, and checks that what it says of payloads can be.
 //!
-//! Rules, those that every writer of the format keeps: payloads are listed in the order in which they lie in the blob; those of one
-//! member have one offset, and inner offsets that do not overlap; the chunks of a file follow it, and add up to it.
+//! Rules, those that every writer of the formats keeps: payloads are listed in the order in which they lie in the blob; those of one
+//! member (gzip) or frame (zstd) have one offset, and inner offsets that do not overlap; the chunks of a file follow it, and add up to
+//! it; where files state their ends, none begins before the end of the one before.
 
-use super::{ALIGNMENT, EntryFault, EstargzError, Landmark, TOC_NAME, TableOfContents};
+use super::{ALIGNMENT, Ends, EntryFault, Landmark, PayloadRules, TOC_NAME, TableOfContents, TocError};
 use crate::layer::chunk::{MAXIMUM_CHUNK, MAXIMUM_SKIP};
 use crate::layer::entry::{Chunk, Content, Entry, EntryKind};
 use crate::table::Codec;
 
-const PREFETCH_LANDMARK: &[u8] = b".prefetch.landmark";
-const NO_PREFETCH_LANDMARK: &[u8] = b".no.prefetch.landmark";
+pub(in crate::layer) const PREFETCH_LANDMARK: &[u8] = b".prefetch.landmark";
+pub(in crate::layer) const NO_PREFETCH_LANDMARK: &[u8] = b".no.prefetch.landmark";
 
 /// What a `reg` or `chunk` entry says about its bytes; 0 is "not said".
 #[derive(Debug)]
@@ -21,13 +22,16 @@ pub(super) struct Payload {
     pub chunk_size: u64,
     pub digest: Option<[u8; 32]>,
     pub chunk_digest: Option<[u8; 32]>,
+    /// Of a file, never of a chunk.
+    pub end_offset: u64,
+    pub chunk_type: String,
 }
 
 /// The TOC as far as it was read.
 pub(super) struct Layout {
-    toc_offset: u64,
+    rules: PayloadRules,
     entries: Vec<Entry>,
-    /// Their blob lengths are still those up to the TOC.
+    /// The blob lengths of the last ones are still those up to the end of the file, or of all data.
     chunks: Vec<Chunk>,
     /// Where the decoded space ends.
     decoded_end: u64,
@@ -44,21 +48,25 @@ struct File {
     size: u64,
     filled: u64,
     decoded_offset: u64,
+    /// Its payload ends here at the latest.
+    blob_end: u64,
     /// Its chunks become chunks of the layout; those of a landmark do not.
     is_shown: bool,
 }
 
 struct Member {
     offset: u64,
+    /// Nothing else begins before this byte of the blob: `offset`, or the end of the file if that is stated.
+    blob_end: u64,
     inner_end: u64,
     /// Chunks before this one end at the latest where this member begins.
     first_chunk: usize,
 }
 
 impl Layout {
-    pub fn new(toc_offset: u64) -> Self {
+    pub fn new(rules: PayloadRules) -> Self {
         Self {
-            toc_offset,
+            rules,
             entries: Vec::new(),
             chunks: Vec::new(),
             decoded_end: 0,
@@ -72,7 +80,7 @@ impl Layout {
     /// An entry without bytes.
     pub fn other(&mut self, entry: Entry) -> Result<(), EntryFault> {
         self.end_file()?;
-        if role(&entry.path) == Role::File {
+        if self.role(&entry.path) == Role::File {
             self.show(entry);
         }
         Ok(())
@@ -81,7 +89,8 @@ impl Layout {
     /// A regular file, and its first chunk.
     pub fn regular(&mut self, mut entry: Entry, payload: &Payload) -> Result<(), EntryFault> {
         self.end_file()?;
-        let role = role(&entry.path);
+        let blob_end = if payload.size == 0 { self.rules.end } else { self.blob_end(payload)? };
+        let role = self.role(&entry.path);
         match role {
             Role::Prefetch => self.prefetch = Some(Landmark::Prefetch { blob_length: payload.offset }),
             Role::NoPrefetch => self.prefetch = Some(Landmark::None),
@@ -103,7 +112,8 @@ impl Layout {
         if payload.size == 0 {
             return Ok(());
         }
-        self.file = Some(File { name, size: payload.size, filled: 0, decoded_offset: aligned, is_shown });
+        let file = File { name, size: payload.size, filled: 0, decoded_offset: aligned, blob_end, is_shown };
+        self.file = Some(file);
         // Without a chunkSize the file is one chunk.
         let length = if payload.chunk_size == 0 { payload.size } else { payload.chunk_size };
         self.add_chunk(payload, length)
@@ -119,9 +129,9 @@ impl Layout {
     }
 
     /// What the TOC says, once all of it was read.
-    pub fn finish(mut self) -> Result<TableOfContents, EstargzError> {
+    pub fn finish(mut self) -> Result<TableOfContents, TocError> {
         let name = self.file.as_ref().map(|file| file.name.clone()).unwrap_or_default();
-        self.end_file().map_err(|fault| EstargzError::Entry { name, fault })?;
+        self.end_file().map_err(|fault| TocError::Entry { name, fault })?;
         Ok(TableOfContents {
             entries: self.entries,
             chunks: self.chunks,
@@ -129,6 +139,37 @@ impl Layout {
             prefetch: self.prefetch,
             names_are_lossy: self.names_are_lossy,
         })
+    }
+
+    /// Where the payload of that file ends at the latest. The first file with a payload shows which schema the TOC has, unless the
+    /// format tells it.
+    fn blob_end(&mut self, payload: &Payload) -> Result<u64, EntryFault> {
+        let Payload { offset, end_offset, .. } = *payload;
+        let shown = if end_offset == 0 { Ends::Implied } else { Ends::Stated };
+        match *self.rules.ends.get_or_insert(shown) {
+            // JTOC has no such field, so what it says is of no use where the format is known to have that schema.
+            Ends::Implied if shown == Ends::Implied || self.rules.codec == Codec::Gzip => Ok(self.rules.end),
+            Ends::Stated if shown == Ends::Stated => {
+                let end = self.rules.end;
+                let fits = offset < end_offset && end_offset <= end;
+                if fits { Ok(end_offset) } else { Err(EntryFault::EndOffset { end_offset, offset, end }) }
+            }
+            _ => Err(EntryFault::MixedEnds),
+        }
+    }
+
+    /// Whether a payload is all zeros by the TOC's own word. JTOC knows no such chunks: their bytes are in the blob, and are verified.
+    fn is_zeros(&self, payload: &Payload) -> Result<bool, EntryFault> {
+        match payload.chunk_type.as_str() {
+            _ if self.rules.ends != Some(Ends::Stated) => Ok(false),
+            "" => Ok(false),
+            "zeros" => Ok(true),
+            unknown => Err(EntryFault::ChunkType(unknown.to_owned())),
+        }
+    }
+
+    fn role(&self, path: &[u8]) -> Role {
+        if self.rules.ends == Some(Ends::Stated) { Role::File } else { role(path) }
     }
 
     fn show(&mut self, entry: Entry) {
@@ -155,46 +196,64 @@ impl Layout {
         if payload.chunk_offset != file.filled {
             return Err(EntryFault::ChunkOffset { stated: payload.chunk_offset, expected: file.filled });
         }
-        let limit = MAXIMUM_CHUNK.min(file.size - file.filled);
+        let is_zeros = self.is_zeros(payload)?;
+        let rest = file.size - file.filled;
+        // Nobody decodes zeros, so there may be any number of them.
+        let limit = if is_zeros { rest } else { MAXIMUM_CHUNK.min(rest) };
         if length == 0 || length > limit {
             return Err(EntryFault::ChunkTooLarge { length, limit });
         }
-        self.enter_member(payload, length)?;
+        let available = self.enter_member(payload, if is_zeros { 0 } else { length })?;
         let file = self.file.as_mut().ok_or(EntryFault::StrayChunk)?;
-        // The digest of a whole file is that of its only chunk.
-        let whole = payload.digest.filter(|_| length == file.size);
-        let digest = match (payload.chunk_digest, whole) {
-            (Some(chunk), Some(whole)) if chunk != whole => return Err(EntryFault::TwoDigests),
-            (chunk, whole) => chunk.or(whole).ok_or(EntryFault::Digest { field: "chunkDigest" })?,
-        };
         let decoded_offset = file.decoded_offset + file.filled;
         file.filled += length;
-        if file.is_shown {
-            self.chunks.push(Chunk {
+        if !file.is_shown {
+            return chunk_digest(payload, length == file.size).map(drop);
+        }
+        self.chunks.push(if is_zeros {
+            Chunk {
                 blob_offset: payload.offset,
-                blob_length: blob_length(self.toc_offset - payload.offset, payload.inner_offset + length),
+                blob_length: 0,
+                decoded_offset,
+                decoded_length: length,
+                skip: 0,
+                codec: Codec::Zeros,
+                digest: ZEROS_DIGEST,
+            }
+        } else {
+            Chunk {
+                blob_offset: payload.offset,
+                blob_length: blob_length(available, payload.inner_offset + length),
                 decoded_offset,
                 decoded_length: length,
                 skip: payload.inner_offset,
-                codec: Codec::Gzip,
-                digest,
-            });
-        }
+                codec: self.rules.codec,
+                digest: chunk_digest(payload, length == file.size)?,
+            }
+        });
         Ok(())
     }
 
-    /// Checks a payload's place in the blob against the one before; if it begins a member, that ends the chunks before.
-    fn enter_member(&mut self, payload: &Payload, length: u64) -> Result<(), EntryFault> {
+    /// Checks a payload's place in the blob against the one before; if it begins a member, that ends the chunks before. Gives the
+    /// bytes of the blob that there are for it. A `length` of 0 is that of zeros, which may share their place with what comes next.
+    fn enter_member(&mut self, payload: &Payload, length: u64) -> Result<u64, EntryFault> {
         let Payload { offset, inner_offset, .. } = *payload;
-        let after = self.member.as_ref().map_or(0, |member| member.offset);
+        let end = self.file.as_ref().map_or(self.rules.end, |file| file.blob_end);
+        let is_first = self.file.as_ref().is_none_or(|file| file.filled == 0);
+        let after = match &self.member {
+            None => 0,
+            Some(member) if is_first => member.blob_end,
+            Some(member) => member.offset,
+        };
         // The first bytes of a blob are a tar header, so no payload begins there.
         let is_first_header = offset == 0 && inner_offset == 0;
-        if offset < after || offset >= self.toc_offset || is_first_header {
-            return Err(EntryFault::Offset { offset, after, toc_offset: self.toc_offset });
+        if offset < after || offset >= end || is_first_header {
+            return Err(EntryFault::Offset { offset, after, end });
         }
         if inner_offset > MAXIMUM_SKIP {
             return Err(EntryFault::InnerOffsetTooLarge { inner_offset, limit: MAXIMUM_SKIP });
         }
+        let blob_end = if self.rules.ends == Some(Ends::Stated) { end } else { offset };
         // Both are bounded by now.
         let inner_end = inner_offset + length;
         match &mut self.member {
@@ -203,6 +262,7 @@ impl Layout {
                     return Err(EntryFault::InnerOffset { inner_offset, after: member.inner_end });
                 }
                 member.inner_end = inner_end;
+                member.blob_end = blob_end;
             }
             member => {
                 if let Some(member) = member {
@@ -210,19 +270,35 @@ impl Layout {
                         chunk.blob_length = chunk.blob_length.min(offset - chunk.blob_offset);
                     }
                 }
-                *member = Some(Member { offset, inner_end, first_chunk: self.chunks.len() });
+                *member = Some(Member { offset, blob_end, inner_end, first_chunk: self.chunks.len() });
             }
         }
-        Ok(())
+        Ok(end - offset)
+    }
+}
+
+/// What chunks of zeros have for a digest: that of nothing, so that no other chunk is ever taken for one of them.
+const ZEROS_DIGEST: [u8; 32] = [0; 32];
+
+/// The digest of a chunk; that of a whole file is that of its only chunk.
+fn chunk_digest(payload: &Payload, is_whole: bool) -> Result<[u8; 32], EntryFault> {
+    match (payload.chunk_digest, payload.digest.filter(|_| is_whole)) {
+        (Some(chunk), Some(whole)) if chunk != whole => Err(EntryFault::TwoDigests),
+        (chunk, whole) => chunk.or(whole).ok_or(EntryFault::Digest { field: "chunkDigest" }),
     }
 }
 
 /// How many of the `available` bytes of a blob range are needed to decode `length` bytes. After a payload, a member may go on with the
-/// headers of any number of entries, which nobody needs to fetch. Deflate adds 5 bytes to 64 KiB that it cannot compress, and some for
-/// each flush; an eighth more is generous.
+/// headers of any number of entries, which nobody needs to fetch. Deflate adds 5 bytes to 64 KiB that it cannot compress, zstd 3 bytes
+/// to a block, and both some for each flush; an eighth more is generous. A block of zstd, of up to 128 KiB, is wanted whole.
 fn blob_length(available: u64, length: u64) -> u64 {
-    const HEADER: u64 = 128 << 10;
+    const HEADER: u64 = 160 << 10;
     available.min(length + length / 8 + HEADER)
+}
+
+/// Whether an entry of that name is a landmark or the TOC of an eStargz layer: no part of the image.
+pub(super) fn is_bookkeeping(path: &[u8]) -> bool {
+    role(path) != Role::File
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::layout::{Layout, Payload};
-use super::{EntryFault, EstargzError, TableOfContents, time};
+use super::{EntryFault, Parsed, PayloadRules, TocError, sha256, time};
 use crate::layer::entry::{Content, Entry, EntryKind};
 use crate::layer::tar::Limits;
 
@@ -35,31 +35,43 @@ struct TocEntry {
     chunk_offset: Option<i64>,
     chunk_size: Option<i64>,
     chunk_digest: Option<String>,
+    end_offset: Option<i64>,
+    chunk_type: Option<String>,
 }
 
-/// Reads the JSON of a TOC that begins at `toc_offset` of its blob.
-pub(super) fn parse(json: &[u8], toc_offset: u64) -> Result<TableOfContents, EstargzError> {
-    let mut reader =
-        Reader { layout: Layout::new(toc_offset), version: None, last: String::new(), error: None };
+/// See [`super::parse`].
+pub(super) fn parse(json: &[u8], rules: PayloadRules) -> Result<Parsed, TocError> {
+    let mut reader = Reader {
+        layout: Layout::new(rules),
+        version: None,
+        tar_split_digest: None,
+        last: String::new(),
+        error: None,
+    };
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let parsed = reader.deserialize(&mut deserializer).and_then(|()| deserializer.end());
     if let Some(error) = reader.error {
         return Err(error);
     }
-    parsed.map_err(|source| EstargzError::Json { after: reader.last, source })?;
-    match reader.version {
-        Some(1) => reader.layout.finish(),
-        version => Err(EstargzError::Version { version: version.unwrap_or(0) }),
+    parsed.map_err(|source| TocError::Json { after: reader.last, source })?;
+    if reader.version != Some(1) {
+        return Err(TocError::Version { version: reader.version.unwrap_or(0) });
     }
+    let tar_split_digest = match reader.tar_split_digest.as_deref() {
+        None | Some("") => None,
+        Some(text) => Some(sha256(text).ok_or(TocError::Digest { field: "tarSplitDigest" })?),
+    };
+    Ok(Parsed { contents: reader.layout.finish()?, tar_split_digest })
 }
 
 struct Reader {
     layout: Layout,
     version: Option<i64>,
+    tar_split_digest: Option<String>,
     /// Name of the last entry.
     last: String,
     /// Our own error: serde can carry only text.
-    error: Option<EstargzError>,
+    error: Option<TocError>,
 }
 
 impl Reader {
@@ -67,10 +79,10 @@ impl Reader {
         deserializer.deserialize_map(TocVisitor(self))
     }
 
-    fn take(&mut self, entry: TocEntry) -> Result<(), EstargzError> {
+    fn take(&mut self, entry: TocEntry) -> Result<(), TocError> {
         self.last = entry.name.clone().unwrap_or_default();
         let name = self.last.clone();
-        self.add(entry).map_err(|fault| EstargzError::Entry { name, fault })
+        self.add(entry).map_err(|fault| TocError::Entry { name, fault })
     }
 
     fn add(&mut self, toc_entry: TocEntry) -> Result<(), EntryFault> {
@@ -137,24 +149,15 @@ fn payload(entry: &TocEntry) -> Result<Payload, EntryFault> {
         chunk_size: number("chunkSize", entry.chunk_size)?,
         digest: digest("digest", entry.digest.as_deref())?,
         chunk_digest: digest("chunkDigest", entry.chunk_digest.as_deref())?,
+        end_offset: number("endOffset", entry.end_offset)?,
+        chunk_type: entry.chunk_type.clone().unwrap_or_default(),
     })
 }
 
 /// A digest, if one is there; one of another algorithm is as good as a malformed one.
 fn digest(field: &'static str, text: Option<&str>) -> Result<Option<[u8; 32]>, EntryFault> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
-    let digits = text.strip_prefix("sha256:").filter(|digits| digits.len() == 64);
-    let digits = digits.ok_or(EntryFault::Digest { field })?.as_bytes();
-    let mut digest = [0; 32];
-    for (byte, pair) in digest.iter_mut().zip(digits.chunks(2)) {
-        let digit = |digit: u8| match digit {
-            b'0'..=b'9' => Ok(digit - b'0'),
-            b'a'..=b'f' => Ok(digit - b'a' + 10),
-            _ => Err(EntryFault::Digest { field }),
-        };
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Ok(Some(digest))
+    sha256(text).map(Some).ok_or(EntryFault::Digest { field })
 }
 
 type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
@@ -190,6 +193,10 @@ impl<'de> Visitor<'de> for TocVisitor<'_> {
                     return Err(serde::de::Error::duplicate_field("version"));
                 }
                 "version" => self.0.version = Some(map.next_value()?),
+                "tarSplitDigest" if self.0.tar_split_digest.is_some() => {
+                    return Err(serde::de::Error::duplicate_field("tarSplitDigest"));
+                }
+                "tarSplitDigest" => self.0.tar_split_digest = map.next_value()?,
                 "entries" if has_entries => return Err(serde::de::Error::duplicate_field("entries")),
                 "entries" => {
                     map.next_value_seed(EntriesSeed(self.0))?;

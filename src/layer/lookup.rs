@@ -1,0 +1,131 @@
+//! From a layer's annotations to its table of contents, whatever its format: which bytes to read, and what they say. Pure; whoever
+//! has the blob reads them.
+//!
+//! ```text
+//! annotations ─▶ Lookup ─▶ first_range ── read ──▶ locate ─▶ Located ── read its range, if it is another ──▶ read_toc
+//! ```
+//!
+//! - An annotated place of a zstd:chunked TOC is read, and nothing else.
+//! - Else the end of the blob is read, large enough to hold footer and TOC as a rule.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::estargz::{self, EstargzError};
+use super::toc::{self, TableOfContents, sha256};
+use super::zstd_chunked::{self, Claims, Positions, ZstdChunkedError};
+
+/// Why a TOC cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// That of an eStargz layer.
+    #[error(transparent)]
+    Estargz(#[from] EstargzError),
+    /// That of a zstd:chunked layer.
+    #[error(transparent)]
+    ZstdChunked(#[from] ZstdChunkedError),
+}
+
+/// A TOC that the manifest vouches for, and that is still to be found.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    blob_size: u64,
+    estargz_digest: Option<[u8; 32]>,
+    claims: Option<Claims>,
+    first_range: Range<u64>,
+}
+
+/// A TOC that was found.
+#[derive(Clone, Debug)]
+pub struct Located {
+    range: Range<u64>,
+    blob_size: u64,
+    format: Format,
+}
+
+#[derive(Clone, Debug)]
+enum Format {
+    Estargz { digest: [u8; 32] },
+    ZstdChunked { positions: Positions, claims: Claims },
+}
+
+impl Lookup {
+    /// The TOC that these annotations of a layer's descriptor vouch for, if they do.
+    ///
+    /// # Errors
+    /// If they place it where it cannot be.
+    pub fn new(
+        annotations: &BTreeMap<String, String>,
+        blob_size: u64,
+    ) -> Result<Option<Lookup>, LookupError> {
+        let estargz_digest =
+            annotations.get(estargz::TOC_DIGEST_ANNOTATION).and_then(|digest| sha256(digest));
+        let claims = Claims::from_annotations(annotations);
+        if estargz_digest.is_none() && claims.is_none() {
+            return Ok(None);
+        }
+        let first_range = match claims.as_ref().and_then(|claims| claims.positions) {
+            Some(positions) => positions.toc_range(blob_size)?,
+            None => blob_size - tail_length(blob_size)..blob_size,
+        };
+        Ok(Some(Lookup { blob_size, estargz_digest, claims, first_range }))
+    }
+
+    /// The bytes of the blob to read first.
+    pub fn first_range(&self) -> Range<u64> {
+        self.first_range.clone()
+    }
+
+    /// Where the TOC is, by the bytes of [`Self::first_range`]; `None` if the blob has none.
+    ///
+    /// # Errors
+    /// If the footer places it where it cannot be.
+    pub fn locate(self, first: &[u8]) -> Result<Option<Located>, LookupError> {
+        let blob_size = self.blob_size;
+        let annotated = self.claims.as_ref().and_then(|claims| claims.positions);
+        let gzip_footer = if annotated.is_none() { estargz::Footer::parse(first, blob_size) } else { None };
+        if let (Some(footer), Some(digest)) = (gzip_footer, self.estargz_digest) {
+            // The footer's own check: the sum is within the blob.
+            let range = footer.toc_offset..footer.toc_offset + footer.toc_length;
+            return Ok(Some(Located { range, blob_size, format: Format::Estargz { digest } }));
+        }
+        let positions = annotated.or_else(|| zstd_chunked::parse_footer(first));
+        let (Some(positions), Some(claims)) = (positions, self.claims) else { return Ok(None) };
+        let range = positions.toc_range(blob_size)?;
+        Ok(Some(Located { range, blob_size, format: Format::ZstdChunked { positions, claims } }))
+    }
+}
+
+/// Whether an entry of that name is no part of the image but what the writer of a layer with these annotations added to its archive.
+/// A layer that is streamed shows the same files as one whose TOC is used.
+pub fn is_bookkeeping(annotations: &BTreeMap<String, String>, path: &[u8]) -> bool {
+    annotations.contains_key(estargz::TOC_DIGEST_ANNOTATION) && toc::is_bookkeeping(path)
+}
+
+impl Located {
+    /// The bytes of the blob that hold the TOC.
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
+    /// Reads the TOC from the bytes of [`Self::range`], and proves it.
+    ///
+    /// # Errors
+    /// If it is not what the manifest vouches for, or does not make sense.
+    pub fn read_toc(&self, bytes: &[u8]) -> Result<TableOfContents, LookupError> {
+        Ok(match &self.format {
+            Format::Estargz { digest } => {
+                estargz::read_toc(bytes, *digest, self.blob_size, self.range.start)?
+            }
+            Format::ZstdChunked { positions, claims } => {
+                zstd_chunked::read_toc(bytes, positions, claims, self.blob_size)?.contents
+            }
+        })
+    }
+}
+
+/// Bytes of the end of a layer blob that are fetched first. One hundredth is more than footer and table of contents take as a
+/// rule: 0.7 % of the layers of a Debian system with Python.
+fn tail_length(blob_size: u64) -> u64 {
+    (blob_size / 100).clamp(64 << 10, 8 << 20).min(blob_size)
+}

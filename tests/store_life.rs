@@ -1,0 +1,251 @@
+//! Promise: a store outlives what happens to its processes and its disk. Several processes use it at once; one that is killed at
+//! any moment leaves what the next command can use; a full disk is an error and no more.
+
+use crate::support::archive::TestEntry;
+use crate::support::blob::{Estargz, Footer, Form};
+use crate::support::cases::{every_case, many_layers};
+use crate::support::content::Content;
+use crate::support::image::Layout;
+use crate::support::model::Model;
+use crate::support::peel::{Peel, is_mount_point, kill_and_wait, wait_or_kill};
+use crate::support::registry::{FakeRegistry, Fault};
+use crate::support::tree::{Tree, assert_same};
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+/// Layers with some megabytes that do not compress, so that there is something to be interrupted.
+fn bulky_layers() -> Vec<Vec<TestEntry>> {
+    let mut layers = many_layers(4);
+    for (number, layer) in layers.iter_mut().enumerate() {
+        let file = |part: u64| {
+            let content = Content::Noise { seed: number as u64 * 100 + part, length: 300_000 * (part + 1) };
+            TestEntry::file(format!("bulk/{number}/{part}"), content)
+        };
+        layer.extend((0..5).map(file));
+    }
+    layers
+}
+
+const SMALL_CHUNKS: Form =
+    Form::Estargz(Estargz { chunk_size: 64 << 10, footer: Footer::Modern, annotated: true, landmark: None });
+
+fn start_mount(peel: &Peel, reference: &str, path: &Path) -> Child {
+    let mut command = peel.command(&["mount", reference, path.to_str().unwrap()]);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting peel")
+}
+
+#[track_caller]
+fn mount_equals(peel: &Peel, reference: &str, layers: &[Vec<TestEntry>]) {
+    let mount = peel.mount(reference);
+    assert_same(&Tree::walk(mount.path()), &Model::of(layers).unwrap().tree(), &[]);
+    mount.unmount();
+}
+
+#[test]
+fn processes_that_mount_one_image_at_the_same_moment_all_show_it() {
+    for form in [Form::GZIP, SMALL_CHUNKS] {
+        let registry = FakeRegistry::start();
+        let peel = Peel::new();
+        let layers = bulky_layers();
+        let mut layout = Layout::create(peel.scratch().join("layout"));
+        layout.image("test", &layers, form);
+        let reference = layout.serve(&registry, "bulky", "test");
+        let points: Vec<_> = (0..4).map(|_| peel.mount_point()).collect();
+        let started: Vec<Child> = points.iter().map(|point| start_mount(&peel, &reference, point)).collect();
+        for child in started {
+            assert!(wait_or_kill(child, "peel mount").success());
+        }
+        let model = Model::of(&layers).unwrap().tree();
+        for point in &points {
+            assert_same(&Tree::walk(point), &model, &[]);
+        }
+        for point in &points {
+            peel.succeed(&["unmount", point.to_str().unwrap()]);
+        }
+        mount_equals(&peel, &reference, &layers);
+    }
+}
+
+#[test]
+fn a_mount_whose_server_was_killed_can_be_unmounted_and_mounted_over() {
+    let peel = Peel::new();
+    let layers = every_case();
+    let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers, Form::ESTARGZ);
+
+    let mount = peel.mount(&reference);
+    assert_eq!(peel.kill_servers(), 1);
+    assert_eq!(peel.json(&["status", "--json"])[0]["state"], "dead");
+    mount.unmount();
+    assert_eq!(peel.json(&["status", "--json"]), serde_json::json!([]));
+
+    let mount = peel.mount(&reference);
+    assert_eq!(peel.kill_servers(), 1);
+    peel.succeed(&["mount", &reference, mount.path().to_str().unwrap()]);
+    assert_same(&Tree::walk(mount.path()), &Model::of(&layers).unwrap().tree(), &[]);
+    mount.unmount();
+}
+
+/// Kills a first mount once a request for `path` stalls after so many bytes, and mounts again with the same store.
+fn killed_and_mounted_again(layout: &Layout, layers: &[Vec<TestEntry>], path: &str, bytes: u64) {
+    let registry = FakeRegistry::start();
+    let reference = layout.serve(&registry, "bulky", "test");
+    let peel = Peel::new();
+    registry.set_fault(path, Fault::StallAfter(bytes));
+    let point = peel.mount_point();
+    let child = start_mount(&peel, &reference, &point);
+    registry.wait_for_stalled(1);
+    peel.kill_servers();
+    wait_or_kill(child, "peel mount");
+    assert!(!is_mount_point(&point), "a part of an image was mounted");
+    registry.clear_faults();
+    registry.release();
+    assert_eq!(peel.json(&["ls", "--json"]), serde_json::json!([]));
+    mount_equals(&peel, &reference, layers);
+    peel.wait_for_servers_to_end();
+}
+
+#[test]
+fn a_first_mount_killed_anywhere_in_its_transfers_is_made_good_by_the_next() {
+    let layers = bulky_layers();
+    let directory = tempfile::tempdir().unwrap();
+    for form in [Form::GZIP, Form::Tar, SMALL_CHUNKS] {
+        let mut layout = Layout::create(directory.path().join(format!("{form:?}")));
+        layout.image("test", &layers, form);
+        let manifest = layout.manifest("test");
+        let layer = |number: usize| manifest["layers"][number]["digest"].as_str().unwrap();
+        let config = manifest["config"]["digest"].as_str().unwrap();
+        for (path, bytes) in [("manifests/", 100), (config, 1), (layer(0), 1), (layer(3), 60_000)] {
+            killed_and_mounted_again(&layout, &layers, path, bytes);
+        }
+        if form != SMALL_CHUNKS {
+            killed_and_mounted_again(&layout, &layers, layer(1), 3_000_000);
+        }
+    }
+}
+
+#[test]
+fn a_mount_killed_at_any_instant_is_made_good_by_the_next() {
+    for form in [Form::GZIP, SMALL_CHUNKS] {
+        let peel = Peel::new();
+        let layers = bulky_layers();
+        let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers, form);
+        let started = std::time::Instant::now();
+        let undisturbed = Peel::new();
+        mount_equals(&undisturbed, &reference, &layers);
+        let whole = started.elapsed();
+        // Instants spread over what an undisturbed mount takes; nothing is expected of any of them but that the store stays good.
+        for part in 0..16 {
+            let point = peel.mount_point();
+            let child = start_mount(&peel, &reference, &point);
+            std::thread::sleep(whole * part / 16);
+            peel.kill_servers();
+            kill_and_wait(child.id() as i32);
+            wait_or_kill(child, "peel mount");
+            if is_mount_point(&point) {
+                peel.succeed(&["unmount", point.to_str().unwrap()]);
+            }
+            peel.json(&["ls", "--json"]);
+        }
+        mount_equals(&peel, &reference, &layers);
+    }
+}
+
+#[test]
+fn content_read_from_a_mount_before_its_server_was_killed_is_right_afterwards() {
+    let registry = FakeRegistry::start();
+    let peel = Peel::new();
+    let layers = bulky_layers();
+    let mut layout = Layout::create(peel.scratch().join("layout"));
+    layout.image("test", &layers, SMALL_CHUNKS);
+    let reference = layout.serve(&registry, "bulky", "test");
+    let model = Model::of(&layers).unwrap().tree();
+    for number in 0..4 {
+        let mount = peel.mount(&reference);
+        let start = |part: u64| {
+            let name = format!("bulk/{number}/{part}");
+            let path = mount.join(&name);
+            (name, std::thread::spawn(move || fs::read(path)))
+        };
+        let readers: Vec<_> = (0..5).map(start).collect();
+        peel.kill_servers();
+        for (name, reader) in readers {
+            // Cut off in the middle it fails; what it gives is right.
+            if let Ok(bytes) = reader.join().unwrap() {
+                assert!(bytes == model.read(&name), "wrong bytes of {name}");
+            }
+        }
+        mount.unmount();
+    }
+    mount_equals(&peel, &reference, &layers);
+}
+
+/// A file system of so many MiB in memory, unmounted when dropped.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    fn make(path: &'a Path, mebibytes: u64) -> SmallDisk<'a> {
+        fs::create_dir_all(path).unwrap();
+        let options = std::ffi::CString::new(format!("size={mebibytes}M,mode=0700")).unwrap();
+        rustix::mount::mount("tmpfs", path, "tmpfs", rustix::mount::MountFlags::empty(), options.as_c_str())
+            .unwrap();
+        SmallDisk(path)
+    }
+
+    fn grow(&self, mebibytes: u64) {
+        let options = format!("size={mebibytes}M");
+        rustix::mount::mount_remount(self.0, rustix::mount::MountFlags::empty(), options).unwrap();
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_stops_a_first_mount_with_an_error_and_space_makes_it_work() {
+    for form in [Form::GZIP, Form::Tar] {
+        let peel = Peel::new();
+        let disk = SmallDisk::make(peel.store(), 4);
+        let layers = bulky_layers();
+        let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers, form);
+        let point = peel.mount_point();
+        let outcome = peel.run(&["mount", &reference, point.to_str().unwrap()]);
+        assert!(outcome.code.is_some_and(|code| code != 0), "{outcome:?}");
+        assert!(outcome.stderr.contains("No space left on device"), "{outcome:?}");
+        assert!(outcome.stderr.contains(&reference), "{outcome:?}");
+        assert!(!is_mount_point(&point));
+        peel.json(&["ls", "--json"]);
+        disk.grow(64);
+        mount_equals(&peel, &reference, &layers);
+    }
+}
+
+#[test]
+fn a_full_disk_under_a_lazy_mount_gives_an_error_or_the_right_bytes_and_space_makes_it_work() {
+    let registry = FakeRegistry::start();
+    let peel = Peel::new();
+    let disk = SmallDisk::make(peel.store(), 3);
+    let layers = bulky_layers();
+    let mut layout = Layout::create(peel.scratch().join("layout"));
+    layout.image("test", &layers, SMALL_CHUNKS);
+    let reference = layout.serve(&registry, "bulky", "test");
+    let mount = peel.mount(&reference);
+    let model = Model::of(&layers).unwrap().tree();
+    let read = |number: u64, part: u64| {
+        let path = format!("bulk/{number}/{part}");
+        (fs::read(mount.join(&path)), model.read(&path))
+    };
+    for number in 0..4 {
+        for part in 0..5 {
+            if let (Ok(bytes), expected) = read(number, part) {
+                assert!(bytes == expected, "wrong bytes of bulk/{number}/{part}");
+            }
+        }
+    }
+    disk.grow(64);
+    assert_same(&Tree::walk(mount.path()), &model, &[]);
+    mount.unmount();
+}
