@@ -18,7 +18,7 @@
 //! - credentials go to the host they belong to, and to no log, no error and no `Debug`;
 //! - a transfer is never decompressed: blobs are named by the digest of the bytes as stored.
 //!
-//! Specifications: OCI distribution 1.1 (pull), OCI image 1.1, Docker's image manifest schema 2 and token authentication.
+//! Specifications: OCI distribution 1.1 (pull and push), OCI image 1.1, Docker's image manifest schema 2 and token authentication.
 
 mod auth;
 mod challenge;

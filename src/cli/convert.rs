@@ -45,7 +45,7 @@ pub struct Arguments {
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_CHUNK_SIZE.get(), value_parser = clap::value_parser!(u64).range(4096..=MAXIMUM_CHUNK_SIZE))]
     chunk_size: u64,
     /// How hard to compress
-    #[arg(long, value_name = "1-9", default_value_t = DEFAULT_LEVEL, value_parser = clap::value_parser!(u32).range(1..=9), hide_default_value = false)]
+    #[arg(long, value_name = "1-9", default_value_t = DEFAULT_LEVEL, value_parser = clap::value_parser!(u32).range(1..=9))]
     level: u32,
     /// Threads that compress [default: one for each core]
     #[arg(long, value_name = "COUNT")]

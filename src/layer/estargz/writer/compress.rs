@@ -16,8 +16,9 @@ const JOB: u64 = 1 << 20;
 const MEMBER_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
 
 /// Members, in groups that are worth a job.
-pub(super) fn jobs(members: impl Iterator<Item = Member> + Send) -> impl Iterator<Item = Vec<Member>> + Send {
-    let mut members = members.peekable();
+pub(super) fn jobs(
+    mut members: impl Iterator<Item = Member> + Send,
+) -> impl Iterator<Item = Vec<Member>> + Send {
     std::iter::from_fn(move || {
         let mut job = Vec::new();
         let mut length = 0;

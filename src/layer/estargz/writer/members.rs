@@ -157,13 +157,13 @@ pub(super) struct Member {
 }
 
 /// The members of a blob, in order, but for TOC and footer.
-pub(super) struct Members<'a, P: Iterator<Item = Piece>> {
+pub(super) struct Members<'a> {
     items: &'a [Item<'a>],
-    pieces: Peekable<P>,
+    pieces: Peekable<Pieces<'a>>,
     minimum_chunk: u64,
 }
 
-impl<'a> Members<'a, Pieces<'a>> {
+impl<'a> Members<'a> {
     pub fn new(items: &'a [Item<'a>], chunk_size: NonZeroU64, minimum_chunk: u64) -> Self {
         let pieces = Pieces { items, chunk_size, item: 0, stage: Stage::Headers(0) };
         Members { items, pieces: pieces.peekable(), minimum_chunk }
@@ -183,7 +183,7 @@ fn belongs_to(member: &Member, piece: &Piece, items: &[Item<'_>], minimum_chunk:
     }
 }
 
-impl<P: Iterator<Item = Piece>> Iterator for Members<'_, P> {
+impl Iterator for Members<'_> {
     type Item = Member;
 
     fn next(&mut self) -> Option<Member> {
@@ -203,7 +203,7 @@ impl<P: Iterator<Item = Piece>> Iterator for Members<'_, P> {
 }
 
 /// The archive, piece by piece.
-pub(super) struct Pieces<'a> {
+struct Pieces<'a> {
     items: &'a [Item<'a>],
     chunk_size: NonZeroU64,
     item: usize,
