@@ -4,6 +4,7 @@
 mod architecture;
 mod bad_input;
 mod commands;
+mod convert;
 mod equality;
 mod formats;
 mod fuse;

@@ -171,13 +171,19 @@ fn wanted(headers: &HeaderMap, endpoint: &Endpoint) -> Result<Wanted, Failure> {
         return Ok(Wanted::Token(TokenService {
             realm,
             service: bearer.parameter("service").map(str::to_owned),
-            scope: bearer.parameter("scope").map_or_else(|| endpoint.scope(), str::to_owned),
+            scope: scope(bearer.parameter("scope"), endpoint),
         }));
     }
     if offered.iter().any(|challenge| challenge.scheme == "basic") {
         return Ok(Wanted::Basic);
     }
     Err(refused("the host refuses access and names no way to log in that we know (Bearer, Basic)"))
+}
+
+/// What to ask for: what the host says, unless that is less than what will be needed, as for a look whether a blob is there.
+fn scope(offered: Option<&str>, endpoint: &Endpoint) -> String {
+    let suffices = |offered: &&str| !endpoint.is_written() || offered.contains("push");
+    offered.filter(suffices).map_or_else(|| endpoint.scope(), str::to_owned)
 }
 
 async fn basic(transport: &Transport, endpoint: &Endpoint) -> Result<Authorization, Failure> {
@@ -295,7 +301,7 @@ async fn oauth(
     let mut headers = HeaderMap::new();
     headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-    let body = form.query().map(str::to_owned);
+    let body = form.query().map(|query| query.to_owned().into());
     transport.send(endpoint, reqwest::Method::POST, &service.realm, headers, body).await
 }
 

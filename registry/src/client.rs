@@ -26,7 +26,7 @@ const LAYOUT_PIECE: u64 = 1024 * 1024;
 /// Its connections live on the tokio runtime they were opened on.
 #[derive(Clone, Debug)]
 pub struct Client {
-    transport: Arc<Transport>,
+    pub(crate) transport: Arc<Transport>,
     ranges: Arc<RangeMemory>,
 }
 
@@ -57,11 +57,11 @@ impl Client {
 /// Manifests and blobs under one name.
 #[derive(Clone, Debug)]
 pub struct Repository {
-    place: Place,
+    pub(crate) place: Place,
 }
 
 #[derive(Clone, Debug)]
-enum Place {
+pub(crate) enum Place {
     Registry { endpoint: Endpoint, client: Client },
     Layout(Layout),
 }

@@ -40,9 +40,10 @@ pub(crate) struct Connections {
 
 #[derive(Debug, Default)]
 struct Made {
-    pools: HashMap<Pool, reqwest::Client>,
-    /// By endpoint and origin, so that directories are looked into once and not for every request.
-    chosen: HashMap<(String, Origin), reqwest::Client>,
+    /// Those that are written to apart.
+    pools: HashMap<(Pool, bool), reqwest::Client>,
+    /// By endpoint, origin and whether it is written to, so that directories are looked into once and not for every request.
+    chosen: HashMap<(String, Origin, bool), reqwest::Client>,
 }
 
 impl Connections {
@@ -64,7 +65,9 @@ impl Connections {
         url: &Url,
     ) -> Result<reqwest::Client, Failure> {
         let origin = Origin::of(url);
-        let key = (endpoint.host.clone(), origin.clone());
+        // While a body is sent nothing is received, for longer than an answer may take.
+        let waits = endpoint.is_written();
+        let key = (endpoint.host.clone(), origin.clone(), waits);
         // A panic elsewhere cannot leave these maps half changed.
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = made.chosen.get(&key) {
@@ -79,11 +82,12 @@ impl Connections {
                 None => Pool::Secure { proxied },
             }
         };
+        let pool = (pool, waits);
         let client = match made.pools.get(&pool) {
             Some(client) => client.clone(),
             None => {
                 let proxies = if proxied { self.proxies.as_slice() } else { &[] };
-                let client = built(configuration, &pool, proxies)?;
+                let client = built(configuration, &pool.0, waits, proxies)?;
                 made.pools.insert(pool, client.clone());
                 client
             }
@@ -116,6 +120,7 @@ fn settings_key(
 fn built(
     configuration: &ClientConfiguration,
     pool: &Pool,
+    waits: bool,
     proxies: &[Proxy],
 ) -> Result<reqwest::Client, Failure> {
     // Another part of the program may have chosen a provider already; any will do.
@@ -126,10 +131,12 @@ fn built(
         .retry(reqwest::retry::never())
         .referer(false)
         .connect_timeout(configuration.timeouts.connect)
-        .read_timeout(configuration.timeouts.idle)
         .tcp_nodelay(true)
         .http2_adaptive_window(true)
         .no_proxy();
+    if !waits {
+        builder = builder.read_timeout(configuration.timeouts.idle);
+    }
     for proxy in proxies {
         builder = builder.proxy(proxy.clone());
     }
@@ -180,6 +187,7 @@ fn proxies(settings: &Proxies) -> Result<Vec<Proxy>, Error> {
                     host: without_credentials(url),
                     repository: String::new(),
                     subject: "anything".to_owned(),
+                    is_written: false,
                 };
                 Err(Error::new(ErrorKind::Local, &context, "the address of this proxy is malformed"))
             }

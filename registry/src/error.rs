@@ -102,7 +102,8 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { context, message, .. } = &*self.inner;
-        write!(formatter, "cannot get {context}: {message}")
+        let verb = if context.is_written { "put" } else { "get" };
+        write!(formatter, "cannot {verb} {context}: {message}")
     }
 }
 
@@ -124,12 +125,20 @@ impl std::error::Error for Error {
     }
 }
 
-/// What was being got, and from where.
+/// What was being got or put, and from or to where.
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) host: String,
     pub(crate) repository: String,
     pub(crate) subject: String,
+    pub(crate) is_written: bool,
+}
+
+impl Context {
+    /// The same, if it is put there instead of got.
+    pub(crate) fn written(self) -> Context {
+        Context { is_written: true, ..self }
+    }
 }
 
 impl fmt::Display for Context {
@@ -138,7 +147,7 @@ impl fmt::Display for Context {
         if !self.repository.is_empty() {
             write!(formatter, " of {}", self.repository)?;
         }
-        write!(formatter, " from {}", self.host)
+        write!(formatter, " {} {}", if self.is_written { "to" } else { "from" }, self.host)
     }
 }
 

@@ -9,6 +9,8 @@
 //! The directory is the user's own word, so links in it are followed as other tools do; but only regular files are opened,
 //! a blob's path is always made of its validated digest, and its size must be the descriptor's.
 
+mod write;
+
 use std::fs::File;
 use std::io::Read as _;
 use std::ops::Range;
@@ -45,7 +47,12 @@ impl Layout {
     }
 
     pub(crate) fn context(&self, subject: String) -> Context {
-        Context { host: self.path.display().to_string(), repository: String::new(), subject }
+        Context {
+            host: self.path.display().to_string(),
+            repository: String::new(),
+            subject,
+            is_written: false,
+        }
     }
 
     /// Reads the document that `target` names. Blocks.

@@ -1,9 +1,10 @@
-//! All that crosses the network: image references, manifests, credentials, and ranged reads of blobs from OCI registries and
-//! from image layouts on disk. It knows no file system, and nothing else of ours.
+//! All that crosses the network: image references, manifests, credentials, ranged reads of blobs from OCI registries and
+//! from image layouts on disk, and writing to both. It knows no file system, and nothing else of ours.
 //!
 //! ```text
 //! ImageReference ─▶ Client ─▶ Repository ─▶ resolve ─▶ Resolved: manifest, config, layers
-//!                                      └──▶ Blob ─▶ read(range), stream(from)
+//!                                      ├──▶ Blob ─▶ read(range), stream(from)
+//!                                      └──▶ new_blob ─▶ BlobDraft ─▶ keep; put_document
 //!
 //! client ─▶ resolve, layout
 //!    └───▶ remote ─▶ retry ─▶ transport ─▶ auth ─▶ credentials
@@ -17,7 +18,7 @@
 //! - credentials go to the host they belong to, and to no log, no error and no `Debug`;
 //! - a transfer is never decompressed: blobs are named by the digest of the bytes as stored.
 //!
-//! Specifications: OCI distribution 1.1 (pull), OCI image 1.1, Docker's image manifest schema 2 and token authentication.
+//! Specifications: OCI distribution 1.1 (pull and push), OCI image 1.1, Docker's image manifest schema 2 and token authentication.
 
 mod auth;
 mod challenge;
@@ -27,11 +28,13 @@ mod connections;
 mod content_range;
 mod credentials;
 pub mod digest;
+mod draft;
 mod error;
 mod layout;
 pub mod manifest;
 mod origin;
 pub mod platform;
+mod push;
 pub mod reference;
 mod remote;
 pub mod resolve;
@@ -43,6 +46,7 @@ pub use client::{Blob, Client, FetchedDocument, Repository};
 pub use configuration::{ClientCertificate, ClientConfiguration, HostSettings, Proxies, Timeouts};
 pub use credentials::CredentialError;
 pub use digest::{Digest, Digester};
+pub use draft::BlobDraft;
 pub use error::{Error, ErrorKind};
 pub use manifest::{BlobDescriptor, Document};
 pub use platform::Platform;

@@ -148,7 +148,8 @@ fn is_index(entry: &Descriptor) -> bool {
     crate::manifest::is_index_media_type(entry.media_type().as_ref())
 }
 
-fn is_image(entry: &Descriptor) -> bool {
+/// Whether an entry of an index is an image, or an index of images: no attestation, no index of files, no other artifact.
+pub fn is_image(entry: &Descriptor) -> bool {
     let attestation = entry
         .annotations()
         .as_ref()

@@ -36,7 +36,7 @@ pub(crate) struct Transport {
     pub(crate) configuration: ClientConfiguration,
     pub(crate) counters: Counters,
     connections: Connections,
-    authenticator: Authenticator,
+    pub(crate) authenticator: Authenticator,
 }
 
 /// The API of one repository on one host.
@@ -48,6 +48,8 @@ pub(crate) struct Endpoint {
     pub(crate) origin: Origin,
     /// `https://host/v2/repository/`.
     base: Url,
+    /// Whether it is written to, which takes another token and other patience.
+    is_written: bool,
 }
 
 impl Endpoint {
@@ -62,6 +64,7 @@ impl Endpoint {
                 host: host.to_owned(),
                 repository: reference.repository().to_owned(),
                 subject: "the registry's address".to_owned(),
+                is_written: false,
             };
             Error::new(ErrorKind::Local, &context, "the host is malformed").with_cause(error)
         })?;
@@ -70,16 +73,32 @@ impl Endpoint {
             repository: reference.repository().to_owned(),
             origin: Origin::of(&base),
             base,
+            is_written: false,
         })
     }
 
     pub(crate) fn context(&self, subject: String) -> Context {
-        Context { host: self.host.clone(), repository: self.repository.clone(), subject }
+        Context {
+            host: self.host.clone(),
+            repository: self.repository.clone(),
+            subject,
+            is_written: self.is_written,
+        }
+    }
+
+    /// The same, to be written to.
+    pub(crate) fn written(&self) -> Endpoint {
+        Endpoint { is_written: true, ..self.clone() }
+    }
+
+    pub(crate) fn is_written(&self) -> bool {
+        self.is_written
     }
 
     /// What a token must allow.
     pub(crate) fn scope(&self) -> String {
-        format!("repository:{}:pull", self.repository)
+        let actions = if self.is_written { "pull,push" } else { "pull" };
+        format!("repository:{}:{actions}", self.repository)
     }
 
     /// The URL of `manifests/3.12` or `blobs/sha256:…`.
@@ -204,7 +223,7 @@ impl Transport {
         method: reqwest::Method,
         url: &Url,
         mut headers: HeaderMap,
-        body: Option<String>,
+        body: Option<reqwest::Body>,
     ) -> Result<Response, Failure> {
         let client = self.connections.client(&self.configuration, endpoint, url)?;
         // Blobs are named by the digest of what is stored; a transfer compressed on the way would not match it.
@@ -264,7 +283,12 @@ impl Transport {
     }
 
     /// Turns an answer that is none into a failure, with the host's own words.
-    async fn refusal(&self, answer: Answer, request: Request<'_>, sent_credentials: bool) -> Failure {
+    pub(crate) async fn refusal(
+        &self,
+        answer: Answer,
+        request: Request<'_>,
+        sent_credentials: bool,
+    ) -> Failure {
         let status = answer.response.status();
         let wait = answer
             .response
@@ -294,7 +318,7 @@ impl Transport {
         failure.status = Some(status.as_u16());
         match (kind, sent_credentials) {
             (ErrorKind::Unauthorized, true) => {
-                failure.hinted("the credentials do not allow pulling this repository")
+                failure.hinted("the credentials do not allow this in this repository")
             }
             (ErrorKind::Unauthorized, false) => {
                 failure.hinted("log in first, with `podman login` or `docker login`")
@@ -311,7 +335,7 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-fn redirect_target(from: &Url, response: &Response) -> Result<Url, Failure> {
+pub(crate) fn redirect_target(from: &Url, response: &Response) -> Result<Url, Failure> {
     let malformed = || Failure::malformed("the host redirects to nowhere (Location is missing or malformed)");
     let location = response.headers().get(header::LOCATION).ok_or_else(malformed)?;
     let location = std::str::from_utf8(location.as_bytes()).map_err(|_| malformed())?;

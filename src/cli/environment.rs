@@ -22,6 +22,12 @@ pub fn client(plain_http: bool) -> ClientConfiguration {
     ClientConfiguration { plain_http, ..ClientConfiguration::from_environment(|name| std::env::var_os(name)) }
 }
 
+/// Where large files are kept for a while: `TMPDIR`, else `/var/tmp`, which is on disk where `/tmp` may be in memory.
+pub fn scratch() -> PathBuf {
+    let set = std::env::var_os("TMPDIR").filter(|value| !value.is_empty());
+    set.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
 /// The platform that was asked for, or this machine's.
 pub fn platform(asked: Option<Platform>) -> Platform {
     asked.unwrap_or_else(Platform::host)

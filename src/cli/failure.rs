@@ -16,8 +16,10 @@ use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
+use peelfs::convert::ConvertError;
 use peelfs::fetch::index::IndexError;
 use peelfs::image::origin::ResolveError;
+use peelfs::layer::estargz::writer::WriteError;
 use peelfs::layer::stream::StreamError;
 use peelfs::mount::ImageMountError;
 use peelfs::store::StoreError;
@@ -60,6 +62,9 @@ fn registry_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a peelfs_reg
         return Some(inner);
     }
     if let Some(ResolveError::Registry(inner)) = as_type(error) {
+        return Some(inner);
+    }
+    if let Some(ConvertError::Registry(inner)) = as_type(error) {
         return Some(inner);
     }
     if let Some(StreamError::Input(inner)) = as_type(error) {
@@ -108,6 +113,25 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         // Its cause tells more.
         Some(IndexError::Registry(_) | IndexError::Stream(_)) | None => {}
         Some(_) => return Some(6),
+    }
+    match as_type::<ConvertError>(error) {
+        Some(ConvertError::Destination { .. }) => return Some(2),
+        Some(ConvertError::Config { .. } | ConvertError::Scratch { .. }) => return Some(7),
+        // Their causes tell more.
+        Some(ConvertError::Registry(_) | ConvertError::Read { .. } | ConvertError::Write { .. }) | None => {}
+        Some(_) => return Some(6),
+    }
+    match as_type::<WriteError>(error) {
+        Some(WriteError::Spool(_) | WriteError::Output(_) | WriteError::Compress(_)) => return Some(7),
+        Some(WriteError::Arrange(_) | WriteError::TooLarge { .. } | WriteError::TocTooLong { .. }) => {
+            return Some(6);
+        }
+        None => {}
+    }
+    if let Some(StreamError::Sink(inner)) = as_type(error)
+        && inner.is::<std::io::Error>()
+    {
+        return Some(7);
     }
     if as_type::<StreamError>(error).is_some() {
         return Some(6);

@@ -4,6 +4,7 @@
 //! turns into an exit code.
 
 mod background;
+mod convert;
 mod environment;
 mod failure;
 mod ls;
@@ -43,6 +44,7 @@ enum Command {
     Show(show::Arguments),
     Tree(tree::Arguments),
     Status(status::Arguments),
+    Convert(convert::Arguments),
 }
 
 /// Runs what the command line says.
@@ -56,6 +58,7 @@ pub fn run() -> ExitCode {
         Command::Show(command) => show::run(&command, &store),
         Command::Tree(command) => tree::run(&command, &store),
         Command::Status(command) => status::run(&command, &store),
+        Command::Convert(command) => convert::run(&command, arguments.verbose),
     });
     match result {
         Ok(code) => code,

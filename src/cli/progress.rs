@@ -1,10 +1,11 @@
-//! Progress of layers that are streamed: bars on a terminal, plain lines elsewhere.
+//! Progress of layers that are streamed or converted: bars on a terminal, plain lines elsewhere.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use peelfs::convert;
 use peelfs::fetch::index::{Event, Progress};
 use peelfs_registry::Digest;
 
@@ -45,6 +46,54 @@ pub fn to_terminal(quiet: bool) -> Progress {
                 }
             }
             Event::StreamFinished(layer) => {
+                if let Some(bar) = bars.remove(&layer) {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    })
+}
+
+/// Tells on standard error what happens to layers that are converted.
+pub fn of_conversion(quiet: bool) -> convert::Progress {
+    if quiet {
+        return Arc::new(|_| {});
+    }
+    if !std::io::stderr().is_terminal() {
+        return Arc::new(|event| {
+            if let convert::Event::Done(layer, new) = event {
+                eprintln!(
+                    "{}: became {}, {}",
+                    short(layer.as_str()),
+                    short(new.digest.as_str()),
+                    bytes(new.size)
+                );
+            }
+        });
+    }
+    let all = MultiProgress::new();
+    let bars: Mutex<HashMap<Digest, ProgressBar>> = Mutex::default();
+    Arc::new(move |event| {
+        let mut bars = bars.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match event {
+            convert::Event::Reading(layer, size) => {
+                let bar = all.add(ProgressBar::new(size).with_style(style()));
+                bar.set_prefix(format!("{} read", short(layer.as_str())));
+                bars.insert(layer, bar);
+            }
+            convert::Event::Writing(layer, size) => {
+                if let Some(bar) = bars.get(&layer) {
+                    bar.reset();
+                    bar.set_length(size);
+                    bar.set_prefix(format!("{} written", short(layer.as_str())));
+                }
+            }
+            convert::Event::Read(layer, done) | convert::Event::Written(layer, done) => {
+                if let Some(bar) = bars.get(&layer) {
+                    bar.set_position(done);
+                }
+            }
+            convert::Event::Done(layer, _) => {
                 if let Some(bar) = bars.remove(&layer) {
                     bar.finish_and_clear();
                 }

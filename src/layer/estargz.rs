@@ -12,6 +12,7 @@
 
 mod fault;
 mod footer;
+pub mod writer;
 
 #[cfg(test)]
 mod tests;

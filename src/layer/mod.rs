@@ -7,6 +7,7 @@
 //!                       blob range ─▶ chunk ─▶ verified bytes    chunk, whenever somebody reads
 //! ```
 
+pub mod arrange;
 pub mod builder;
 pub mod chunk;
 pub mod compression;
@@ -14,7 +15,9 @@ pub mod entry;
 pub mod estargz;
 pub mod gzip;
 pub mod lookup;
+pub mod ordered;
 pub mod path;
+pub mod spool;
 pub mod stream;
 pub mod tar;
 pub mod toc;

@@ -24,11 +24,15 @@
 mod fault;
 mod header;
 mod number;
+mod owner_names;
 mod pax;
 mod sparse;
+mod write;
 
 #[cfg(test)]
 mod tests;
+
+use std::ops::Range;
 
 use tar_core::{
     EntryType, GNU_MAGIC, GNU_VERSION, GnuExtSparseHeader, GnuSparseHeader, HEADER_SIZE, Header, USTAR_MAGIC,
@@ -36,8 +40,10 @@ use tar_core::{
 use zerocopy::FromBytes;
 
 pub use self::fault::{TarError, TarFault};
+pub use self::owner_names::{OwnerNames, owner_names};
 use self::pax::Records;
 use self::sparse::{MapReader, PaxMap};
+pub use self::write::{END_OF_ARCHIVE, entry_headers};
 use super::entry::{Content, Entry, EntryKind, Timestamp};
 
 /// Bytes of a block, of which an archive is made.
@@ -53,6 +59,17 @@ pub trait TarSink {
 
     /// Data of the last entry, in pieces of any size, in order and without gaps. `decoded_offset` is that of the first byte.
     fn payload(&mut self, decoded_offset: u64, bytes: &[u8]) -> Result<(), SinkError>;
+
+    /// Where all headers of the entry that comes next lie in the archive, extended and global ones and sparse maps included: from
+    /// the end of the entry before, padding included, to the data.
+    fn headers(&mut self, _place: Range<u64>) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    /// The archive itself, in pieces, each before what is in it.
+    fn archive(&mut self, _bytes: &[u8]) -> Result<(), SinkError> {
+        Ok(())
+    }
 }
 
 /// Bounds on what one entry may claim, so that no archive fills the memory.
@@ -92,6 +109,8 @@ pub struct TarReader {
     /// Where the header that is being worked on began, and the name of its entry.
     header_offset: u64,
     name: Vec<u8>,
+    /// Where the last entry ended, and the headers of the next begin.
+    entry_end: u64,
     state: State,
     /// The part of a block that was there at the end of a piece.
     block: [u8; BLOCK],
@@ -147,6 +166,7 @@ impl TarReader {
             offset: 0,
             header_offset: 0,
             name: Vec::new(),
+            entry_end: 0,
             state: NEXT_HEADER,
             block: [0; BLOCK],
             filled: 0,
@@ -159,6 +179,7 @@ impl TarReader {
     /// # Errors
     /// If the archive is malformed or beyond the limits, or the sink fails. The reader is of no use then.
     pub fn push(&mut self, mut bytes: &[u8], sink: &mut dyn TarSink) -> Result<(), TarError> {
+        sink.archive(bytes).map_err(TarError::Sink)?;
         while !bytes.is_empty() {
             let taken = self.step(bytes, sink)?;
             bytes = &bytes[taken..];
@@ -224,6 +245,12 @@ impl TarReader {
                     self.filled = 0;
                     let entry = self.block().map_err(|fault| self.fault(fault))?;
                     if let Some(entry) = entry {
+                        sink.headers(self.entry_end..self.offset).map_err(TarError::Sink)?;
+                        let data = match &self.state {
+                            State::Payload { remaining, padding } => remaining.saturating_add(*padding),
+                            _ => 0,
+                        };
+                        self.entry_end = self.offset.saturating_add(data);
                         sink.entry(entry).map_err(TarError::Sink)?;
                     }
                 }

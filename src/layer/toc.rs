@@ -16,6 +16,7 @@ mod layout;
 mod time;
 
 pub use self::fault::{EntryFault, TocError};
+pub(super) use self::layout::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK};
 use super::entry::{Chunk, Entry};
 use crate::table::Codec;
 

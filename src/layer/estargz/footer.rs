@@ -22,6 +22,15 @@ pub struct Footer {
     pub toc_length: u64,
 }
 
+/// The footer, in its modern form, of a blob whose TOC begins at `toc_offset`.
+pub(super) fn footer_bytes(toc_offset: u64) -> [u8; MAXIMUM_FOOTER] {
+    let mut footer = [0; MAXIMUM_FOOTER];
+    footer[..16].copy_from_slice(b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x1a\0SG\x16\0");
+    footer[16..38].copy_from_slice(format!("{toc_offset:016x}STARGZ").as_bytes());
+    footer[38..43].copy_from_slice(b"\x01\0\0\xff\xff");
+    footer
+}
+
 impl Footer {
     /// The footer of a blob of `blob_size` bytes, whose last bytes, at least [`MAXIMUM_FOOTER`] if it has them, are `tail`.
     /// `None` if it has none, or one whose place of the TOC is outside the blob: then it is no eStargz.
@@ -58,6 +67,7 @@ fn hexadecimal(digits: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::gzip::GzipDecoder;
 
     fn footer(extra_header: &[u8], digits: &str) -> Vec<u8> {
         let mut bytes = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255];
@@ -77,6 +87,13 @@ mod tests {
             assert_eq!(Footer::parse(&footer, 2000), expected);
             assert_eq!(Footer::parse(&[&[7; 500][..], &footer].concat(), 2000), expected);
         }
+    }
+
+    #[test]
+    fn what_is_written_is_found() {
+        let written = footer_bytes(1000);
+        assert_eq!(written[..], footer(b"\x1a\0SG\x16\0", "00000000000003e8"));
+        assert!(crate::layer::testing::decoded(&mut GzipDecoder::new(), &written, 7, 7).unwrap().is_empty());
     }
 
     #[test]

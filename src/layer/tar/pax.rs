@@ -120,7 +120,7 @@ pub(super) fn check_global(bytes: &[u8]) -> Result<(), TarFault> {
     for_each_record(bytes, |_, _| Ok(()))
 }
 
-fn for_each_record(
+pub(super) fn for_each_record(
     mut bytes: &[u8],
     mut record: impl FnMut(&[u8], &[u8]) -> Result<(), TarFault>,
 ) -> Result<(), TarFault> {

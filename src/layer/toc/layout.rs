@@ -9,8 +9,8 @@ use crate::layer::chunk::{MAXIMUM_CHUNK, MAXIMUM_SKIP};
 use crate::layer::entry::{Chunk, Content, Entry, EntryKind};
 use crate::table::Codec;
 
-const PREFETCH_LANDMARK: &[u8] = b".prefetch.landmark";
-const NO_PREFETCH_LANDMARK: &[u8] = b".no.prefetch.landmark";
+pub(in crate::layer) const PREFETCH_LANDMARK: &[u8] = b".prefetch.landmark";
+pub(in crate::layer) const NO_PREFETCH_LANDMARK: &[u8] = b".no.prefetch.landmark";
 
 /// What a `reg` or `chunk` entry says about its bytes; 0 is "not said".
 #[derive(Debug)]

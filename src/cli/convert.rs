@@ -1,0 +1,216 @@
+//! `peel convert SRC DST`
+
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use peelfs::convert::{Converted, Platforms, Request, convert};
+use peelfs::layer::estargz::writer::{
+    DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, EstargzOptions, MAXIMUM_CHUNK_SIZE, MAXIMUM_MINIMUM_CHUNK,
+};
+use peelfs_registry::{ImageReference, Platform};
+use serde::Serialize;
+
+use super::{environment, output, progress};
+
+/// Write an image anew in a format that can be mounted lazily
+///
+/// The same image and options give the same digests on any machine.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The image to read: a registry reference, or oci:PATH[:TAG]
+    #[arg(value_name = "SRC")]
+    source: ImageReference,
+    /// Where to write it: a registry reference, or oci:PATH[:TAG]; a layout is made if it is not there
+    #[arg(value_name = "DST")]
+    destination: ImageReference,
+    /// The format of the layers
+    #[arg(long, value_enum)]
+    format: Format,
+    /// The platform to choose from an image index, such as linux/arm64 [default: this machine's]
+    #[arg(long, conflicts_with = "all_platforms")]
+    platform: Option<Platform>,
+    /// Convert the images of all platforms
+    #[arg(long)]
+    all_platforms: bool,
+    /// Put the files listed in FILE first, one path a line, in that order; they are fetched before anything else
+    #[arg(long, value_name = "FILE")]
+    order: Option<PathBuf>,
+    /// Let small files share what is fetched together until it has BYTES, uncompressed: fewer requests, a smaller image
+    #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAXIMUM_MINIMUM_CHUNK))]
+    min_chunk: u64,
+    /// Split files longer than BYTES into chunks of that length
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_CHUNK_SIZE.get(), value_parser = clap::value_parser!(u64).range(4096..=MAXIMUM_CHUNK_SIZE))]
+    chunk_size: u64,
+    /// How hard to compress
+    #[arg(long, value_name = "1-9", default_value_t = DEFAULT_LEVEL, value_parser = clap::value_parser!(u32).range(1..=9))]
+    level: u32,
+    /// Threads that compress [default: one for each core]
+    #[arg(long, value_name = "COUNT")]
+    threads: Option<NonZeroUsize>,
+    /// Speak plain HTTP to registries (loopback hosts are spoken to so anyway)
+    #[arg(long)]
+    plain_http: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Format {
+    /// A tar.gz with a table of contents; every tool can still unpack it
+    Estargz,
+}
+
+#[derive(Serialize)]
+struct Report {
+    destination: String,
+    digest: String,
+    media_type: String,
+    images: Vec<ImageReport>,
+    missed: Vec<String>,
+    left_out: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct ImageReport {
+    platform: String,
+    source: String,
+    digest: String,
+    layers: Vec<LayerReport>,
+}
+
+#[derive(Serialize)]
+struct LayerReport {
+    source: String,
+    source_size: u64,
+    digest: String,
+    size: u64,
+    diff_id: String,
+    uncompressed_size: u64,
+    toc_digest: String,
+    names_are_lossy: bool,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments, verbose: u8) -> anyhow::Result<ExitCode> {
+    environment::log(verbose, std::io::stderr);
+    let request = request(arguments)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("peel-network")
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    let converted = runtime.block_on(convert(request))?;
+    let report = report(&arguments.destination, &converted);
+    warn(&report);
+    if arguments.json {
+        output::json(&report)?;
+    } else {
+        output::print(&table(&report))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn request(arguments: &Arguments) -> anyhow::Result<Request> {
+    let Format::Estargz = arguments.format;
+    let threads = match arguments.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+    };
+    Ok(Request {
+        source: arguments.source.clone(),
+        destination: arguments.destination.clone(),
+        platforms: match arguments.all_platforms {
+            true => Platforms::All,
+            false => Platforms::One(environment::platform(arguments.platform.clone())),
+        },
+        options: EstargzOptions {
+            chunk_size: NonZeroU64::new(arguments.chunk_size).unwrap_or(DEFAULT_CHUNK_SIZE),
+            minimum_chunk: arguments.min_chunk,
+            level: arguments.level,
+            threads,
+        },
+        wanted: arguments.order.as_deref().map(wanted).transpose()?.unwrap_or_default(),
+        client: environment::client(arguments.plain_http),
+        scratch: environment::scratch(),
+        progress: progress::of_conversion(arguments.quiet),
+    })
+}
+
+/// The lines of a file that are not empty, as paths.
+fn wanted(path: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    Ok(lines.filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect())
+}
+
+fn report(destination: &ImageReference, converted: &Converted) -> Report {
+    let images = converted.images.iter().map(|image| ImageReport {
+        platform: image.platform.clone(),
+        source: image.source.to_string(),
+        digest: image.digest.to_string(),
+        layers: image
+            .layers
+            .iter()
+            .map(|(source, layer)| LayerReport {
+                source: source.descriptor.digest.to_string(),
+                source_size: source.descriptor.size,
+                digest: layer.digest.to_string(),
+                size: layer.size,
+                diff_id: layer.diff_id.to_string(),
+                uncompressed_size: layer.uncompressed_size,
+                toc_digest: layer.toc_digest.to_string(),
+                names_are_lossy: layer.names_are_lossy,
+            })
+            .collect(),
+    });
+    let shown = |path: &Vec<u8>| std::ffi::OsString::from_vec(path.clone()).to_string_lossy().into_owned();
+    Report {
+        destination: destination.to_string(),
+        digest: converted.digest.to_string(),
+        media_type: converted.media_type.clone(),
+        images: images.collect(),
+        missed: converted.missed.iter().map(shown).collect(),
+        left_out: converted.left_out.clone(),
+    }
+}
+
+fn warn(report: &Report) {
+    for path in &report.missed {
+        tracing::warn!(path, "no layer has this file, which was to come first");
+    }
+    for digest in &report.left_out {
+        tracing::warn!(digest, "no image: it was said of images that are others now, and is left out");
+    }
+    for layer in report.images.iter().flat_map(|image| &image.layers).filter(|layer| layer.names_are_lossy) {
+        tracing::warn!(
+            layer = layer.digest,
+            "names that are not UTF-8 cannot be in its table of contents: it will be mounted, but not lazily"
+        );
+    }
+}
+
+fn table(report: &Report) -> String {
+    use output::Align::{Left, Right};
+    let columns = [("PLATFORM", Left), ("LAYER", Left), ("SIZE", Right), ("BECAME", Left), ("SIZE", Right)];
+    let mut rows = Vec::new();
+    for image in &report.images {
+        for layer in &image.layers {
+            rows.push(vec![
+                image.platform.clone(),
+                output::short(&layer.source),
+                output::bytes(layer.source_size),
+                output::short(&layer.digest),
+                output::bytes(layer.size),
+            ]);
+        }
+    }
+    format!("{}{} {}\n", output::table(&columns, &rows), report.destination, report.digest)
+}

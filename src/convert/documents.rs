@@ -1,0 +1,140 @@
+//! The documents of a converted image: those of the source with other layers in them. What we do not know in them stays.
+//!
+//! Documents and media types are OCI's, whatever the source's were. Annotations that say where a format's index of a layer is, or
+//! that name an index made for the image as it was, are dropped.
+
+use std::collections::BTreeMap;
+
+use peelfs_registry::{Digest, FetchedDocument};
+use serde_json::{Map, Value, json};
+
+use super::{ConvertError, ConvertedLayer};
+use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
+
+/// Media type of a manifest.
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Media type of an index.
+pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Bytes of the uncompressed layer, for containers/storage, which must tell them without reading it.
+const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
+/// Beginnings of the keys of annotations that are true of the source only.
+const STALE: [&str; 6] = [
+    TOC_DIGEST_ANNOTATION,
+    "containerd.io/snapshot/stargz/",
+    "io.containers.estargz.",
+    "io.containers.zstd-chunked.",
+    "io.github.containers.zstd-chunked.",
+    "com.amazon.soci.",
+];
+
+/// A document that was written.
+pub(super) struct NewDocument {
+    pub digest: Digest,
+    pub size: u64,
+    pub media_type: &'static str,
+}
+
+/// The config with the diff IDs of the new layers.
+pub(super) fn config(
+    digest: &Digest,
+    bytes: &[u8],
+    layers: &[&ConvertedLayer],
+) -> Result<Vec<u8>, ConvertError> {
+    let mut config = object(digest, bytes)?;
+    let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.diff_id.as_str()).collect();
+    config.insert("rootfs".to_owned(), json!({"type": "layers", "diff_ids": diff_ids}));
+    written(digest, config)
+}
+
+/// The manifest with the new layers and their config.
+pub(super) fn manifest(
+    source: &FetchedDocument,
+    config: &Digest,
+    config_size: u64,
+    layers: &[&ConvertedLayer],
+) -> Result<Vec<u8>, ConvertError> {
+    let mut manifest = object(&source.digest, &source.bytes)?;
+    drop_stale(&mut manifest);
+    manifest.insert("mediaType".to_owned(), MANIFEST.into());
+    manifest.insert(
+        "config".to_owned(),
+        json!({"mediaType": CONFIG, "digest": config.as_str(), "size": config_size}),
+    );
+    let descriptors = manifest.get_mut("layers").and_then(Value::as_array_mut);
+    let descriptors = descriptors.filter(|descriptors| descriptors.len() == layers.len());
+    let descriptors = descriptors.ok_or_else(|| unusable(&source.digest, "its layers changed"))?;
+    for (descriptor, layer) in descriptors.iter_mut().zip(layers) {
+        let descriptor =
+            descriptor.as_object_mut().ok_or_else(|| unusable(&source.digest, "a layer is no object"))?;
+        drop_stale(descriptor);
+        // Where the blob as it was can be got.
+        descriptor.remove("urls");
+        descriptor.remove("data");
+        let media_type = layer_media_type(descriptor.get("mediaType").and_then(Value::as_str));
+        descriptor.insert("mediaType".to_owned(), media_type.into());
+        descriptor.insert("digest".to_owned(), layer.digest.as_str().into());
+        descriptor.insert("size".to_owned(), layer.size.into());
+        let annotations = descriptor.entry("annotations").or_insert_with(|| json!({}));
+        annotations[TOC_DIGEST_ANNOTATION] = layer.toc_digest.as_str().into();
+        annotations[UNCOMPRESSED_SIZE] = layer.uncompressed_size.to_string().into();
+    }
+    written(&source.digest, manifest)
+}
+
+/// The index with those of its entries that were written, by the digests that they had.
+pub(super) fn index(
+    source: &FetchedDocument,
+    entries: &BTreeMap<String, NewDocument>,
+) -> Result<Vec<u8>, ConvertError> {
+    let mut index = object(&source.digest, &source.bytes)?;
+    drop_stale(&mut index);
+    index.insert("mediaType".to_owned(), INDEX.into());
+    let descriptors = index.get_mut("manifests").and_then(Value::as_array_mut);
+    let descriptors = descriptors.ok_or_else(|| unusable(&source.digest, "its manifests changed"))?;
+    descriptors.retain_mut(|descriptor| {
+        let new = descriptor["digest"].as_str().and_then(|digest| entries.get(digest));
+        let (Some(new), Some(descriptor)) = (new, descriptor.as_object_mut()) else { return false };
+        drop_stale(descriptor);
+        descriptor.remove("data");
+        descriptor.insert("mediaType".to_owned(), new.media_type.into());
+        descriptor.insert("digest".to_owned(), new.digest.as_str().into());
+        descriptor.insert("size".to_owned(), new.size.into());
+        true
+    });
+    written(&source.digest, index)
+}
+
+/// A layer that may not be distributed stays one.
+fn layer_media_type(source: Option<&str>) -> &'static str {
+    match source {
+        Some(source) if source.contains("nondistributable") || source.contains(".foreign.") => {
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+        }
+        _ => "application/vnd.oci.image.layer.v1.tar+gzip",
+    }
+}
+
+fn drop_stale(object: &mut Map<String, Value>) {
+    let Some(Value::Object(annotations)) = object.get_mut("annotations") else {
+        // `null` is as good as nothing.
+        object.remove("annotations");
+        return;
+    };
+    annotations.retain(|key, _| !STALE.iter().any(|stale| key.starts_with(stale)));
+    if annotations.is_empty() {
+        object.remove("annotations");
+    }
+}
+
+fn object(digest: &Digest, bytes: &[u8]) -> Result<Map<String, Value>, ConvertError> {
+    serde_json::from_slice(bytes).map_err(|error| unusable(digest, &error.to_string()))
+}
+
+fn written(digest: &Digest, object: Map<String, Value>) -> Result<Vec<u8>, ConvertError> {
+    serde_json::to_vec(&object).map_err(|error| unusable(digest, &error.to_string()))
+}
+
+fn unusable(digest: &Digest, reason: &str) -> ConvertError {
+    ConvertError::Document { digest: digest.clone(), reason: reason.to_owned() }
+}

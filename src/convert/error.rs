@@ -1,0 +1,83 @@
+//! What can go wrong with a conversion, said for the person who reads it.
+
+use peelfs_registry::Digest;
+
+use crate::image::ImageError;
+use crate::layer::compression::MediaTypeError;
+use crate::layer::estargz::writer::WriteError;
+use crate::layer::stream::StreamError;
+
+/// Why an image was not converted.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// The registry or layout that is read or written.
+    #[error(transparent)]
+    Registry(#[from] peelfs_registry::Error),
+    /// A document of the source.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The destination is named by a digest, which nobody can know before.
+    #[error("the destination {destination} must be named by a tag, not by a digest")]
+    Destination {
+        /// As it was given.
+        destination: String,
+    },
+    /// An index in an index in an index.
+    #[error("index {digest} is nested too deep")]
+    NestedTooDeep {
+        /// Its digest.
+        digest: Digest,
+    },
+    /// A descriptor that names nothing.
+    #[error("an index names {digest}, which cannot be used")]
+    Digest {
+        /// As written.
+        digest: String,
+    },
+    /// A document that cannot be made anew.
+    #[error("document {digest} cannot be rewritten: {reason}")]
+    Document {
+        /// Digest of the one in the source.
+        digest: Digest,
+        /// Why not.
+        reason: String,
+    },
+    /// The new config cannot be stored.
+    #[error("the new config cannot be written: {reason}")]
+    Config {
+        /// Why not.
+        reason: String,
+    },
+    /// A layer that is none.
+    #[error("layer {layer}: {source}")]
+    MediaType {
+        /// Digest of its blob.
+        layer: Digest,
+        /// What it is.
+        source: MediaTypeError,
+    },
+    /// A layer that cannot be read.
+    #[error("layer {layer} cannot be read")]
+    Read {
+        /// Digest of its blob.
+        layer: Digest,
+        /// Why not.
+        source: Box<StreamError>,
+    },
+    /// A layer that cannot be written.
+    #[error("layer {layer} cannot be converted")]
+    Write {
+        /// Digest of its blob in the source.
+        layer: Digest,
+        /// Why not.
+        source: Box<WriteError>,
+    },
+    /// No file for a layer that is being unpacked.
+    #[error("no file can be made in {directory}: {source}")]
+    Scratch {
+        /// Where it should be.
+        directory: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,112 @@
+//! One layer: unpacked into a file as it arrives, and written from there.
+
+use futures_util::StreamExt;
+use peelfs_registry::{Digest, Repository};
+
+use super::{ConvertError, Event, Request};
+use crate::image::Layer;
+use crate::layer::compression::check_media_type;
+use crate::layer::estargz::writer::write_estargz;
+use crate::layer::spool::spool_layer;
+use crate::layer::stream::{MAXIMUM_DECODED, StreamExpectation};
+
+/// Pieces of a layer that wait for the unpacking thread.
+const PIECES: usize = 64;
+
+/// What became of a layer.
+#[derive(Clone, Debug)]
+pub struct ConvertedLayer {
+    /// Digest of the new blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Digest of the new blob, uncompressed.
+    pub diff_id: Digest,
+    /// Its size, uncompressed.
+    pub uncompressed_size: u64,
+    /// Digest of its table of contents.
+    pub toc_digest: Digest,
+    /// Names in it are not UTF-8, so the table of contents cannot say them: this layer will not be mounted lazily.
+    pub names_are_lossy: bool,
+    /// Positions of wanted files that it does not have.
+    pub missed: Vec<usize>,
+}
+
+/// Converts a layer and puts it at its destination.
+pub(super) async fn convert_layer(
+    layer: &Layer,
+    source: &Repository,
+    destination: &Repository,
+    request: &Request,
+) -> Result<ConvertedLayer, ConvertError> {
+    let descriptor = &layer.descriptor;
+    let digest = descriptor.digest.clone();
+    check_media_type(&descriptor.media_type)
+        .map_err(|source| ConvertError::MediaType { layer: digest.clone(), source })?;
+    (request.progress)(Event::Reading(digest.clone(), descriptor.size));
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(PIECES);
+    let work = {
+        let (layer, destination, progress) = (layer.clone(), destination.clone(), request.progress.clone());
+        let (options, wanted, scratch) =
+            (request.options.clone(), request.wanted.clone(), request.scratch.clone());
+        blocking(move || {
+            let digest = &layer.descriptor.digest;
+            let file = tempfile::tempfile_in(&scratch).map_err(|source| ConvertError::Scratch {
+                directory: scratch.display().to_string(),
+                source,
+            })?;
+            let expected = StreamExpectation {
+                blob_digest: digest.clone(),
+                blob_size: layer.descriptor.size,
+                diff_id: Some(layer.diff_id.clone()),
+                maximum_decoded: MAXIMUM_DECODED,
+            };
+            let read = |bytes| progress(Event::Read(digest.clone(), bytes));
+            let pieces = std::iter::from_fn(|| receiver.blocking_recv());
+            let (spool, streamed) = spool_layer(pieces, &expected, file, &read)
+                .map_err(|source| ConvertError::Read { layer: digest.clone(), source: Box::new(source) })?;
+            progress(Event::Writing(digest.clone(), streamed.decoded_length));
+            let mut draft = destination.new_blob(&scratch)?;
+            let written = |bytes| progress(Event::Written(digest.clone(), bytes));
+            let estargz = write_estargz(&spool, &wanted, &options, &mut draft, &written)
+                .map_err(|source| ConvertError::Write { layer: digest.clone(), source: Box::new(source) })?;
+            Ok::<_, ConvertError>((draft, estargz))
+        })
+    };
+    let feed = async {
+        let mut bytes = std::pin::pin!(source.blob_of(descriptor).stream(0));
+        while let Some(piece) = bytes.next().await {
+            let failed = piece.is_err();
+            // The unpacking thread hangs up when it fails; its own error tells more.
+            if sender.send(piece).await.is_err() || failed {
+                break;
+            }
+        }
+        drop(sender);
+    };
+    let (worked, ()) = futures_util::future::join(work, feed).await;
+    let (draft, estargz) = worked?;
+    let (new_digest, size) = draft.keep().await?;
+    let converted = ConvertedLayer {
+        digest: new_digest,
+        size,
+        diff_id: estargz.diff_id,
+        uncompressed_size: estargz.uncompressed_size,
+        toc_digest: estargz.toc_digest,
+        names_are_lossy: estargz.names_are_lossy,
+        missed: estargz.missed,
+    };
+    (request.progress)(Event::Done(digest, converted.clone()));
+    Ok(converted)
+}
+
+/// Runs what blocks beside the runtime's own threads; its panic goes on here.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => std::panic::panic_any(error.to_string()),
+        },
+    }
+}

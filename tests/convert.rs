@@ -1,0 +1,301 @@
+//! Promise: a converted image is the same image, in a form that other tools read, mount lazily and verify; and the same input gives
+//! the same digests. Judged by umoci, skopeo, the stargz project's library, a real registry and the reference model.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::support::archive::{SparseEncoding, TestEntry};
+use crate::support::blob::{Form, sha256};
+use crate::support::cases::{every_case, every_case_of_archives, many_files};
+use crate::support::content::Content;
+use crate::support::docker_registry::{DockerRegistry, Options};
+use crate::support::image::{Layout, this_architecture};
+use crate::support::model::Model;
+use crate::support::peel::{Peel, run_to_end};
+use crate::support::tools::{Unpacked, docker_registry, real_images};
+use crate::support::tree::{Allowed, Tree, assert_same};
+
+const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+const TOC_NAME: &str = "stargz.index.json";
+
+/// What the format adds to a layer, where that layer is read as an ordinary archive.
+fn additions() -> [Allowed; 1] {
+    let names = [TOC_NAME, ".prefetch.landmark", ".no.prefetch.landmark"];
+    [Allowed::new("files of the format", move |difference| {
+        names.iter().any(|name| difference.path == name.as_bytes())
+    })]
+}
+
+fn convert(peel: &Peel, source: &str, destination: &str, options: &[&str]) -> Value {
+    let arguments = ["convert", source, destination, "--format", "estargz", "--quiet", "--json"];
+    peel.json(&[&arguments, options].concat())
+}
+
+/// Every layer of the first image in a report: blob and digest of its TOC.
+fn layers<'a>(report: &'a Value, layout: &'a Layout) -> impl Iterator<Item = (Vec<u8>, &'a Value)> {
+    let layers = report["images"][0]["layers"].as_array().unwrap().iter();
+    layers.map(|layer| (fs::read(layout.blob_path(layer["digest"].as_str().unwrap())).unwrap(), layer))
+}
+
+/// The TOC of a blob, found and decoded by the definition of the format, and proved by its digest.
+fn toc(blob: &[u8], digest: &Value) -> Value {
+    let footer = &blob[blob.len() - 51..];
+    assert_eq!(&footer[10..16], b"\x1a\0SG\x16\0");
+    let offset = usize::from_str_radix(std::str::from_utf8(&footer[16..32]).unwrap(), 16).unwrap();
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(&blob[offset..]));
+    let mut entry = archive.entries().unwrap().next().unwrap().unwrap();
+    assert_eq!(entry.path().unwrap().to_str(), Some(TOC_NAME));
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut entry, &mut bytes).unwrap();
+    assert_eq!(digest, &json!(sha256(&bytes)));
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+fn entries(toc: &Value) -> &[Value] {
+    toc["entries"].as_array().unwrap()
+}
+
+#[test]
+fn a_converted_debian_python_is_what_it_was() {
+    let peel = Peel::new();
+    let images = real_images().join("python");
+    let source = format!("oci:{}:gzip", images.display());
+    let out = peel.scratch().join("converted");
+    let destination = format!("oci:{}:estargz", out.display());
+    let report = convert(&peel, &source, &destination, &[]);
+
+    let expected = Unpacked::by_umoci(&format!("{}:gzip", images.display())).unwrap();
+    let unpacked = Unpacked::by_umoci(&format!("{}:estargz", out.display())).unwrap();
+    let expected = Tree::walk(&expected.path());
+    assert_same(&Tree::walk(&unpacked.path()), &expected, &additions());
+
+    let mount = peel.mount(&destination);
+    let listed = peel.json(&["ls", "--json"]);
+    // One has a name that JSON cannot hold; the others are not here before somebody reads them.
+    assert_eq!((&listed[0]["layers"], &listed[0]["lazy_layers"]), (&json!(3), &json!(2)));
+    assert_same(&Tree::walk(mount.path()), &expected, &additions());
+    mount.unmount();
+
+    let copy = peel.scratch().join("copied");
+    let mut skopeo = Command::new("skopeo");
+    skopeo.args(["copy", "--quiet", &destination]).arg(format!("dir:{}", copy.display()));
+    let outcome = run_to_end(skopeo, peel.scratch());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+
+    let layout = Layout::open(&out);
+    for (_, layer) in layers(&report, &layout) {
+        stargz_library_verifies(&layout.blob_path(layer["digest"].as_str().unwrap()), layer, peel.scratch());
+    }
+}
+
+/// Skipped, with a word, where Go or the library is not installed.
+fn stargz_library_verifies(blob: &Path, layer: &Value, scratch: &Path) {
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/verify-estargz"));
+    command.arg(blob).arg(layer["toc_digest"].as_str().unwrap());
+    let outcome = run_to_end(command, scratch);
+    match outcome.code {
+        Some(77) => eprintln!("skipped: {}", outcome.stderr.trim()),
+        code => assert_eq!(code, Some(0), "{}: {}", blob.display(), outcome.stderr),
+    }
+}
+
+#[test]
+fn every_case_is_what_the_model_says_after_conversion() {
+    for (cases, options) in [
+        (every_case(), &["--chunk-size", "100000"][..]),
+        (every_case(), &["--min-chunk", "50000", "--level", "1"]),
+        (every_case_of_archives(), &["--min-chunk", "1000"]),
+    ] {
+        let peel = Peel::new();
+        let source = Layout::create(peel.scratch().join("source")).image("test", &cases, Form::ZSTD);
+        let destination = format!("oci:{}:test", peel.scratch().join("converted").display());
+        convert(&peel, &source, &destination, options);
+        let model = Model::of(&cases).unwrap_or_else(|refusal| panic!("{}", refusal.0)).tree();
+        let mount = peel.mount(&destination);
+        assert_same(&Tree::walk(mount.path()), &model, &additions());
+        mount.unmount();
+    }
+}
+
+#[test]
+fn digests_depend_on_content_and_options_alone() {
+    let peel = Peel::new();
+    let mut layout = Layout::create(peel.scratch().join("source"));
+    let files =
+        [many_files(3000), vec![TestEntry::file("large", Content::Noise { seed: 1, length: 9 << 20 })]]
+            .concat();
+    let gzip = layout.image("gzip", std::slice::from_ref(&files), Form::GZIP);
+    let zstd = layout.image("zstd", &[files], Form::ZSTD);
+    let convert_to = |name: &str, source: &str, options: &[&str]| {
+        let destination = format!("oci:{}:{name}", peel.scratch().join(name).display());
+        convert(&peel, source, &destination, options)["digest"].clone()
+    };
+    let first = convert_to("one", &gzip, &["--threads", "1"]);
+    assert_eq!(convert_to("seven", &gzip, &["--threads", "7"]), first);
+    assert_eq!(convert_to("from-zstd", &zstd, &["--threads", "2"]), first);
+    // What was made is made again from itself: all that the format adds is left behind.
+    let made = format!("oci:{}:one", peel.scratch().join("one").display());
+    assert_eq!(convert_to("again", &made, &[]), first);
+    assert_ne!(convert_to("other", &gzip, &["--level", "1"]), first);
+}
+
+#[test]
+fn listed_files_come_first_with_what_they_need() {
+    let peel = Peel::new();
+    let lower = vec![
+        TestEntry::directory("usr"),
+        TestEntry::file("usr/first", "1"),
+        TestEntry::directory("etc"),
+        TestEntry::file("etc/wanted", "wanted"),
+        TestEntry::file("target", "target"),
+        TestEntry::hardlink("usr/link", "target"),
+    ];
+    let upper = vec![TestEntry::file("nothing-listed", "x")];
+    let mut layout = Layout::create(peel.scratch().join("source"));
+    let source = layout.image("test", &[lower, upper], Form::GZIP);
+    let list = peel.scratch().join("list");
+    fs::write(&list, "/usr/link\netc/wanted\n\nmissing\n").unwrap();
+    let out = peel.scratch().join("converted");
+    let destination = format!("oci:{}:test", out.display());
+    let report = convert(&peel, &source, &destination, &["--order", list.to_str().unwrap()]);
+    assert_eq!(report["missed"], json!(["missing"]));
+    let layout = Layout::open(&out);
+    let tocs: Vec<Value> =
+        layers(&report, &layout).map(|(blob, layer)| toc(&blob, &layer["toc_digest"])).collect();
+    let names = |toc: &Value| -> Vec<String> {
+        entries(toc)
+            .iter()
+            .map(|entry| entry["name"].as_str().unwrap().trim_end_matches('/').to_owned())
+            .collect()
+    };
+    assert_eq!(
+        names(&tocs[0]),
+        ["usr", "target", "usr/link", "etc", "etc/wanted", ".prefetch.landmark", "usr/first"]
+    );
+    assert_eq!(names(&tocs[1]), [".no.prefetch.landmark", "nothing-listed"]);
+    let offsets: Vec<u64> = entries(&tocs[0]).iter().filter_map(|entry| entry["offset"].as_u64()).collect();
+    assert!(offsets.is_sorted() && offsets.len() == 4, "{offsets:?}");
+}
+
+#[test]
+fn small_files_share_members_when_asked() {
+    let peel = Peel::new();
+    let mut layout = Layout::create(peel.scratch().join("source"));
+    let source = layout.image("test", &[many_files(1000)], Form::GZIP);
+    let blob_and_toc = |name: &str, options: &[&str]| {
+        let out = peel.scratch().join(name);
+        let report = convert(&peel, &source, &format!("oci:{}:test", out.display()), options);
+        let layout = Layout::open(&out);
+        let (blob, layer) = layers(&report, &layout).next().unwrap();
+        (blob.len(), toc(&blob, &layer["toc_digest"]))
+    };
+    let (separate_size, separate) = blob_and_toc("separate", &[]);
+    let (shared_size, shared) = blob_and_toc("shared", &["--min-chunk", "65536"]);
+    assert!(entries(&separate).iter().all(|entry| entry.get("innerOffset").is_none()));
+    let inner: Vec<u64> = entries(&shared).iter().filter_map(|entry| entry["innerOffset"].as_u64()).collect();
+    assert!(inner.len() > 900 && inner.iter().all(|inner| *inner < 65_536), "{}", inner.len());
+    assert!(shared_size < separate_size, "{shared_size} {separate_size}");
+}
+
+#[test]
+fn all_platforms_are_converted_and_what_is_no_image_is_left_out() {
+    let peel = Peel::new();
+    let mut layout = Layout::create(peel.scratch().join("source"));
+    let shared = layout.put_layer(&[TestEntry::file("shared", "shared")], Form::GZIP);
+    let own = |architecture: &str| layout.put_layer(&[TestEntry::file("of", architecture)], Form::Tar);
+    let images = ["amd64", "arm64"].map(|architecture| {
+        let own = own(architecture);
+        layout.put_image(&[shared.clone(), own], architecture)
+    });
+    let mut attestation = layout.put_image(&[], "amd64");
+    attestation["platform"] = json!({ "os": "unknown", "architecture": "unknown" });
+    let left_out = attestation["digest"].clone();
+    let index = layout.put_index(&[images[0].clone(), attestation, images[1].clone()]);
+    layout.tag("test", &index);
+    let source = layout.reference("test");
+    let out = peel.scratch().join("converted");
+    let destination = |tag: &str| format!("oci:{}:{tag}", out.display());
+    let report = convert(&peel, &source, &destination("all"), &["--all-platforms"]);
+    assert_eq!(report["left_out"], json!([left_out]));
+    let platforms = |report: &Value| -> Vec<Value> {
+        report["images"].as_array().unwrap().iter().map(|image| image["platform"].clone()).collect()
+    };
+    assert_eq!(platforms(&report), [json!("linux/amd64"), json!("linux/arm64")]);
+    let one = convert(&peel, &source, &destination("one"), &["--platform", "linux/arm64"]);
+    assert_eq!(platforms(&one), [json!("linux/arm64")]);
+    assert_eq!(one["digest"], report["images"][1]["digest"]);
+
+    let mount = peel.mount_with(&destination("all"), &["--platform", "linux/arm64"]);
+    assert_eq!(fs::read(mount.join("of")).unwrap(), b"arm64");
+    assert_eq!(fs::read(mount.join("shared")).unwrap(), b"shared");
+    mount.unmount();
+    // Of the image as it was nothing is said any more.
+    let manifest = Layout::open(&out).manifest("one");
+    assert!(manifest["layers"][0]["annotations"][TOC_DIGEST].is_string());
+    assert_eq!(manifest["layers"][0]["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip");
+}
+
+#[test]
+fn an_image_goes_from_registry_to_registry() {
+    let peel = Peel::new();
+    let cases = vec![many_files(500), vec![TestEntry::file("last", "last")]];
+    let source = Layout::create(peel.scratch().join("source")).image("test", &cases, Form::GZIP);
+    let registry = docker_registry();
+    let reference = |name: &str| format!("{}/some/{name}:tag", registry.url_host());
+    let first = convert(&peel, &source, &reference("first"), &[]);
+    let again = convert(&peel, &reference("first"), &reference("second"), &[]);
+    assert_eq!(first["digest"], again["digest"]);
+    // All blobs are there already.
+    convert(&peel, &reference("first"), &reference("second"), &[]);
+    let model = Model::of(&cases).unwrap_or_else(|refusal| panic!("{}", refusal.0)).tree();
+    let mount = peel.mount(&reference("second"));
+    assert_same(&Tree::walk(mount.path()), &model, &[]);
+    mount.unmount();
+}
+
+#[test]
+fn a_registry_that_wants_a_password_gets_it() {
+    let registry = DockerRegistry::start(Options { password: true, ..Options::default() }).unwrap();
+    let peel = Peel::new();
+    let layers = [vec![TestEntry::file("file", "content")]];
+    let source = Layout::create(peel.scratch().join("source")).image("test", &layers, Form::GZIP);
+    let destination = format!("{}/name:tag", registry.url_host());
+    let arguments = ["convert", &source, &destination, "--format", "estargz"];
+    let refused = peel.run(&arguments);
+    assert_eq!(refused.code, Some(4), "{}", refused.stderr);
+    assert!(refused.stderr.contains("cannot put blob"), "{}", refused.stderr);
+    fs::create_dir_all(peel.home().join(".docker")).unwrap();
+    let auths = json!({ "auths": { registry.url_host(): { "auth": "cGVlbDpzZWNyZXQ=" } } });
+    fs::write(peel.home().join(".docker/config.json"), auths.to_string()).unwrap();
+    peel.succeed(&arguments);
+}
+
+#[test]
+fn what_cannot_be_converted_is_refused_and_nothing_is_named() {
+    let peel = Peel::new();
+    let mut layout = Layout::create(peel.scratch().join("source"));
+    let layer = layout.put_layer(&[TestEntry::file("file", "content")], Form::GZIP);
+    let mut lying = layer.clone();
+    lying.diff_id = format!("sha256:{:064}", 0);
+    let image = layout.put_image(&[lying], this_architecture());
+    layout.tag("lying", &image);
+    let replaced =
+        [vec![TestEntry::file("a", "1"), TestEntry::hardlink("b", "a"), TestEntry::file("a", "2")]];
+    layout.image("replaced", &replaced, Form::GZIP);
+    let hole = Content::Sparse { pieces: vec![], length: 1 << 50 };
+    layout.image("hole", &[vec![TestEntry::sparse("hole", hole, SparseEncoding::Pax10)]], Form::GZIP);
+    let out = peel.scratch().join("converted");
+    for (tag, said) in [("lying", "diff ID"), ("replaced", "hardlink to \"a\""), ("hole", "more than")] {
+        let destination = format!("oci:{}:{tag}", out.display());
+        let outcome = peel.run(&["convert", &layout.reference(tag), &destination, "--format", "estargz"]);
+        assert_eq!(outcome.code, Some(6), "{tag}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
+        assert!(!out.join("index.json").exists());
+    }
+    let pinned = format!("oci:{}@sha256:{:064}", out.display(), 0);
+    let outcome = peel.run(&["convert", &layout.reference("lying"), &pinned, "--format", "estargz"]);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+}
