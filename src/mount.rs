@@ -26,6 +26,7 @@ use crate::error::chain;
 use crate::fetch::index::{IndexError, Indexer, Progress};
 use crate::image::origin::{Origin, ResolveError};
 use crate::image::{Image, Layer};
+use crate::layer::lookup::Lookup;
 use crate::store::{ImageRecord, LayerRecord, LayerState, MountRecord, PendingTree, Store, StoreError};
 use crate::table::TableError;
 use crate::tree::merge::MergeError;
@@ -222,16 +223,20 @@ impl Prepared {
 
 fn layer_record(layer: &Layer, content: &crate::fetch::LayerContent) -> LayerRecord {
     let presence = content.presence();
-    let lazy = presence.all_chunks > 0;
+    let lazy = presence.chunks < presence.all_chunks;
+    // A layer that was streamed has chunks too, once it is here.
+    let descriptor = &layer.descriptor;
+    let has_toc = matches!(Lookup::new(&descriptor.annotations, descriptor.size), Ok(Some(_)));
     LayerRecord {
         digest: layer.descriptor.digest.to_string(),
         media_type: layer.descriptor.media_type.clone(),
         size: layer.descriptor.size,
         diff_id: Some(layer.diff_id.to_string()),
         toc_digest: None,
-        format: if lazy { "estargz" } else { layer.archive_format() }.to_owned(),
+        format: if has_toc && presence.all_chunks > 0 { "estargz" } else { layer.archive_format() }
+            .to_owned(),
         state: if lazy { LayerState::Lazy } else { LayerState::Extracted },
-        chunk_count: lazy.then_some(presence.all_chunks),
+        chunk_count: (presence.all_chunks > 0).then_some(presence.all_chunks),
         decoded_bytes: None,
         created_at: now(),
         last_used: now(),

@@ -133,6 +133,9 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     {
         return Some(7);
     }
+    if let Some(StreamError::Checkpoint(_)) = as_type(error) {
+        return Some(8);
+    }
     if as_type::<StreamError>(error).is_some() {
         return Some(6);
     }

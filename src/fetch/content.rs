@@ -6,15 +6,19 @@ use std::sync::Arc;
 
 use super::lazy::{FetchError, Fetcher, Lazy};
 use super::source::BlobSource;
-use crate::store::{DataFiles, LayerFiles, StoreError};
-use crate::table::Table;
+use crate::layer::entry::Chunk;
+use crate::layer::gzip::checkpoint::{Checkpoint, CheckpointError, Checkpoints};
+use crate::store::{ChunkPlace, DataFiles, LayerFiles, StoreError};
 use crate::table::placement::DataFile;
+use crate::table::{Codec, Table};
 
 /// An open layer. Shared by all who read it.
 pub struct LayerContent {
     layer: Arc<str>,
     table: Table,
     files: LayerFiles,
+    /// If its chunks need any, and they are whole.
+    checkpoints: Option<Checkpoints>,
     lazy: Option<Lazy>,
 }
 
@@ -34,7 +38,7 @@ pub struct Presence {
 impl LayerContent {
     /// A layer of which nothing more is fetched: one that is wholly here, or one that is only looked at.
     pub fn local(layer: &str, table: Table, files: LayerFiles) -> Arc<LayerContent> {
-        Arc::new(LayerContent { layer: layer.into(), table, files, lazy: None })
+        LayerContent::new(layer, table, files, None)
     }
 
     /// A layer whose missing chunks come from `source`.
@@ -45,18 +49,45 @@ impl LayerContent {
         source: Arc<dyn BlobSource>,
         fetcher: Arc<Fetcher>,
     ) -> Arc<LayerContent> {
-        Arc::new(LayerContent { layer: layer.into(), table, files, lazy: Some(Lazy::new(source, fetcher)) })
+        LayerContent::new(layer, table, files, Some(Lazy::new(source, fetcher)))
+    }
+
+    fn new(layer: &str, table: Table, mut files: LayerFiles, lazy: Option<Lazy>) -> Arc<LayerContent> {
+        // Damaged ones matter only if they are needed some day, and are missed then.
+        let checkpoints = files.checkpoints.take().and_then(|file| Checkpoints::open(file).ok());
+        Arc::new(LayerContent { layer: layer.into(), table, files, checkpoints, lazy })
+    }
+
+    /// The checkpoint at which that chunk is decoded, if it needs one.
+    pub(super) fn checkpoint_of(&self, chunk: &Chunk) -> Result<Option<Checkpoint>, FetchError> {
+        if chunk.codec != Codec::GzipSpan {
+            return Ok(None);
+        }
+        let checkpoint = match &self.checkpoints {
+            Some(checkpoints) => checkpoints.get(chunk.checkpoint),
+            None => Err(CheckpointError::Missing(chunk.checkpoint)),
+        };
+        checkpoint.map(Some).map_err(|cause| FetchError::Checkpoint {
+            layer: self.layer.clone(),
+            range: chunk.blob_offset..chunk.blob_offset.saturating_add(chunk.blob_length),
+            cause: Arc::new(cause),
+        })
     }
 
     /// How much of it is here.
     pub fn presence(&self) -> Presence {
         let Some(map) = &self.files.chunk_map else { return Presence::default() };
         let mut presence = Presence { all_chunks: map.len(), ..Presence::default() };
+        let mut before = None;
         for (number, chunk) in self.table.chunks().iter().enumerate() {
-            presence.all_blob_bytes += chunk.blob_length.get();
+            // What several chunks share counts with the first.
+            let range = Some((chunk.blob_offset.get(), chunk.blob_length.get()));
+            let length = if before == range { 0 } else { chunk.blob_length.get() };
+            before = range;
+            presence.all_blob_bytes += length;
             if map.is_present(number as u64) {
                 presence.chunks += 1;
-                presence.blob_bytes += chunk.blob_length.get();
+                presence.blob_bytes += length;
             }
         }
         presence
@@ -125,12 +156,22 @@ impl LayerContent {
             .is_none_or(|map| map.all_present(chunk_numbers(self.table.chunks_of(decoded))))
     }
 
-    /// Reads bytes of the decoded space that are present.
+    /// Reads bytes of the decoded space. False if not all of them are present, or some were evicted meanwhile: then what is in the
+    /// buffer is worth nothing.
     ///
     /// # Errors
     ///
     /// Those of the disk; data files that are too short, as when somebody truncated them.
-    pub fn read(&self, decoded_offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+    pub fn read(&self, decoded_offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
+        let Some(map) = &self.files.chunk_map else {
+            return self.read_data(decoded_offset, buffer).map(|()| true);
+        };
+        let end = decoded_offset.saturating_add(buffer.len() as u64);
+        let chunks = chunk_numbers(self.table.chunks_of(decoded_offset..end));
+        map.read_present(chunks, || self.read_data(decoded_offset, buffer))
+    }
+
+    fn read_data(&self, decoded_offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
         for piece in self.table.pieces(decoded_offset, buffer.len() as u64) {
             let (part, rest) = buffer.split_at_mut(piece.length as usize);
             self.data().read_at(piece.file, piece.file_offset, part)?;
@@ -139,20 +180,37 @@ impl LayerContent {
         Ok(())
     }
 
-    /// Writes verified bytes to their place.
-    pub(super) fn write(&self, decoded_offset: u64, mut bytes: &[u8]) -> Result<(), StoreError> {
+    /// Writes the verified bytes of a chunk to their place and says that it is here; none are written for a hole.
+    pub(super) fn write_and_mark(
+        &self,
+        number: usize,
+        decoded_offset: u64,
+        mut bytes: &[u8],
+    ) -> Result<(), StoreError> {
+        let Some(map) = &self.files.chunk_map else { return Ok(()) };
+        let _lock = map.lock_for_marking()?;
         for piece in self.table.pieces(decoded_offset, bytes.len() as u64) {
             let (part, rest) = bytes.split_at(piece.length as usize);
             self.data().write_at(piece.file, piece.file_offset, part)?;
             bytes = rest;
         }
+        map.mark(number as u64);
         Ok(())
     }
 
-    pub(super) fn mark(&self, number: usize) {
-        if let Some(map) = &self.files.chunk_map {
-            map.mark(number as u64);
-        }
+    /// Discards the bytes of those chunks that are here, and gives their number; they are fetched again when somebody reads them.
+    /// What a kernel reads by itself stays, and so does a layer that came without chunks. Readers need not be kept away.
+    ///
+    /// # Errors
+    /// If the store cannot write or discard.
+    pub fn evict(&self, chunks: Range<usize>) -> Result<u64, StoreError> {
+        let place = |number: usize| {
+            let chunk = self.table.chunks().get(number)?;
+            let pieces = self.table.pieces(chunk.decoded_offset.get(), chunk.decoded_length.get());
+            Some(ChunkPlace { chunk: number as u64, pieces: pieces.collect() })
+        };
+        let places: Vec<ChunkPlace> = chunks.map_while(place).collect();
+        self.files.evict(&places)
     }
 
     /// Brings what is missing of these bytes, then calls `done`: on this thread if nothing is missing.
@@ -168,15 +226,21 @@ impl LayerContent {
         }
     }
 
-    /// The data file that holds exactly the large file whose content begins there, if all of it is here.
+    /// The data file that holds exactly the large file whose content begins there, if all of it is here. Nothing of it is evicted as long
+    /// as it is open.
     pub fn whole_file(&self, decoded_offset: u64, size: u64) -> Option<Arc<std::fs::File>> {
         let mut pieces = self.table.pieces(decoded_offset, size);
         let piece = pieces.next()?;
         let DataFile::Large(number) = piece.file else { return None };
-        let whole = piece.file_offset == 0
-            && piece.length == size
-            && self.is_present(decoded_offset..decoded_offset + size);
-        whole.then(|| self.data().large(number).ok()).flatten()
+        if piece.file_offset != 0
+            || piece.length != size
+            || !self.is_present(decoded_offset..decoded_offset + size)
+        {
+            return None;
+        }
+        let file = self.data().large_kept(number).ok().flatten()?;
+        // Evictions are kept away only now.
+        self.is_present(decoded_offset..decoded_offset + size).then_some(file)
     }
 }
 

@@ -4,6 +4,8 @@
 //! processes one works and the other finds the result.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::StreamExt;
@@ -21,6 +23,7 @@ use crate::image::origin::Origin;
 use crate::layer::builder::{BuildError, LayerBuilder};
 use crate::layer::compression::{MediaTypeError, check_media_type};
 use crate::layer::entry::Entry;
+use crate::layer::gzip::checkpoint::Checkpoints;
 use crate::layer::lookup::{Lookup, LookupError, is_bookkeeping};
 use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::{SinkError, TarSink};
@@ -226,7 +229,6 @@ impl Indexer {
                 let descriptor = &layer.descriptor;
                 let draft = store.layers().layer(descriptor.digest.as_str())?.create()?;
                 let annotations = descriptor.annotations.clone();
-                let mut sink = DraftSink { builder: LayerBuilder::new(), draft, annotations };
                 let expectation = StreamExpectation {
                     blob_digest: descriptor.digest.clone(),
                     blob_size: descriptor.size,
@@ -235,12 +237,7 @@ impl Indexer {
                 };
                 let told = |bytes| progress(Event::Streamed(descriptor.digest.clone(), bytes));
                 let pieces = std::iter::from_fn(|| receiver.blocking_recv());
-                let streamed =
-                    stream::unpack_stream(pieces, &expectation, &mut sink, &told).map_err(Box::new)?;
-                let DraftSink { builder, draft, .. } = sink;
-                draft.data().set_length(DataFile::Packed, streamed.decoded_length)?;
-                let table = builder.finish(identity(&descriptor.digest), &[])?;
-                Ok::<_, IndexError>(draft.finish_unsynced(&table, None)?)
+                unpack(draft, annotations, pieces, &expectation, &told)
             })
         };
         let mut bytes = std::pin::pin!(blob.open().await?.stream(0));
@@ -256,6 +253,29 @@ impl Indexer {
         (self.progress)(Event::StreamFinished(digest));
         Ok(brought)
     }
+}
+
+/// Streams a layer with these annotations into its draft. It is wholly there then, and can be fetched again in chunks.
+pub(super) fn unpack<I, B, E>(
+    draft: LayerDraft,
+    annotations: BTreeMap<String, String>,
+    pieces: I,
+    expectation: &StreamExpectation,
+    told: &(dyn Fn(u64) + Sync),
+) -> Result<(LayerFiles, PendingPublish), IndexError>
+where
+    I: Iterator<Item = Result<B, E>> + Send,
+    B: AsRef<[u8]>,
+    E: Into<SinkError>,
+{
+    let mut sink = DraftSink { builder: LayerBuilder::new(), draft: &draft, annotations };
+    let mut checkpoints = DraftCheckpoints { draft: &draft, file: None };
+    let streamed =
+        stream::unpack_stream(pieces, expectation, &mut sink, &mut checkpoints, told).map_err(Box::new)?;
+    let builder = sink.builder;
+    draft.data().set_length(DataFile::Packed, streamed.decoded_length)?;
+    let table = builder.finish(identity(&expectation.blob_digest), &streamed.chunks)?;
+    Ok(draft.finish_whole_unsynced(&table, streamed.chunks.len() as u64)?)
 }
 
 /// Opens a layer that is in the store, only to look at it; nothing if it is not there or must be made again.
@@ -287,7 +307,11 @@ fn open_files(store: &Store, layer: &Digest) -> Result<Option<(Table, LayerFiles
         Err(error) => return Err(error),
     };
     match Table::open(&files.table, &identity(layer)) {
-        Ok(table) => Ok(Some((table, files))),
+        Ok(table) if has_checkpoints(&table, &files)? => Ok(Some((table, files))),
+        Ok(_) => {
+            tracing::warn!(%layer, "the layer is made again: its checkpoints are damaged");
+            Ok(None)
+        }
         Err(error) => {
             tracing::warn!(%layer, error = %chain(&error), "the layer is made again");
             Ok(None)
@@ -322,6 +346,15 @@ fn draft_of(
     Ok((files, pending))
 }
 
+/// Whether the checkpoints are there that the table names. Their windows are looked at when they are needed.
+fn has_checkpoints(table: &Table, files: &LayerFiles) -> Result<bool, StoreError> {
+    let named = table.chunks().iter().filter(|chunk| chunk.codec == Codec::GzipSpan as u8);
+    let Some(last) = named.map(|chunk| chunk.checkpoint.get() as usize).max() else { return Ok(true) };
+    let Some(file) = &files.checkpoints else { return Ok(false) };
+    let file = file.try_clone().map_err(|error| StoreError::from_io("open", "checkpoints", error))?;
+    Ok(Checkpoints::open(file).is_ok_and(|checkpoints| last < checkpoints.count()))
+}
+
 /// Runs what blocks beside the runtime's own threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     joined(tokio::task::spawn_blocking(work).await)
@@ -339,13 +372,33 @@ fn joined<T>(result: Result<T, tokio::task::JoinError>) -> T {
 }
 
 /// Entries go to the tree, payload to its place in the data files.
-struct DraftSink {
+struct DraftSink<'a> {
     builder: LayerBuilder,
-    draft: LayerDraft,
+    draft: &'a LayerDraft,
     annotations: BTreeMap<String, String>,
 }
 
-impl TarSink for DraftSink {
+/// Checkpoints go to their file, which is made for the first of them.
+struct DraftCheckpoints<'a> {
+    draft: &'a LayerDraft,
+    file: Option<BufWriter<File>>,
+}
+
+impl Write for DraftCheckpoints<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => self.file.insert(BufWriter::new(self.draft.checkpoints().map_err(io::Error::other)?)),
+        };
+        file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), BufWriter::flush)
+    }
+}
+
+impl TarSink for DraftSink<'_> {
     fn entry(&mut self, entry: Entry) -> Result<(), SinkError> {
         if is_bookkeeping(&self.annotations, &entry.path) {
             return Ok(());

@@ -3,21 +3,23 @@
 //! Lock: one mutex per layer around [`State`]; held for bookkeeping only, never across a read, a write or a callback. A chunk
 //! is marked in the chunk map before it leaves `State`, so whoever looks under the lock finds it in one of the two.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::content::LayerContent;
 use super::planner::{self, Limits, Request, blob_range};
 use super::readahead::Readahead;
 use super::source::BlobSource;
+use super::span;
 use crate::error::chain;
 use crate::layer::chunk::{self, ChunkError};
 use crate::layer::entry::Chunk;
+use crate::layer::gzip::checkpoint::CheckpointError;
 use crate::store::StoreError;
 use crate::table::format::{ChunkRecord, Codec};
 
@@ -45,6 +47,17 @@ pub enum FetchError {
         /// What is wrong.
         #[source]
         cause: Arc<ChunkError>,
+    },
+    /// What is needed to decode it is not as it was stored.
+    #[error("{layer}: bytes {}..{} of the blob cannot be decoded; remove the layer, and it is made again", range.start, range.end)]
+    Checkpoint {
+        /// The layer's digest.
+        layer: Arc<str>,
+        /// Which bytes.
+        range: Range<u64>,
+        /// What is wrong.
+        #[source]
+        cause: Arc<CheckpointError>,
     },
     /// It could not be kept.
     #[error("{layer}: cannot write to the store")]
@@ -95,6 +108,20 @@ impl Fetcher {
     }
 }
 
+impl Fetcher {
+    /// Waits until so many bytes may be in memory.
+    pub(super) async fn reserve(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let permits = u32::try_from(bytes >> 10).unwrap_or(MEMORY).clamp(1, MEMORY);
+        // The semaphore is never closed, so this is always a permit.
+        self.memory.acquire_many(permits).await.ok()
+    }
+
+    /// Tells the observer of a request that ended.
+    pub(super) fn observed(&self) {
+        (self.observer)();
+    }
+}
+
 type Done = Box<dyn FnOnce(Result<(), FetchError>) + Send>;
 
 /// A reader who waits for several chunks.
@@ -119,6 +146,14 @@ pub(super) struct Lazy {
 impl Lazy {
     pub(super) fn new(source: Arc<dyn BlobSource>, fetcher: Arc<Fetcher>) -> Lazy {
         Lazy { source, fetcher, state: Mutex::default() }
+    }
+
+    pub(super) fn fetcher(&self) -> &Fetcher {
+        &self.fetcher
+    }
+
+    pub(super) fn source(&self) -> &dyn BlobSource {
+        &*self.source
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -157,9 +192,36 @@ impl Lazy {
             return done(Ok(()));
         }
         self.watch(&waiter, content);
-        for request in planner::plan(content.table().chunks(), fresh, Limits::default()) {
+        let chunks = content.table().chunks();
+        for span in self.take_long_spans(content, &mut fresh) {
+            self.fetcher.runtime.spawn(span::bring(content.clone(), span));
+        }
+        for request in planner::plan(chunks, fresh, Limits::default()) {
             self.fetcher.runtime.spawn(bring(content.clone(), request));
         }
+    }
+
+    /// Takes out of `fresh` what lies in long spans, and adds what else of these is missing: a list for each of them.
+    fn take_long_spans(&self, content: &LayerContent, fresh: &mut Vec<u32>) -> Vec<Vec<u32>> {
+        let chunks = content.table().chunks();
+        let mut spans: BTreeMap<(usize, usize), BTreeSet<u32>> = BTreeMap::new();
+        fresh.retain(|number| match span::long_span(chunks, *number as usize) {
+            None => true,
+            Some(range) => {
+                spans.entry((range.start, range.end)).or_default().insert(*number);
+                false
+            }
+        });
+        let mut state = self.state();
+        for ((start, end), wanted) in &mut spans {
+            for number in (*start..*end).filter(|number| !content.has_chunk(*number)) {
+                state.in_flight.entry(number as u32).or_insert_with(|| {
+                    wanted.insert(number as u32);
+                    Vec::new()
+                });
+            }
+        }
+        spans.into_values().map(|wanted| wanted.into_iter().collect()).collect()
     }
 
     /// Adds chunks that follow on `wanted` in the blob, as many as the readahead says.
@@ -200,7 +262,7 @@ impl Lazy {
     }
 
     /// Tells everyone who waits for these chunks, which leave the state.
-    fn finish(&self, chunks: &[u32], result: Result<(), FetchError>) {
+    pub(super) fn finish(&self, chunks: &[u32], result: Result<(), FetchError>) {
         let waiters: Vec<_> = {
             let mut state = self.state();
             chunks.iter().filter_map(|number| state.in_flight.remove(number)).flatten().collect()
@@ -231,9 +293,7 @@ fn settle(waiter: &Mutex<Waiter>, result: Result<(), FetchError>) {
 async fn bring(content: Arc<LayerContent>, request: Request) {
     let Some(lazy) = content.lazy() else { return };
     let length = request.range.end - request.range.start;
-    let permits = u32::try_from(length >> 10).unwrap_or(MEMORY).clamp(1, MEMORY);
-    // The semaphore is never closed, so this is always a permit.
-    let _permit = lazy.fetcher.memory.acquire_many(permits).await;
+    let _permit = lazy.fetcher.reserve(length).await;
     let bytes = if length == 0 {
         bytes::Bytes::new()
     } else {
@@ -249,7 +309,7 @@ async fn bring(content: Arc<LayerContent>, request: Request) {
             }
         }
     };
-    (lazy.fetcher.observer)();
+    lazy.fetcher.observed();
     let delivery = {
         let content = content.clone();
         tokio::task::spawn_blocking(move || {
@@ -270,23 +330,44 @@ async fn bring(content: Arc<LayerContent>, request: Request) {
 /// Decodes, verifies, writes and marks one chunk, in that order.
 fn deliver(content: &LayerContent, number: u32, start: u64, bytes: &[u8]) -> Result<(), FetchError> {
     let Some(record) = content.table().chunks().get(number as usize) else { return Ok(()) };
-    if record.codec != Codec::Zeros as u8 {
-        let decoded = decode(record, start, bytes).map_err(|cause| FetchError::Chunk {
-            layer: content.layer().clone(),
-            range: blob_range(record),
-            cause: Arc::new(cause),
-        })?;
-        content
-            .write(record.decoded_offset.get(), &decoded)
-            .map_err(|cause| FetchError::Store { layer: content.layer().clone(), cause: Arc::new(cause) })?;
-    }
-    content.mark(number as usize);
-    Ok(())
+    let chunk = Chunk::from(record);
+    let decoded = if record.codec == Codec::Zeros as u8 {
+        // A chunk of zeros is a hole.
+        Vec::new()
+    } else {
+        decode(content, record, start, bytes)?
+    };
+    deliver_decoded(content, number, &chunk, &decoded)
+}
+
+/// Writes the verified bytes of a chunk and marks it; an eviction waits for both.
+pub(super) fn deliver_decoded(
+    content: &LayerContent,
+    number: u32,
+    chunk: &Chunk,
+    decoded: &[u8],
+) -> Result<(), FetchError> {
+    content
+        .write_and_mark(number as usize, chunk.decoded_offset, decoded)
+        .map_err(|cause| FetchError::Store { layer: content.layer().clone(), cause: Arc::new(cause) })
 }
 
 /// The verified bytes of a chunk, of which `bytes`, from `start` of the blob on, hold the range.
-fn decode(record: &ChunkRecord, start: u64, bytes: &[u8]) -> Result<Vec<u8>, ChunkError> {
-    let range = blob_range(record);
+fn decode(
+    content: &LayerContent,
+    record: &ChunkRecord,
+    start: u64,
+    bytes: &[u8],
+) -> Result<Vec<u8>, FetchError> {
+    let (chunk, range) = (Chunk::from(record), blob_range(record));
     let part = bytes.get((range.start - start) as usize..(range.end - start) as usize).unwrap_or_default();
-    chunk::decode_chunk(&Chunk::from(record), part)
+    let decoded = match content.checkpoint_of(&chunk)? {
+        Some(checkpoint) => chunk::decode_span(&chunk, &checkpoint, part),
+        None => chunk::decode_chunk(&chunk, part),
+    };
+    decoded.map_err(|cause| FetchError::Chunk {
+        layer: content.layer().clone(),
+        range,
+        cause: Arc::new(cause),
+    })
 }

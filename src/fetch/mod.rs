@@ -13,11 +13,14 @@
 //! map, in that order, so that no crash leaves a marked chunk that is not whole.
 
 pub mod content;
+#[cfg(test)]
+mod eviction_tests;
 pub mod index;
 mod lazy;
 pub mod planner;
 mod readahead;
 pub mod source;
+mod span;
 
 pub use content::LayerContent;
 pub use lazy::{FetchError, Fetcher};

@@ -78,7 +78,8 @@ mod tests {
             decoded_length: 1.into(),
             skip: 0.into(),
             codec: codec as u8,
-            reserved: [0; 7],
+            reserved: [0; 3],
+            checkpoint: 0.into(),
             digest: [0; 32],
         }
     }

@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 use super::compression::{Decode, DecodeError, Progress};
 use super::entry::Chunk;
 use super::gzip::GzipDecoder;
+use super::gzip::checkpoint::Checkpoint;
 use super::zstd::ZstdDecoder;
 use crate::table::Codec;
 
@@ -36,6 +37,12 @@ pub enum ChunkError {
         /// What is wrong.
         source: DecodeError,
     },
+    /// The range begins within a gzip member, and nothing is known of what went before.
+    #[error("chunk at byte {blob_offset} of the blob needs a checkpoint")]
+    NoCheckpoint {
+        /// First byte of its range.
+        blob_offset: u64,
+    },
     /// The range decodes to too little.
     #[error("chunk at byte {blob_offset} of the blob ends before its {length} bytes")]
     Short {
@@ -61,7 +68,43 @@ pub enum ChunkError {
 ///
 /// # Errors
 /// If the range does not decode to a chunk with that digest. Never are more than `decoded_length` bytes (plus a small buffer) held.
+/// [`ChunkError::NoCheckpoint`] for [`Codec::GzipSpan`]: see [`decode_span`].
 pub fn decode_chunk(chunk: &Chunk, blob_bytes: &[u8]) -> Result<Vec<u8>, ChunkError> {
+    decode_from(chunk, None, blob_bytes)
+}
+
+/// The same for a chunk that begins at `checkpoint`. The checkpoint need not be trusted: if it is wrong, the digest does not match.
+///
+/// # Errors
+/// As for [`decode_chunk`].
+pub fn decode_span(chunk: &Chunk, checkpoint: &Checkpoint, blob_bytes: &[u8]) -> Result<Vec<u8>, ChunkError> {
+    decode_from(chunk, Some(checkpoint), blob_bytes)
+}
+
+/// A decoder for the blob range of a chunk; none is needed for what is not encoded.
+///
+/// # Errors
+/// [`ChunkError::NoCheckpoint`] if it needs one.
+pub fn decoder(
+    chunk: &Chunk,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<Option<Box<dyn Decode + Send>>, ChunkError> {
+    Ok(match (chunk.codec, checkpoint) {
+        (Codec::Raw | Codec::Zeros, _) => None,
+        (Codec::Gzip, _) => Some(Box::new(GzipDecoder::new())),
+        (Codec::Zstd, _) => Some(Box::new(ZstdDecoder::new())),
+        (Codec::GzipSpan, Some(checkpoint)) => Some(Box::new(GzipDecoder::resume(checkpoint))),
+        (Codec::GzipSpan, None) => {
+            return Err(ChunkError::NoCheckpoint { blob_offset: chunk.blob_offset });
+        }
+    })
+}
+
+fn decode_from(
+    chunk: &Chunk,
+    checkpoint: Option<&Checkpoint>,
+    blob_bytes: &[u8],
+) -> Result<Vec<u8>, ChunkError> {
     let too_large = |length, limit| ChunkError::TooLarge { blob_offset: chunk.blob_offset, length, limit };
     if chunk.decoded_length > MAXIMUM_CHUNK {
         return Err(too_large(chunk.decoded_length, MAXIMUM_CHUNK));
@@ -72,15 +115,12 @@ pub fn decode_chunk(chunk: &Chunk, blob_bytes: &[u8]) -> Result<Vec<u8>, ChunkEr
     // Both fit: the bounds are below 2³².
     let (skip, length) = (chunk.skip as usize, chunk.decoded_length as usize);
     let short = || ChunkError::Short { blob_offset: chunk.blob_offset, length: chunk.decoded_length };
-    let decoded = match chunk.codec {
-        Codec::Raw => blob_bytes.get(skip..skip + length).ok_or_else(short)?.to_vec(),
-        Codec::Zeros => return Ok(vec![0; length]),
-        Codec::Gzip => decode_part(&mut GzipDecoder::new(), blob_bytes, skip, length)
+    let decoded = match decoder(chunk, checkpoint)? {
+        Some(mut decoder) => decode_part(decoder.as_mut(), blob_bytes, skip, length)
             .map_err(|source| ChunkError::Decode { blob_offset: chunk.blob_offset, source })?
             .ok_or_else(short)?,
-        Codec::Zstd => decode_part(&mut ZstdDecoder::new(), blob_bytes, skip, length)
-            .map_err(|source| ChunkError::Decode { blob_offset: chunk.blob_offset, source })?
-            .ok_or_else(short)?,
+        None if chunk.codec == Codec::Zeros => return Ok(vec![0; length]),
+        None => blob_bytes.get(skip..skip + length).ok_or_else(short)?.to_vec(),
     };
     verify_chunk(chunk, &decoded)?;
     Ok(decoded)
@@ -149,6 +189,7 @@ mod tests {
             decoded_length: bytes.len() as u64,
             skip,
             codec,
+            checkpoint: 0,
             digest: Sha256::digest(bytes).into(),
         }
     }

@@ -3,6 +3,7 @@
 //! As in containerd, the first bytes of the blob decide how it is decoded; the media type only says whether it is a layer at all.
 
 use super::gzip::GzipDecoder;
+use super::gzip::checkpoint::Checkpoint;
 use super::tar::SinkError;
 use super::zstd::ZstdDecoder;
 
@@ -50,6 +51,31 @@ pub struct Progress {
     pub produced: usize,
 }
 
+/// At which boundaries a decoder is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// At none.
+    Nowhere,
+    /// Where a new decoder can begin with nothing: before a gzip member, before a zstd frame, anywhere in what is not encoded.
+    AtStarts,
+    /// There, and between the deflate blocks of a gzip member, where a new decoder needs a checkpoint.
+    AtBlocks,
+}
+
+/// A place in a blob where decoding can begin anew: after all that was consumed so far, less some bits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boundary {
+    /// Bits that were consumed already, but belong to what begins here.
+    pub unused_bits: usize,
+    /// What a decoder needs to begin here; `None` if a new one does.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+impl Boundary {
+    /// Where a new decoder begins.
+    pub const START: Boundary = Boundary { unused_bits: 0, checkpoint: None };
+}
+
 /// A streaming decoder without buffers of its own.
 pub trait Decode {
     /// Decodes from `input` into `output` until one of them is exhausted. All input that is available was decoded once a call
@@ -57,7 +83,21 @@ pub trait Decode {
     ///
     /// # Errors
     /// If the input is corrupt. The decoder is of no use then.
-    fn decode(&mut self, input: &[u8], output: &mut [u8]) -> Result<Progress, DecodeError>;
+    fn decode(&mut self, input: &[u8], output: &mut [u8]) -> Result<Progress, DecodeError> {
+        Ok(self.decode_until(Stop::Nowhere, input, output)?.0)
+    }
+
+    /// The same, but returns as soon as it is at such a boundary, which may be at once; it is given then. The next call goes on
+    /// from there if it is not to stop at that kind of boundary.
+    ///
+    /// # Errors
+    /// As for [`decode`](Self::decode).
+    fn decode_until(
+        &mut self,
+        stop: Stop,
+        input: &[u8],
+        output: &mut [u8],
+    ) -> Result<(Progress, Option<Boundary>), DecodeError>;
 
     /// Whether the input may end here.
     ///
@@ -124,10 +164,18 @@ pub enum PushError {
 struct Identity;
 
 impl Decode for Identity {
-    fn decode(&mut self, input: &[u8], output: &mut [u8]) -> Result<Progress, DecodeError> {
+    fn decode_until(
+        &mut self,
+        stop: Stop,
+        input: &[u8],
+        output: &mut [u8],
+    ) -> Result<(Progress, Option<Boundary>), DecodeError> {
+        if stop != Stop::Nowhere {
+            return Ok((Progress::default(), Some(Boundary::START)));
+        }
         let length = input.len().min(output.len());
         output[..length].copy_from_slice(&input[..length]);
-        Ok(Progress { consumed: length, produced: length })
+        Ok((Progress { consumed: length, produced: length }, None))
     }
 
     fn finish(&self) -> Result<(), DecodeError> {

@@ -107,6 +107,8 @@ pub struct Chunk {
     pub skip: u64,
     /// How the blob range is decoded.
     pub codec: Codec,
+    /// For [`Codec::GzipSpan`]: the number of the checkpoint at which it begins. Else 0.
+    pub checkpoint: u32,
     /// SHA-256 of the decoded bytes; all zeros for [`Codec::Zeros`].
     pub digest: [u8; 32],
 }
@@ -120,7 +122,8 @@ impl From<&Chunk> for ChunkRecord {
             decoded_length: chunk.decoded_length.into(),
             skip: chunk.skip.into(),
             codec: chunk.codec as u8,
-            reserved: [0; 7],
+            reserved: [0; 3],
+            checkpoint: chunk.checkpoint.into(),
             digest: chunk.digest,
         }
     }
@@ -136,6 +139,7 @@ impl From<&ChunkRecord> for Chunk {
             decoded_length: record.decoded_length.get(),
             skip: record.skip.get(),
             codec: Codec::from_number(record.codec).unwrap_or(Codec::Raw),
+            checkpoint: record.checkpoint.get(),
             digest: record.digest,
         }
     }

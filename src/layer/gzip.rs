@@ -2,67 +2,106 @@
 //!
 //! ```text
 //!   Header ──▶ Deflate ──▶ Trailer ──▶ BetweenMembers ──▶ Header …
-//!                                          └── a zero ──▶ Zeros     (padding up to the end)
+//!     ▲           ▲                        └── a zero ──▶ Zeros     (padding up to the end)
+//!   new        resume: SharedByte, Deflate
 //! ```
 //!
 //! Checked are magic, method, reserved flags, header checksum, CRC-32 and length. What follows the last member is an error, as in
 //! Go (and so in containerd and umoci), unless it is zeros, which tape blocking leaves and gzip(1) ignores.
-//! The deflate stream is decoded raw, so that a decoder can start in its middle one day.
+//!
+//! A decoder can also start within a member, between two deflate blocks, with a [`Checkpoint`]. A block may begin within a byte:
+//! that byte is the first of its input then. CRC-32 and length of that first member cannot be checked.
 
+pub mod checkpoint;
 mod header;
+mod inflate;
 
-use flate2::{Decompress, FlushDecompress, Status};
-
+use self::checkpoint::Checkpoint;
 use self::header::HeaderReader;
-use super::compression::{Decode, DecodeError, Progress};
+use self::inflate::Inflate;
+use super::compression::{Boundary, Decode, DecodeError, Progress, Stop};
 
-/// Decoder of a whole blob.
+/// Decoder of a blob from its beginning, or from a place within.
 pub struct GzipDecoder {
-    inflate: Decompress,
+    inflate: Inflate,
     state: State,
-    /// CRC-32 and length of what the member decoded to.
-    checksum: crc32fast::Hasher,
-    length: u64,
+    /// Of what the member decoded to; `None` if its beginning was not seen.
+    sums: Option<Sums>,
     consumed: u64,
 }
 
 enum State {
     Header(HeaderReader),
+    /// So many topmost bits of the next byte belong to the first block.
+    SharedByte {
+        bits: u8,
+    },
     Deflate,
-    Trailer { bytes: [u8; 8], filled: usize },
+    Trailer {
+        bytes: [u8; 8],
+        filled: usize,
+    },
     BetweenMembers,
     Zeros,
 }
 
+/// What a member's trailer is checked against.
+#[derive(Default)]
+struct Sums {
+    checksum: crc32fast::Hasher,
+    length: u64,
+}
+
 impl GzipDecoder {
-    /// A decoder at the beginning of a blob.
+    /// A decoder at the beginning of a member.
     pub fn new() -> Self {
-        Self {
-            inflate: Decompress::new(false),
-            state: State::Header(HeaderReader::new()),
-            checksum: crc32fast::Hasher::new(),
-            length: 0,
-            consumed: 0,
-        }
+        Self { inflate: Inflate::new(), state: State::Header(HeaderReader::new()), sums: None, consumed: 0 }
+    }
+
+    /// A decoder at a checkpoint, whose first byte comes next.
+    pub fn resume(checkpoint: &Checkpoint) -> Self {
+        let mut inflate = Inflate::new();
+        inflate.set_window(&checkpoint.window);
+        let state = match checkpoint.bits {
+            0 => State::Deflate,
+            bits => State::SharedByte { bits },
+        };
+        Self { inflate, state, sums: None, consumed: 0 }
+    }
+
+    /// The checkpoint of the deflate block at which [`Decode::decode_until`] has just stopped.
+    pub fn checkpoint(&self) -> Option<Checkpoint> {
+        let unused = self.blocks_are_between()?;
+        Some(Checkpoint { bits: (unused % 8) as u8, window: self.inflate.window() })
+    }
+
+    /// Between two blocks: how many bits of the next one were consumed.
+    fn blocks_are_between(&self) -> Option<usize> {
+        matches!(self.state, State::Deflate).then(|| self.inflate.between_blocks()).flatten()
     }
 
     fn corrupt(&self, reason: impl Into<String>) -> DecodeError {
         DecodeError::Corrupt { format: "gzip", offset: self.consumed, reason: reason.into() }
     }
 
-    fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Progress, DecodeError> {
+    fn step(&mut self, input: &[u8], output: &mut [u8], stop: Stop) -> Result<Progress, DecodeError> {
         match &mut self.state {
             State::Header(reader) => {
                 let taken = reader.take(input).map_err(|reason| self.corrupt(reason))?;
                 if taken.is_complete {
-                    self.inflate.reset(false);
-                    self.checksum.reset();
-                    self.length = 0;
+                    self.inflate.reset();
+                    self.sums = Some(Sums::default());
                     self.state = State::Deflate;
                 }
                 Ok(Progress { consumed: taken.length, produced: 0 })
             }
-            State::Deflate => self.inflate(input, output),
+            State::SharedByte { bits } => {
+                let Some(byte) = input.first() else { return Ok(Progress::default()) };
+                self.inflate.prime(*bits, *byte);
+                self.state = State::Deflate;
+                Ok(Progress { consumed: 1, produced: 0 })
+            }
+            State::Deflate => self.inflate(input, output, stop == Stop::AtBlocks),
             State::Trailer { bytes, filled } => {
                 let taken = input.len().min(bytes.len() - *filled);
                 bytes[*filled..*filled + taken].copy_from_slice(&input[..taken]);
@@ -90,27 +129,31 @@ impl GzipDecoder {
         }
     }
 
-    fn inflate(&mut self, input: &[u8], output: &mut [u8]) -> Result<Progress, DecodeError> {
-        let (total_in, total_out) = (self.inflate.total_in(), self.inflate.total_out());
-        let status = self.inflate.decompress(input, output, FlushDecompress::None);
-        let status = status.map_err(|error| self.corrupt(error.to_string()))?;
-        // Neither can exceed the length of its slice.
-        let consumed = (self.inflate.total_in() - total_in) as usize;
-        let produced = (self.inflate.total_out() - total_out) as usize;
-        self.checksum.update(&output[..produced]);
-        self.length += produced as u64;
-        if matches!(status, Status::StreamEnd) {
+    fn inflate(
+        &mut self,
+        input: &[u8],
+        output: &mut [u8],
+        stops_at_blocks: bool,
+    ) -> Result<Progress, DecodeError> {
+        let step = self.inflate.run(input, output, stops_at_blocks);
+        let step = step.map_err(|reason| self.corrupt(reason))?;
+        if let Some(sums) = &mut self.sums {
+            sums.checksum.update(&output[..step.produced]);
+            sums.length += step.produced as u64;
+        }
+        if step.is_end {
             self.state = State::Trailer { bytes: [0; 8], filled: 0 };
         }
-        Ok(Progress { consumed, produced })
+        Ok(Progress { consumed: step.consumed, produced: step.produced })
     }
 
     fn check(&self, checksum: u32, length: u32) -> Result<(), DecodeError> {
-        if self.checksum.clone().finalize() != checksum {
+        let Some(sums) = &self.sums else { return Ok(()) };
+        if sums.checksum.clone().finalize() != checksum {
             return Err(self.corrupt("the CRC of the member does not match"));
         }
         // The field holds the length modulo 2³².
-        if self.length as u32 != length {
+        if sums.length as u32 != length {
             return Err(self.corrupt("the length of the member does not match"));
         }
         Ok(())
@@ -124,21 +167,32 @@ impl Default for GzipDecoder {
 }
 
 impl Decode for GzipDecoder {
-    fn decode(&mut self, input: &[u8], output: &mut [u8]) -> Result<Progress, DecodeError> {
+    fn decode_until(
+        &mut self,
+        stop: Stop,
+        input: &[u8],
+        output: &mut [u8],
+    ) -> Result<(Progress, Option<Boundary>), DecodeError> {
         let mut progress = Progress::default();
         loop {
+            if stop != Stop::Nowhere && matches!(self.state, State::BetweenMembers) {
+                return Ok((progress, Some(Boundary::START)));
+            }
             let (rest, room) = (&input[progress.consumed..], &mut output[progress.produced..]);
             let inflating = matches!(self.state, State::Deflate);
             // An inflater may hold back output for want of room; everything else lives on input alone.
             if (inflating && room.is_empty()) || (!inflating && rest.is_empty()) {
-                return Ok(progress);
+                return Ok((progress, None));
             }
-            let step = self.step(rest, room)?;
+            let step = self.step(rest, room, stop)?;
             self.consumed += step.consumed as u64;
             progress.consumed += step.consumed;
             progress.produced += step.produced;
+            if let (Stop::AtBlocks, true, Some(bits)) = (stop, inflating, self.blocks_are_between()) {
+                return Ok((progress, Some(Boundary { unused_bits: bits, checkpoint: self.checkpoint() })));
+            }
             if step == Progress::default() && inflating && matches!(self.state, State::Deflate) {
-                return Ok(progress);
+                return Ok((progress, None));
             }
         }
     }

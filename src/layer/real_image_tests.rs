@@ -72,7 +72,13 @@ fn layers(layout: &Path) -> Vec<(String, Value, String)> {
     layers
 }
 
-fn streamed(layout: &Path, layer: &Value, diff_id: &str, sink: &mut Collected) -> Streamed {
+fn streamed(
+    layout: &Path,
+    layer: &Value,
+    diff_id: &str,
+    sink: &mut Collected,
+    checkpoints: &mut Vec<u8>,
+) -> Streamed {
     let digest = layer["digest"].as_str().unwrap();
     let blob = std::fs::read(blob_path(layout, digest)).unwrap();
     let expectation = StreamExpectation {
@@ -82,7 +88,7 @@ fn streamed(layout: &Path, layer: &Value, diff_id: &str, sink: &mut Collected) -
         maximum_decoded: MAXIMUM_DECODED,
     };
     let pieces = blob.chunks(16 << 10).map(Ok::<_, SinkError>);
-    unpack_stream(pieces, &expectation, sink, &|_| {}).unwrap()
+    unpack_stream(pieces, &expectation, sink, checkpoints, &|_| {}).unwrap()
 }
 
 #[test]
@@ -92,15 +98,18 @@ fn every_layer_streams_and_proves_its_diff_id() {
     for (name, layer, diff_id) in layers(&layout) {
         let mut sink = Collected::default();
         let start = Instant::now();
-        let streamed = streamed(&layout, &layer, &diff_id, &mut sink);
+        let mut checkpoints = Vec::new();
+        let streamed = streamed(&layout, &layer, &diff_id, &mut sink, &mut checkpoints);
         let seconds = start.elapsed().as_secs_f64();
         println!(
-            "{name} {:?}: {} entries, {} MB → {} MB in {seconds:.2} s, {:.0} MB/s decoded",
+            "{name} {:?}: {} entries, {} MB → {} MB in {seconds:.2} s, {:.0} MB/s decoded; {} chunks, checkpoints {:.2} %",
             streamed.compression,
             sink.entries.len(),
             layer["size"].as_u64().unwrap() / 1_000_000,
             streamed.decoded_length / 1_000_000,
             streamed.decoded_length as f64 / 1e6 / seconds,
+            streamed.chunks.len(),
+            checkpoints.len() as f64 * 100.0 / layer["size"].as_f64().unwrap(),
         );
         assert!(sink.payload_bytes < streamed.decoded_length);
     }
@@ -135,7 +144,7 @@ fn the_table_of_contents_says_what_the_archive_says() {
             decoded[chunk.decoded_offset as usize..][..bytes.len()].copy_from_slice(&bytes);
         }
         let mut archive = Collected { keeps_data: true, ..Collected::default() };
-        streamed(&layout, &layer, &diff_id, &mut archive);
+        streamed(&layout, &layer, &diff_id, &mut archive, &mut Vec::new());
         let mut lossy_names = false;
         let hidden: [&[u8]; 3] = [b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark"];
         let is_shown = |entry: &Entry| !hidden.contains(&&entry.path[..]);

@@ -53,7 +53,7 @@ where
     E: Into<SinkError>,
 {
     let mut sink = SpoolSink { file, headers: 0..0, entries: Vec::new() };
-    let streamed = stream::unpack_stream(input, expected, &mut sink, progress)?;
+    let streamed = stream::unpack_stream(input, expected, &mut sink, &mut std::io::sink(), progress)?;
     Ok((Spool { file: sink.file, entries: sink.entries }, streamed))
 }
 

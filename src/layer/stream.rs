@@ -2,32 +2,45 @@
 //!
 //! ```text
 //!            input thread                     buffers                 caller's thread
-//!   pieces ─▶ blob hash ─▶ decoder ─▶ full ══════════════▶ diff hash ─▶ tar reader ─▶ sink
+//!   pieces ─▶ blob hash ─▶ decoder ─▶ full ══════════════▶ diff hash, chunk digests ─▶ tar reader ─▶ sink
 //!                             ▲                                  │
-//!                             └──────────── empty ◀══════════════┘
+//!                    │        └──────────── empty ◀══════════════┘
+//!                    └─▶ spans, checkpoints
 //! ```
 //!
 //! The buffers are made once and go round; their number bounds the memory, and lets either side wait for the other. Whichever side
 //! fails hangs up, and the other stops at its next buffer. What follows the end of the tar counts for both hashes.
+//!
+//! In the same pass the blob is cut into spans ([`spans`]), so that any part of the layer can be got again by ranges once its
+//! decoded bytes were dropped.
 //!
 //! The sink is given bytes before the digests are known to match: nothing that it keeps may be used unless
 //! [`unpack_stream`] succeeds.
 
 mod buffers;
 mod fault;
+pub mod spans;
 
+#[cfg(test)]
+mod span_tests;
 #[cfg(test)]
 mod tests;
 
+use std::io::Write;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use self::buffers::{BUFFERS, Buffers};
+use sha2::{Digest as _, Sha256};
+
+use self::buffers::{BUFFERS, Buffers, Decoded};
 pub use self::fault::StreamError;
+use self::spans::{Cuts, SpanCutter};
 use peelfs_registry::digest::Algorithm;
 use peelfs_registry::{Digest, Digester};
 
 use super::compression::{Compression, Decode};
+use super::entry::Chunk;
+use super::gzip::checkpoint::CheckpointWriter;
 use super::tar::{Limits, SinkError, TarReader, TarSink};
 
 /// Most bytes that a layer may decode to, unless the caller knows better: what a bomb may fill of the disk.
@@ -58,10 +71,13 @@ pub struct Streamed {
     pub decoded_length: u64,
     /// How it was compressed.
     pub compression: Compression,
+    /// How its parts are got again, in the decoded space that is the archive itself: they cover it without a gap.
+    pub chunks: Vec<Chunk>,
 }
 
-/// Unpacks a layer whose blob arrives as `input`, in pieces of any size, into `sink`. `progress` is told how many bytes of the blob
-/// have arrived so far.
+/// Unpacks a layer whose blob arrives as `input`, in pieces of any size, into `sink`. `checkpoints` gets the checkpoints that its
+/// chunks need, in the format of [`checkpoint`](super::gzip::checkpoint), or nothing if they need none. `progress` is told how many
+/// bytes of the blob have arrived so far.
 ///
 /// `input` is asked for pieces on a thread of its own. That thread is joined, so a piece that never comes holds up the return even
 /// after a failure of the sink: give `input` a deadline.
@@ -72,6 +88,7 @@ pub fn unpack_stream<I, B, E>(
     input: I,
     expected: &StreamExpectation,
     sink: &mut dyn TarSink,
+    checkpoints: &mut (dyn Write + Send),
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Streamed, StreamError>
 where
@@ -88,7 +105,10 @@ where
     thread::scope(|scope| {
         let decoding = thread::Builder::new()
             .name("layer-decode".into())
-            .spawn_scoped(scope, || decode_input(input, expected, progress, Buffers::new(full_sender, empty)))
+            .spawn_scoped(scope, || {
+                let cutter = SpanCutter::new(CheckpointWriter::new(checkpoints));
+                decode_input(input, expected, cutter, progress, Buffers::new(full_sender, empty))
+            })
             .map_err(StreamError::Thread)?;
         let read = read_decoded(full, empty_sender, expected, sink);
         let decoded = match decoding.join() {
@@ -97,18 +117,21 @@ where
         };
         // A reader that failed hung up on the decoder, which then has nothing to say.
         let read = read?;
-        let compression = decoded?;
-        read.finish(expected.diff_id.as_ref(), compression)
+        let cuts = decoded?;
+        // Only a reader that failed hangs up.
+        let cuts = cuts.ok_or_else(|| StreamError::Sink("the reader of the layer is gone".into()))?;
+        read.finish(expected.diff_id.as_ref(), &cuts)
     })
 }
 
-/// The decoder's side: hashes and decodes what arrives. `Err` of a send or receive means that the reader hung up.
+/// The decoder's side: hashes, decodes and cuts what arrives. Nothing comes of it if the reader hung up.
 fn decode_input<I, B, E>(
     input: I,
     expected: &StreamExpectation,
+    mut cutter: SpanCutter<'_>,
     progress: &(dyn Fn(u64) + Sync),
     mut buffers: Buffers,
-) -> Result<Compression, StreamError>
+) -> Result<Option<Cuts>, StreamError>
 where
     I: Iterator<Item = Result<B, E>>,
     B: AsRef<[u8]>,
@@ -130,13 +153,15 @@ where
         hasher.update(piece);
         progress(received);
         match &mut decoder {
-            Some((_, decoder)) => buffers.decode(decoder.as_mut(), piece, expected.maximum_decoded)?,
+            Some((_, decoder)) => {
+                buffers.decode(decoder.as_mut(), &mut cutter, piece, expected.maximum_decoded)?;
+            }
             None => {
                 first.extend_from_slice(piece);
                 if first.len() >= Compression::MAGIC_LENGTH {
                     let compression = Compression::sniff(&first);
                     let (_, decoder) = decoder.insert((compression, compression.decoder()));
-                    buffers.decode(decoder.as_mut(), &first, expected.maximum_decoded)?;
+                    buffers.decode(decoder.as_mut(), &mut cutter, &first, expected.maximum_decoded)?;
                     first = Vec::new();
                 }
             }
@@ -148,7 +173,7 @@ where
     let (compression, mut decoder) =
         decoder.unwrap_or_else(|| (Compression::None, Compression::None.decoder()));
     if buffers.is_abandoned {
-        return Ok(compression);
+        return Ok(None);
     }
     if received < size {
         return Err(StreamError::TooShort { received, size });
@@ -157,22 +182,47 @@ where
     if actual != expected.blob_digest {
         return Err(StreamError::BlobDigest { expected: expected.blob_digest.clone(), actual });
     }
-    buffers.decode(decoder.as_mut(), &first, expected.maximum_decoded)?;
+    buffers.decode(decoder.as_mut(), &mut cutter, &first, expected.maximum_decoded)?;
     decoder.finish()?;
     buffers.flush();
-    Ok(compression)
+    cutter.finish(compression).map(Some).map_err(StreamError::Checkpoint)
 }
 
 /// What the reader knows when the last buffer was read.
 struct Read {
     reader: TarReader,
     hasher: Digester,
+    parts: PartDigests,
     decoded_length: u64,
+}
+
+/// Digests of the parts of the layer, one after the other.
+#[derive(Default)]
+struct PartDigests {
+    hasher: Sha256,
+    digests: Vec<[u8; 32]>,
+}
+
+impl PartDigests {
+    fn update(&mut self, decoded: &Decoded) {
+        let mut start = 0;
+        for cut in &decoded.cuts {
+            self.hasher.update(&decoded.bytes[start..*cut]);
+            self.digests.push(self.hasher.finalize_reset().into());
+            start = *cut;
+        }
+        self.hasher.update(&decoded.bytes[start..]);
+    }
+
+    fn finish(mut self) -> Vec<[u8; 32]> {
+        self.digests.push(self.hasher.finalize().into());
+        self.digests
+    }
 }
 
 /// The reader's side: hashes and reads what was decoded, until the decoder hangs up.
 fn read_decoded(
-    full: Receiver<Vec<u8>>,
+    full: Receiver<Decoded>,
     empty: SyncSender<Vec<u8>>,
     expected: &StreamExpectation,
     sink: &mut dyn TarSink,
@@ -180,24 +230,32 @@ fn read_decoded(
     let mut reader = TarReader::new(Limits::default());
     let mut hasher =
         expected.diff_id.as_ref().map_or_else(|| Digester::new(Algorithm::Sha256), Digest::digester);
+    let mut parts = PartDigests::default();
     let mut decoded_length = 0_u64;
-    for buffer in full {
-        hasher.update(&buffer);
-        decoded_length += buffer.len() as u64;
-        reader.push(&buffer, sink)?;
+    for decoded in full {
+        hasher.update(&decoded.bytes);
+        parts.update(&decoded);
+        decoded_length += decoded.bytes.len() as u64;
+        reader.push(&decoded.bytes, sink)?;
         // A decoder that is done needs no more buffers.
-        let _ = empty.send(buffer);
+        let _ = empty.send(decoded.bytes);
     }
-    Ok(Read { reader, hasher, decoded_length })
+    Ok(Read { reader, hasher, parts, decoded_length })
 }
 
 impl Read {
-    fn finish(self, diff_id: Option<&Digest>, compression: Compression) -> Result<Streamed, StreamError> {
+    fn finish(self, diff_id: Option<&Digest>, cuts: &Cuts) -> Result<Streamed, StreamError> {
         let actual = self.hasher.finish();
         if let Some(expected) = diff_id.filter(|expected| **expected != actual) {
             return Err(StreamError::DiffId { expected: expected.clone(), actual });
         }
         self.reader.finish()?;
-        Ok(Streamed { diff_id: actual, decoded_length: self.decoded_length, compression })
+        let chunks = cuts.chunks(&self.parts.finish());
+        Ok(Streamed {
+            diff_id: actual,
+            decoded_length: self.decoded_length,
+            compression: cuts.compression,
+            chunks,
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use zstd::stream::raw::{DParameter, Decoder, Operation};
 
-use super::compression::{Decode, DecodeError, Progress};
+use super::compression::{Boundary, Decode, DecodeError, Progress, Stop};
 
 /// Largest window that a frame may ask for, as a power of two: 128 MiB, what `zstd -d` and containerd accept. It bounds the memory.
 const WINDOW_LOG_MAX: u32 = 27;
@@ -39,13 +39,21 @@ impl Default for ZstdDecoder {
 }
 
 impl Decode for ZstdDecoder {
-    fn decode(&mut self, input: &[u8], output: &mut [u8]) -> Result<Progress, DecodeError> {
+    fn decode_until(
+        &mut self,
+        stop: Stop,
+        input: &[u8],
+        output: &mut [u8],
+    ) -> Result<(Progress, Option<Boundary>), DecodeError> {
         let mut progress = Progress::default();
         loop {
+            if stop != Stop::Nowhere && self.frame_is_complete {
+                return Ok((progress, Some(Boundary::START)));
+            }
             let (rest, room) = (&input[progress.consumed..], &mut output[progress.produced..]);
             // Between frames the library would ask for the next one, and so forget that the last was whole.
             if room.is_empty() || (self.frame_is_complete && rest.is_empty()) {
-                return Ok(progress);
+                return Ok((progress, None));
             }
             let status = self.decoder.run_on_buffers(rest, room).map_err(|error| DecodeError::Corrupt {
                 format: "zstd",
@@ -57,7 +65,7 @@ impl Decode for ZstdDecoder {
             progress.consumed += status.bytes_read;
             progress.produced += status.bytes_written;
             if status.bytes_read == 0 && status.bytes_written == 0 {
-                return Ok(progress);
+                return Ok((progress, None));
             }
         }
     }

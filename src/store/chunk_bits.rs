@@ -6,7 +6,8 @@
 //!      1    version << 32 | CRC-32 of magic, version and count
 //!      2    number of chunks
 //!      3,4  boot id for which the live bits hold
-//!      5–7  zero
+//!      5    evictions: how often chunks were cleared since the map was made
+//!      6,7  zero
 //!      8…   live bits      one per chunk: its bytes were written (they may still be in the page cache only)
 //!      …    slot 0         generation, checksum, durable bits
 //!      …    slot 1         generation, checksum, durable bits
@@ -21,7 +22,7 @@
 //! 3. Durable bits are a copy of the live bits, taken *before* the data files are synced and stored after. They are written to
 //!    the older slot, so a power cut in the middle (the checksum shows it) leaves the newer one.
 //! 4. A chunk that is to be discarded loses its live bit, then the map is checkpointed, then its bytes may go: when a
-//!    checkpoint returns, no slot has the bit any more.
+//!    checkpoint returns, no slot has the bit any more. Readers take no lock: see [`eviction`](super::eviction).
 
 use std::io;
 use std::ops::Range;
@@ -49,6 +50,7 @@ const MAGIC: u64 = u64::from_ne_bytes(*b"peelchnk");
 const VERSION: u32 = 1;
 const HEADER_WORDS: usize = 8;
 const BOOT_WORD: usize = 3;
+const EVICTIONS_WORD: usize = 5;
 /// Generation and checksum before a slot's bits.
 const SLOT_HEADER_WORDS: usize = 2;
 /// As many as a table can have; it bounds what a damaged count can ask for.
@@ -67,16 +69,25 @@ fn bit_words(count: u64) -> usize {
     count.div_ceil(64) as usize
 }
 
-/// The words of an empty map whose live bits hold for `boot`; `None` if there are too many chunks. The first slot is written from
-/// the start, so that one is always whole.
-pub(super) fn empty_map(count: u64, boot: BootId) -> Option<Vec<u64>> {
+/// The words of a map whose live bits hold for `boot`, with none or all of the chunks present; `None` if there are too many. The
+/// first slot is written from the start, so that one is always whole. It has the same bits: by rule 3 a map with all of them may
+/// become visible only after the data files were synced.
+pub(super) fn new_map(count: u64, boot: BootId, all_present: bool) -> Option<Vec<u64>> {
     let mut words = vec![0; words_for(count)?];
     words[..HEADER_WORDS].copy_from_slice(&[MAGIC, header_check(count), count, boot[0], boot[1], 0, 0, 0]);
     let bits = bit_words(count);
     let slot = HEADER_WORDS + bits;
     let generation = 1;
     words[slot] = generation;
-    words[slot + 1] = checksum(count, generation, std::iter::repeat_n(0, bits));
+    if all_present {
+        for chunk in 0..count {
+            let word = (chunk / 64) as usize;
+            words[HEADER_WORDS + word] |= bit(chunk);
+            words[slot + SLOT_HEADER_WORDS + word] |= bit(chunk);
+        }
+    }
+    let durable = words[slot + SLOT_HEADER_WORDS..][..bits].iter().copied();
+    words[slot + 1] = checksum(count, generation, durable);
     Some(words)
 }
 
@@ -158,6 +169,16 @@ impl<W: Words> ChunkBits<W> {
     /// True if the bit was set before. See rule 4 for what must happen before the chunk's bytes are discarded.
     pub(super) fn clear(&self, chunk: u64) -> bool {
         chunk < self.count && self.words.fetch_and(live_word(chunk), !bit(chunk)) & bit(chunk) != 0
+    }
+
+    /// Changes whenever chunks were cleared whose bytes will go.
+    pub(super) fn evictions(&self) -> u64 {
+        self.words.load(EVICTIONS_WORD)
+    }
+
+    /// After chunks were cleared, and before their bytes go; one process at a time.
+    pub(super) fn count_eviction(&self) {
+        self.words.store(EVICTIONS_WORD, self.words.load(EVICTIONS_WORD).wrapping_add(1));
     }
 
     pub(super) fn present(&self) -> u64 {

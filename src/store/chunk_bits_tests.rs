@@ -115,7 +115,7 @@ enum Operation {
 }
 
 fn fresh_map(count: u64) -> Vec<u64> {
-    empty_map(count, BOOT).unwrap()
+    new_map(count, BOOT, false).unwrap()
 }
 
 /// Runs the operations until the power goes; gives the chunks that a finished checkpoint vouched for.

@@ -27,7 +27,14 @@ use super::temporary::Temporaries;
 pub struct ChunkMap {
     bits: ChunkBits<SharedWords>,
     lock: PathBuf,
+    eviction_lock: PathBuf,
     path: PathBuf,
+}
+
+/// Chunks may be written and marked while it is held: none is evicted meanwhile.
+#[derive(Debug)]
+pub struct MarkLock {
+    _lock: FileLock,
 }
 
 /// Where a map lies, its lock, and where a new one is prepared.
@@ -37,6 +44,8 @@ pub(super) struct MapPlace<'a> {
     pub path: &'a Path,
     /// Its lock file.
     pub lock: &'a Path,
+    /// The lock file that keeps evictions apart from what marks chunks.
+    pub eviction_lock: &'a Path,
     /// Same file system as `path`.
     pub temporaries: &'a Temporaries,
 }
@@ -65,7 +74,7 @@ impl ChunkMap {
         };
         tracing::warn!(path = %place.path.display(), %reason, "the chunk map is replaced by an empty one; all is fetched again");
         let temporary = place.temporaries.file()?;
-        let map = ChunkMap::create(temporary.file(), place, count)?;
+        let map = ChunkMap::create(temporary.file(), place, count, false)?;
         sync_data(temporary.file(), temporary.path())?;
         temporary.publish(place.path).context("rename to", place.path)?;
         if let Some(directory) = place.path.parent() {
@@ -74,9 +83,17 @@ impl ChunkMap {
         Ok(map)
     }
 
-    /// Writes an empty map into an empty file and opens it. Every byte is written, so that no page lacks a block later.
-    pub(super) fn create(file: &File, place: &MapPlace<'_>, count: u64) -> Result<ChunkMap, StoreError> {
-        let words = chunk_bits::empty_map(count, boot_id()?).ok_or_else(|| too_many(count, place.path))?;
+    /// Writes a map into an empty file and opens it. Every byte is written, so that no page lacks a block later.
+    ///
+    /// If all chunks are said to be present, they are durably so: the map may become visible only after the data were synced.
+    pub(super) fn create(
+        file: &File,
+        place: &MapPlace<'_>,
+        count: u64,
+        all_present: bool,
+    ) -> Result<ChunkMap, StoreError> {
+        let words = chunk_bits::new_map(count, boot_id()?, all_present);
+        let words = words.ok_or_else(|| too_many(count, place.path))?;
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         write_all(file, &bytes, place.path)?;
         let words = SharedWords::map(file, words.len()).context("map", place.path)?;
@@ -90,7 +107,12 @@ impl ChunkMap {
     }
 
     fn new(bits: ChunkBits<SharedWords>, place: &MapPlace<'_>) -> ChunkMap {
-        ChunkMap { bits, lock: place.lock.to_owned(), path: place.path.to_owned() }
+        ChunkMap {
+            bits,
+            lock: place.lock.to_owned(),
+            eviction_lock: place.eviction_lock.to_owned(),
+            path: place.path.to_owned(),
+        }
     }
 
     /// Number of chunks of the layer.
@@ -136,6 +158,22 @@ impl ChunkMap {
         self.bits.clear(chunk)
     }
 
+    /// Waits while chunks are evicted. Held by whoever writes chunks that are missing and then marks them, for as long as both
+    /// take: else an eviction could discard bytes that are marked an instant later.
+    pub fn lock_for_marking(&self) -> Result<MarkLock, StoreError> {
+        Ok(MarkLock { _lock: FileLock::acquire_shared(&self.eviction_lock)? })
+    }
+
+    /// Changes whenever chunks were evicted: see [`eviction`](super::eviction) for how a reader uses it.
+    pub fn evictions(&self) -> u64 {
+        self.bits.evictions()
+    }
+
+    /// Waits until nobody marks chunks, and keeps others from it.
+    pub(super) fn lock_for_eviction(&self) -> Result<EvictionLock<'_>, StoreError> {
+        Ok(EvictionLock { map: self, _lock: FileLock::acquire(&self.eviction_lock)? })
+    }
+
     /// Makes what is present outlast a crash of the machine. `sync` brings all data files of the layer to disk, whoever wrote
     /// them ([`DataFiles::sync`](super::DataFiles::sync)).
     ///
@@ -145,6 +183,32 @@ impl ChunkMap {
     pub fn checkpoint(&self, sync: impl FnOnce() -> io::Result<()>) -> Result<(), StoreError> {
         let _lock = FileLock::acquire(&self.lock)?;
         self.bits.checkpoint(sync).context("sync the chunks of", &self.path)
+    }
+}
+
+/// The right to evict, until it is dropped.
+#[derive(Debug)]
+pub(super) struct EvictionLock<'a> {
+    map: &'a ChunkMap,
+    _lock: FileLock,
+}
+
+impl EvictionLock<'_> {
+    /// Clears these chunks, durably, so that their bytes may go; gives those that were present.
+    ///
+    /// # Errors
+    /// As for [`ChunkMap::checkpoint`]; then no byte may go.
+    pub(super) fn clear(
+        &self,
+        chunks: impl IntoIterator<Item = u64>,
+        sync: impl FnOnce() -> io::Result<()>,
+    ) -> Result<Vec<u64>, StoreError> {
+        let cleared: Vec<u64> = chunks.into_iter().filter(|chunk| self.map.clear(*chunk)).collect();
+        if !cleared.is_empty() {
+            self.map.bits.count_eviction();
+            self.map.checkpoint(sync)?;
+        }
+        Ok(cleared)
     }
 }
 
@@ -206,6 +270,7 @@ mod tests {
         temporaries: Temporaries,
         path: PathBuf,
         lock: PathBuf,
+        eviction_lock: PathBuf,
     }
 
     impl Fixture {
@@ -214,11 +279,17 @@ mod tests {
             let temporaries = Temporaries::new(directory.path().join("ingest"));
             std::fs::create_dir(temporaries.path()).unwrap();
             let (path, lock) = (directory.path().join("chunks"), directory.path().join("lock"));
-            Fixture { directory, temporaries, path, lock }
+            let eviction_lock = directory.path().join("eviction");
+            Fixture { directory, temporaries, path, lock, eviction_lock }
         }
 
         fn place(&self) -> MapPlace<'_> {
-            MapPlace { path: &self.path, lock: &self.lock, temporaries: &self.temporaries }
+            MapPlace {
+                path: &self.path,
+                lock: &self.lock,
+                eviction_lock: &self.eviction_lock,
+                temporaries: &self.temporaries,
+            }
         }
 
         fn open(&self, count: u64) -> ChunkMap {

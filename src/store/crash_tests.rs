@@ -11,6 +11,8 @@ use std::process::{Child, Command, Stdio};
 use super::data_files::DataFile;
 use super::draft::tests::table;
 use super::durable::test_hook::die_after;
+use crate::table::placement::Piece;
+
 use super::{LayerState, NamedDescriptor, Publication, Store, StoreError};
 
 const STORE: &str = "PEELFS_TEST_STORE";
@@ -22,7 +24,7 @@ const CHUNKS: u64 = 40;
 const CHUNK: usize = 4096;
 
 type Role = fn(&Store);
-const ROLES: [(&str, Role); 8] = [
+const ROLES: [(&str, Role); 9] = [
     ("open", |_| ()),
     ("put", put),
     ("name", name),
@@ -30,6 +32,7 @@ const ROLES: [(&str, Role); 8] = [
     ("replace", replace),
     ("fill", fill),
     ("mend the map", mend_the_map),
+    ("evict", evict),
     ("tree", |store| store.trees().put(&"ab".repeat(32), &[7; 100_000]).unwrap()),
 ];
 
@@ -103,6 +106,32 @@ fn fill(store: &Store) {
             map.checkpoint(|| files.data.sync()).unwrap();
         }
     }
+}
+
+/// Makes the layer as one that is whole but may be fetched again, then discards some of its chunks.
+fn evict(store: &Store) {
+    let layer = store.layers().layer(LAYER).unwrap();
+    let files = match layer.open().unwrap() {
+        Some(files) => files,
+        None => {
+            let draft = whole_draft(store);
+            draft.checkpoints().unwrap();
+            let (files, pending) = draft.finish_whole_unsynced(&table(CHUNKS, b"table"), CHUNKS).unwrap();
+            pending.commit().unwrap();
+            files
+        }
+    };
+    for first in [0, 3, 30] {
+        let places: Vec<_> = (first..first + 9)
+            .map(|chunk| {
+                let (file, file_offset) = place(chunk);
+                let pieces = vec![Piece { file, file_offset, length: CHUNK as u64 }];
+                super::ChunkPlace { chunk, pieces }
+            })
+            .collect();
+        files.evict(&places).unwrap();
+    }
+    assert_eq!(files.chunk_map.unwrap().present(), CHUNKS - 21);
 }
 
 /// Opens a lazy layer whose map was destroyed.

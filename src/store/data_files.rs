@@ -15,7 +15,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 pub use crate::table::placement::DataFile;
@@ -23,10 +23,14 @@ pub use crate::table::placement::DataFile;
 use super::descriptors::{Descriptors, Owner};
 use super::durable::{DIRECTORY_MODE, FILE_MODE, crash_point};
 use super::error::{Context, StoreError};
+use super::lock::try_flock;
 use super::temporary::Temporary;
 
 pub(super) const PACKED: &str = "data";
 pub(super) const LARGE: &str = "files";
+
+/// Block size of the usual file systems.
+const BLOCK: u64 = 4096;
 
 /// Above this number of files one `syncfs` is cheaper than `fdatasync` of each (measured on ext4: 200 files of 4 KiB take 4 ms
 /// instead of 37; for a few files the latter is as quick, and waits for nobody else's bytes).
@@ -111,6 +115,50 @@ impl DataFiles {
             result => result?,
         };
         Ok(self.descriptors.keep(self.owner, number, file))
+    }
+
+    /// The data file of a large file, open for one who reads it without asking the chunk map each time, as the kernel does: as
+    /// long as it is open nothing of it is evicted. To be asked for before the chunk map is. `None` if it is being evicted.
+    ///
+    /// # Errors
+    /// As for [`large`](Self::large).
+    pub fn large_kept(&self, number: u32) -> io::Result<Option<Arc<File>>> {
+        let file = self.home.open(&format!("{LARGE}/{number}"), OFlags::RDONLY)?;
+        let is_kept = try_flock(&file, FlockOperation::NonBlockingLockShared)?;
+        Ok(is_kept.then(|| Arc::new(file)))
+    }
+
+    /// Keeps others from [`large_kept`](Self::large_kept) while the result is open. `None` if somebody has the file open so;
+    /// a file that is not there is nobody's.
+    pub(super) fn large_discardable(&self, number: u32) -> io::Result<Option<Option<File>>> {
+        let file = match self.home.open(&format!("{LARGE}/{number}"), OFlags::RDONLY) {
+            Err(Errno::NOENT) => return Ok(Some(None)),
+            opened => opened?,
+        };
+        let is_free = try_flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(is_free.then_some(Some(file)))
+    }
+
+    /// Gives the blocks that lie wholly in this part of a file back to the file system: it reads as zeros then.
+    pub(super) fn discard(&self, file: DataFile, start: u64, end: u64) -> Result<(), StoreError> {
+        // Of a block that is not discarded as a whole nothing would be gained.
+        let (start, end) = (start.next_multiple_of(BLOCK), end - end % BLOCK);
+        if start >= end {
+            return Ok(());
+        }
+        crash_point();
+        let punch = |open: &File| {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            Ok(rustix::fs::fallocate(open, flags, start, end - start)?)
+        };
+        let result = match file {
+            DataFile::Packed => punch(&self.packed),
+            DataFile::Large(number) => match self.large(number) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                large => large.and_then(|large| punch(&large)),
+            },
+        };
+        result.context("free the blocks of", self.path(file))
     }
 
     /// Fills `bytes` from the file's bytes at `offset`. What was never written reads as zeros: ask the chunk map first.

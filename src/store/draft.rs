@@ -12,7 +12,9 @@ use super::chunk_map::ChunkMap;
 use super::data_files::{DataFile, DataFiles, Home};
 use super::durable::{crash_point, rename, sync_directory, write_all};
 use super::error::{Context, StoreError};
-use super::layers::{CHUNKS, COMPLETE, LayerDirectory, LayerFiles, TABLE, chunk_count};
+use super::layers::{
+    CHECKPOINTS, CHUNKS, COMPLETE, LayerDirectory, LayerFiles, TABLE, chunk_count, optional,
+};
 use super::temporary::{Temporary, remove_unused};
 
 /// Holes are kept at this granularity: the block size of the usual file systems.
@@ -25,6 +27,17 @@ pub struct LayerDraft {
     data: Arc<DataFiles>,
     /// End of what was written to the packed file, holes included.
     packed_end: AtomicU64,
+}
+
+/// What of a layer is there when it is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    /// All, for ever.
+    Complete,
+    /// None of its chunks.
+    Lazy(u64),
+    /// All of its chunks.
+    Whole(u64),
 }
 
 /// What came of publishing.
@@ -53,6 +66,14 @@ impl LayerDraft {
     /// [`write`](Self::write) to it; for a lazy layer it may be left to the first bytes that are fetched.
     pub fn large_file(&self, number: u32, length: u64) -> Result<(), StoreError> {
         self.data.set_length(DataFile::Large(number), length)
+    }
+
+    /// The file that keeps what chunks need beside the blob, made empty. It is part of the layer from then on.
+    pub fn checkpoints(&self) -> Result<File, StoreError> {
+        let home = self.data.home();
+        crash_point();
+        home.open(CHECKPOINTS, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC)
+            .context("make", home.path().join(CHECKPOINTS))
     }
 
     /// Writes bytes at an offset. Each byte is written at most once: whole blocks of zeros are left out and stay holes.
@@ -112,9 +133,26 @@ impl LayerDraft {
         table: &[u8],
         chunks: Option<u64>,
     ) -> Result<(LayerFiles, PendingPublish), StoreError> {
+        self.finish(table, chunks.map_or(Presence::Complete, Presence::Lazy))
+    }
+
+    /// The same for a layer of that many chunks of which every byte was written: its chunks can be
+    /// [evicted](LayerFiles::evict), and fetched again.
+    ///
+    /// # Errors
+    /// As for [`finish_unsynced`](Self::finish_unsynced).
+    pub fn finish_whole_unsynced(
+        self,
+        table: &[u8],
+        chunks: u64,
+    ) -> Result<(LayerFiles, PendingPublish), StoreError> {
+        self.finish(table, Presence::Whole(chunks))
+    }
+
+    fn finish(self, table: &[u8], presence: Presence) -> Result<(LayerFiles, PendingPublish), StoreError> {
         let home = Arc::clone(self.data.home());
         let path = home.path();
-        if let Some(expected) = chunks {
+        if let Presence::Lazy(expected) | Presence::Whole(expected) = presence {
             let damaged = |reason| StoreError::Damaged { path: path.join(TABLE), reason };
             let found = chunk_count(table).map_err(damaged)?;
             if found != expected {
@@ -132,21 +170,26 @@ impl LayerDraft {
         };
         let table_file = make(TABLE)?;
         write_all(&table_file, table, &path.join(TABLE))?;
-        let (mark, chunk_map) = match chunks {
-            Some(count) => {
+        let (mark, chunk_map) = match presence {
+            Presence::Lazy(count) | Presence::Whole(count) => {
                 let file = make(CHUNKS)?;
                 let published = self.layer.path().join(CHUNKS);
-                let map = ChunkMap::create(&file, &self.layer.map_place(&published), count)?;
+                // That all is present is durable once the draft is in its place, and before that its data are synced.
+                let all_present = matches!(presence, Presence::Whole(_));
+                let map = ChunkMap::create(&file, &self.layer.map_place(&published), count, all_present)?;
                 (file, Some(Arc::new(map)))
             }
-            None => (make(COMPLETE)?, None),
+            Presence::Complete => (make(COMPLETE)?, None),
         };
-        let pending = PendingPublish {
-            layer: self.layer,
-            data: Arc::clone(&self.data),
-            others: [table_file.try_clone().context("open", path.join(TABLE))?, mark],
-        };
-        Ok((LayerFiles { table: table_file, data: self.data, chunk_map }, pending))
+        let checkpoints =
+            optional(home.open(CHECKPOINTS, OFlags::RDONLY)).context("open", path.join(CHECKPOINTS))?;
+        let clone = |file: &File| file.try_clone().context("open", path);
+        let mut others = vec![clone(&table_file)?, mark];
+        if let Some(file) = &checkpoints {
+            others.push(clone(file)?);
+        }
+        let pending = PendingPublish { layer: self.layer, data: Arc::clone(&self.data), others };
+        Ok((LayerFiles { table: table_file, data: self.data, chunk_map, checkpoints }, pending))
     }
 }
 
@@ -155,7 +198,7 @@ impl LayerDraft {
 pub struct PendingPublish {
     layer: LayerDirectory,
     data: Arc<DataFiles>,
-    others: [File; 2],
+    others: Vec<File>,
 }
 
 impl PendingPublish {

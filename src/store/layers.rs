@@ -6,6 +6,7 @@
 //! files/<n>  bytes of large files          ┘
 //! chunks     the chunk map of a lazy layer ┐ one of the two; if neither is there, the layer
 //! complete   empty: no byte is missing     ┘ counts as lazy with nothing present
+//! checkpoints   of a streamed gzip layer: its decoder's states, in the format that the layer's reader gave it
 //! ```
 //!
 //! States: nothing → [`LayerDraft`] (in `layers/ingest/`) → published. A published layer is only ever replaced as a whole.
@@ -34,6 +35,7 @@ use crate::table::format::{self, ChunkRecord, Header, Section};
 pub(super) const TABLE: &str = "table";
 pub(super) const CHUNKS: &str = "chunks";
 pub(super) const COMPLETE: &str = "complete";
+pub(super) const CHECKPOINTS: &str = "checkpoints";
 
 /// All layers of a store.
 #[derive(Clone, Debug)]
@@ -60,6 +62,7 @@ impl LayerStore {
             path: digest.path_in(&self.directory),
             lock: self.locks.join(format!("layer-{}", digest.flat())),
             chunks_lock: self.locks.join(format!("chunks-{}", digest.flat())),
+            eviction_lock: self.locks.join(format!("eviction-{}", digest.flat())),
             digest,
             store: self.clone(),
         })
@@ -79,6 +82,7 @@ pub struct LayerDirectory {
     path: PathBuf,
     lock: PathBuf,
     chunks_lock: PathBuf,
+    eviction_lock: PathBuf,
     digest: DigestName,
     store: LayerStore,
 }
@@ -92,6 +96,8 @@ pub struct LayerFiles {
     pub data: Arc<DataFiles>,
     /// Which of them are there; `None` if all are.
     pub chunk_map: Option<Arc<ChunkMap>>,
+    /// What its chunks need beside the blob, if they need anything. Not verified.
+    pub checkpoints: Option<File>,
 }
 
 impl LayerDirectory {
@@ -133,9 +139,11 @@ impl LayerDirectory {
             Err(error) => return Err(StoreError::from_io("look at", self.path.join(COMPLETE), error)),
         };
         let chunk_map = if is_complete { None } else { Some(Arc::new(self.open_chunk_map(&table)?)) };
-        let data = DataFiles::open(home, Arc::clone(&self.store.descriptors), OFlags::empty())
+        let data = DataFiles::open(Arc::clone(&home), Arc::clone(&self.store.descriptors), OFlags::empty())
             .map_err(damaged(super::data_files::PACKED))?;
-        Ok(Some(LayerFiles { table, data: Arc::new(data), chunk_map }))
+        let checkpoints =
+            optional(home.open(CHECKPOINTS, OFlags::RDONLY)).context("open", self.path.join(CHECKPOINTS))?;
+        Ok(Some(LayerFiles { table, data: Arc::new(data), chunk_map, checkpoints }))
     }
 
     /// Begins to make the layer, in a temporary directory that nobody else sees.
@@ -184,7 +192,12 @@ impl LayerDirectory {
     }
 
     pub(super) fn map_place<'a>(&'a self, path: &'a Path) -> MapPlace<'a> {
-        MapPlace { path, lock: &self.chunks_lock, temporaries: &self.store.temporaries }
+        MapPlace {
+            path,
+            lock: &self.chunks_lock,
+            eviction_lock: &self.eviction_lock,
+            temporaries: &self.store.temporaries,
+        }
     }
 
     pub(super) fn descriptors(&self) -> &Arc<Descriptors> {
@@ -208,6 +221,14 @@ impl LayerDirectory {
     /// The digest as it was given.
     pub fn digest(&self) -> String {
         self.digest.to_string()
+    }
+}
+
+/// A file that need not be there.
+pub(super) fn optional(opened: rustix::io::Result<File>) -> rustix::io::Result<Option<File>> {
+    match opened {
+        Err(Errno::NOENT) => Ok(None),
+        opened => opened.map(Some),
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::durable::{FILE_MODE, still_names};
 use super::error::{Context, StoreError};
 
-/// An exclusive lock, held until it is dropped.
+/// A lock, held until it is dropped: exclusive, unless it was taken as shared.
 #[derive(Debug)]
 pub struct FileLock {
     // Closing the file frees the lock.
@@ -24,9 +24,18 @@ pub struct FileLock {
 impl FileLock {
     /// Takes the lock of that file, which is made if it is not there; waits while another holds it.
     pub(super) fn acquire(path: &Path) -> Result<FileLock, StoreError> {
+        FileLock::acquire_as(path, FlockOperation::LockExclusive)
+    }
+
+    /// Takes the lock together with others who take it as shared; waits while somebody holds it alone.
+    pub(super) fn acquire_shared(path: &Path) -> Result<FileLock, StoreError> {
+        FileLock::acquire_as(path, FlockOperation::LockShared)
+    }
+
+    fn acquire_as(path: &Path, operation: FlockOperation) -> Result<FileLock, StoreError> {
         loop {
             let file = open_lock_file(path)?;
-            flock(&file, FlockOperation::LockExclusive).context("lock", path)?;
+            flock(&file, operation).context("lock", path)?;
             // Whoever held it may have swept the file away meanwhile: then others would lock a new one.
             if still_names(path, &file).context("look at", path)? {
                 return Ok(FileLock { _file: file });

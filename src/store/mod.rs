@@ -4,7 +4,7 @@
 //! ```text
 //! VERSION          version of this layout; its presence says that the rest is there
 //! content/         whole blobs, as an OCI image layout
-//! layers/<algorithm>/<hex>/   inode table, data files, chunk map
+//! layers/<algorithm>/<hex>/   inode table, data files, chunk map, checkpoints
 //! trees/<hex>      merged inode tables
 //! locks/           lock files
 //! peel.db          records (SQLite)
@@ -30,6 +30,7 @@ mod digest;
 mod draft;
 mod durable;
 mod error;
+mod eviction;
 mod layers;
 mod lock;
 mod open;
@@ -42,13 +43,14 @@ mod trees;
 
 use std::path::{Path, PathBuf};
 
-pub use chunk_map::ChunkMap;
+pub use chunk_map::{ChunkMap, MarkLock};
 pub use content::Content;
 pub use content_index::NamedDescriptor;
 pub use data_files::{DataFile, DataFiles};
 pub use database::Database;
 pub use draft::{LayerDraft, PendingPublish, Publication};
 pub use error::StoreError;
+pub use eviction::ChunkPlace;
 pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore};
 pub use lock::FileLock;
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};

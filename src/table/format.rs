@@ -195,18 +195,22 @@ pub struct ExtentRecord {
 pub enum Codec {
     /// The range is the bytes.
     Raw = 0,
-    /// One gzip member.
+    /// Gzip members.
     Gzip = 1,
     /// Zstandard frames.
     Zstd = 2,
     /// All zeros: nothing is fetched.
     Zeros = 3,
+    /// Gzip members from within the first one: between two of its deflate blocks, where the layer has a checkpoint.
+    GzipSpan = 4,
 }
 
 impl Codec {
     /// The codec of that number, if there is one.
     pub fn from_number(number: u8) -> Option<Codec> {
-        [Codec::Raw, Codec::Gzip, Codec::Zstd, Codec::Zeros].into_iter().find(|codec| *codec as u8 == number)
+        [Codec::Raw, Codec::Gzip, Codec::Zstd, Codec::Zeros, Codec::GzipSpan]
+            .into_iter()
+            .find(|codec| *codec as u8 == number)
     }
 }
 
@@ -222,12 +226,15 @@ pub struct ChunkRecord {
     pub decoded_offset: U64,
     /// Bytes in the decoded space.
     pub decoded_length: U64,
-    /// Bytes that the blob range decodes to before those of this chunk begin (several files in one gzip member).
+    /// Bytes that the blob range decodes to before those of this chunk begin (several files in one gzip member, several parts of
+    /// a span that is too long for one chunk).
     pub skip: U64,
     /// A [`Codec`].
     pub codec: u8,
     /// Zero.
-    pub reserved: [u8; 7],
+    pub reserved: [u8; 3],
+    /// Number of the checkpoint for [`Codec::GzipSpan`], else zero.
+    pub checkpoint: U32,
     /// SHA-256 of the decoded bytes.
     pub digest: [u8; 32],
 }

@@ -117,7 +117,8 @@ impl MergedTree {
         ranges
     }
 
-    fn read_segments(layer: &LayerContent, segments: &[Segment], reply: ReadReply) {
+    /// Answers if all is here, and gives the reply back if not.
+    fn read_segments(layer: &LayerContent, segments: &[Segment], reply: ReadReply) -> Option<ReadReply> {
         BUFFER.with_borrow_mut(|buffer| {
             let length = reply.length() as usize;
             if buffer.len() < length {
@@ -127,20 +128,66 @@ impl MergedTree {
             for segment in segments {
                 let (Segment::Hole { length } | Segment::Data { length, .. }) = *segment;
                 let Some((part, after)) = rest.split_at_mut_checked(length as usize) else {
-                    return reply.error(Errno::IO);
+                    reply.error(Errno::IO);
+                    return None;
                 };
                 match segment {
                     Segment::Hole { .. } => part.fill(0),
-                    Segment::Data { decoded_offset, .. } => {
-                        if let Err(error) = layer.read(*decoded_offset, part) {
+                    Segment::Data { decoded_offset, .. } => match layer.read(*decoded_offset, part) {
+                        Ok(true) => {}
+                        Ok(false) => return Some(reply),
+                        Err(error) => {
                             tracing::error!(layer = %layer.layer(), %error, "cannot read a data file of the store");
-                            return reply.error(Errno::IO);
+                            reply.error(Errno::IO);
+                            return None;
                         }
-                    }
+                    },
                 }
                 rest = after;
             }
             reply.data(&buffer[..length]);
+            None
+        })
+    }
+}
+
+/// A read of which something is missing.
+struct Read {
+    image: String,
+    inode: u64,
+    offset: u64,
+    length: u32,
+    segments: Vec<Segment>,
+}
+
+/// How often one read fetches what it needs: what was fetched may be evicted before it could be read.
+const FETCHES: u32 = 4;
+
+impl Read {
+    /// Answers when all is here; after `fetches` attempts, with an error.
+    fn fetch(self, layer: &Arc<LayerContent>, reply: ReadReply, fetches: u32) {
+        let data = self.segments.iter().filter_map(|segment| match segment {
+            Segment::Data { decoded_offset, length } => {
+                Some(*decoded_offset..decoded_offset.saturating_add(*length))
+            }
+            Segment::Hole { .. } => None,
+        });
+        // The pieces of one read lie close together; what is between them in the decoded space is this file's too.
+        let bounds =
+            data.reduce(|all, one| all.start.min(one.start)..all.end.max(one.end)).unwrap_or_default();
+        let content = layer.clone();
+        layer.fetch(bounds, move |result| {
+            let Read { image, inode, offset, length, segments } = &self;
+            let (reply, error) = match result {
+                Ok(()) => match MergedTree::read_segments(&content, segments, reply) {
+                    None => return,
+                    Some(reply) if fetches > 1 => return self.fetch(&content, reply, fetches - 1),
+                    Some(reply) => (reply, "it was evicted again and again".to_owned()),
+                },
+                Err(error) => (reply, chain(&error)),
+            };
+            tracing::error!(%image, layer = %content.layer(), inode, offset, length, error, "a read failed");
+            reply.error(Errno::IO)
         });
     }
 }
@@ -249,33 +296,11 @@ impl Tree for MergedTree {
         if end > record.size.get() {
             return reply.error(Errno::INVALID);
         }
-        let (mut wanted, mut present) = (Vec::with_capacity(1), true);
-        segments(layer, record, offset..end, |segment| {
-            if let Segment::Data { decoded_offset, length } = segment {
-                present = present && layer.is_present(decoded_offset..decoded_offset.saturating_add(length));
-            }
-            wanted.push(segment);
-        });
-        if present {
-            return Self::read_segments(layer, &wanted, reply);
-        }
-        let data = wanted.iter().filter_map(|segment| match segment {
-            Segment::Data { decoded_offset, length } => {
-                Some(*decoded_offset..decoded_offset.saturating_add(*length))
-            }
-            Segment::Hole { .. } => None,
-        });
-        // The pieces of one read lie close together; what is between them in the decoded space is this file's too.
-        let bounds =
-            data.reduce(|all, one| all.start.min(one.start)..all.end.max(one.end)).unwrap_or_default();
-        let (content, image) = (layer.clone(), self.name.clone());
-        layer.fetch(bounds, move |result| match result {
-            Ok(()) => Self::read_segments(&content, &wanted, reply),
-            Err(error) => {
-                tracing::error!(%image, layer = %content.layer(), inode, offset, length, error = %chain(&error), "a read failed");
-                reply.error(Errno::IO)
-            }
-        });
+        let mut wanted = Vec::with_capacity(1);
+        segments(layer, record, offset..end, |segment| wanted.push(segment));
+        let Some(reply) = Self::read_segments(layer, &wanted, reply) else { return };
+        let read = Read { image: self.name.clone(), inode, offset, length, segments: wanted };
+        read.fetch(layer, reply, FETCHES);
     }
 
     fn whole_file(&self, inode: u64) -> Option<Arc<File>> {

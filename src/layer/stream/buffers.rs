@@ -3,47 +3,62 @@
 use std::sync::mpsc::{Receiver, SyncSender};
 
 use super::StreamError;
+use super::spans::SpanCutter;
 use crate::layer::compression::Decode;
 
 /// Bytes of a buffer, and how many go round. Larger ones leave the processor's cache.
 pub(super) const BUFFER: usize = 256 << 10;
 pub(super) const BUFFERS: usize = 6;
 
+/// A buffer for the reader.
+pub(super) struct Decoded {
+    pub bytes: Vec<u8>,
+    /// Where in it a part of the layer begins that has a digest of its own, in ascending order.
+    pub cuts: Vec<usize>,
+}
+
 /// The decoder's end of the two channels.
 pub(super) struct Buffers {
-    full: SyncSender<Vec<u8>>,
+    full: SyncSender<Decoded>,
     empty: Receiver<Vec<u8>>,
     /// The buffer that is being filled; `current.len()` is always [`BUFFER`] while there is one.
     current: Option<Vec<u8>>,
     filled: usize,
+    cuts: Vec<usize>,
     decoded: u64,
     /// The reader hung up.
     pub is_abandoned: bool,
 }
 
 impl Buffers {
-    pub fn new(full: SyncSender<Vec<u8>>, empty: Receiver<Vec<u8>>) -> Self {
-        Self { full, empty, current: None, filled: 0, decoded: 0, is_abandoned: false }
+    pub fn new(full: SyncSender<Decoded>, empty: Receiver<Vec<u8>>) -> Self {
+        Self { full, empty, current: None, filled: 0, cuts: Vec::new(), decoded: 0, is_abandoned: false }
     }
 
-    /// Decodes all of `input` into buffers, and sends those that are full.
+    /// Decodes all of `input` into buffers, and sends those that are full. `cutter` watches.
     pub fn decode(
         &mut self,
         decoder: &mut dyn Decode,
+        cutter: &mut SpanCutter<'_>,
         mut input: &[u8],
         limit: u64,
     ) -> Result<(), StreamError> {
         loop {
             let Some(buffer) = self.room() else { return Ok(()) };
-            let room = buffer.len();
-            let progress = decoder.decode(input, buffer)?;
+            let room = usize::try_from(cutter.room()).map_or(buffer.len(), |room| room.min(buffer.len()));
+            let stop = cutter.stop();
+            let (progress, boundary) = decoder.decode_until(stop, input, &mut buffer[..room])?;
+            let has_stopped = boundary.is_some();
             input = &input[progress.consumed..];
             self.filled += progress.produced;
             self.decoded = self.decoded.saturating_add(progress.produced as u64);
             if self.decoded > limit {
                 return Err(StreamError::TooLarge { limit });
             }
-            if input.is_empty() && progress.produced < room {
+            if cutter.advanced(progress, boundary).map_err(StreamError::Checkpoint)? {
+                self.cuts.push(self.filled);
+            }
+            if input.is_empty() && progress.produced < room && !has_stopped {
                 return Ok(());
             }
         }
@@ -71,7 +86,8 @@ impl Buffers {
         if let Some(mut buffer) = self.current.take() {
             buffer.truncate(self.filled);
             self.filled = 0;
-            self.is_abandoned |= self.full.send(buffer).is_err();
+            let decoded = Decoded { bytes: buffer, cuts: std::mem::take(&mut self.cuts) };
+            self.is_abandoned |= self.full.send(decoded).is_err();
         }
     }
 }

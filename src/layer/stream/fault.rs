@@ -56,6 +56,9 @@ pub enum StreamError {
     /// The sink took no more: a full disk, as a rule.
     #[error("the layer cannot be stored: {0}")]
     Sink(SinkError),
+    /// A checkpoint could not be kept.
+    #[error("the checkpoints of the layer cannot be stored: {0}")]
+    Checkpoint(std::io::Error),
     /// A thread could not be started.
     #[error("no thread for the layer: {0}")]
     Thread(std::io::Error),

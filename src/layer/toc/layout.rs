@@ -218,6 +218,7 @@ impl Layout {
                 decoded_length: length,
                 skip: 0,
                 codec: Codec::Zeros,
+                checkpoint: 0,
                 digest: ZEROS_DIGEST,
             }
         } else {
@@ -228,6 +229,7 @@ impl Layout {
                 decoded_length: length,
                 skip: payload.inner_offset,
                 codec: self.rules.codec,
+                checkpoint: 0,
                 digest: chunk_digest(payload, length == file.size)?,
             }
         });
