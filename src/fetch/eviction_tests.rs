@@ -237,10 +237,11 @@ fn readers_never_see_what_an_eviction_left() {
     // The pass keeps no headers, which these readers want to see too.
     fixture.evict_all();
     let is_done = AtomicBool::new(false);
+    let reads = AtomicU64::new(0);
     let evicted = std::thread::scope(|scope| {
         let readers: Vec<_> = (0..3)
             .map(|reader| {
-                let (fixture, whole) = (&fixture, &whole);
+                let (fixture, whole, reads) = (&fixture, &whole, &reads);
                 scope.spawn(move || {
                     let mut random = Random(reader);
                     for _ in 0..400 {
@@ -250,13 +251,20 @@ fn readers_never_see_what_an_eviction_left() {
                             fixture.read(range.clone()).unwrap() == fixture.expected(&range),
                             "{range:?}"
                         );
+                        reads.fetch_add(1, Ordering::SeqCst);
                     }
                 })
             })
             .collect();
         let evictor = scope.spawn(|| {
-            let (mut random, mut evicted) = (Random(99), 0);
+            let (mut random, mut evicted, mut seen) = (Random(99), 0, 0);
             while !is_done.load(Ordering::SeqCst) {
+                // At most as often as somebody reads, or nobody might ever get to the end of a read.
+                let now = reads.load(Ordering::SeqCst);
+                if std::mem::replace(&mut seen, now) == now {
+                    std::thread::yield_now();
+                    continue;
+                }
                 let first = random.below(fixture.chunks() as u64) as usize;
                 evicted += fixture.content.evict(first..first + 2).unwrap();
             }
