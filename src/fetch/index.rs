@@ -8,7 +8,9 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::Either;
 use peelfs_registry::Digest;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
@@ -77,6 +79,14 @@ pub enum Event {
 /// Who is told of [`Event`]s.
 pub type Progress = Arc<dyn Fn(Event) + Send + Sync>;
 
+/// What became of a layer that was to be indexed lazily.
+enum Indexed {
+    /// It is, and is to be published.
+    Lazily(Box<(LayerFiles, PendingPublish)>),
+    /// It cannot be, and is to be streamed: from here, if all of its blob came meanwhile.
+    Not { whole_blob: Option<Bytes> },
+}
+
 /// Brings the layers of one image.
 pub struct Indexer {
     store: Arc<Store>,
@@ -136,11 +146,10 @@ impl Indexer {
         }
         let blob =
             OriginBlob::new(self.origin.clone(), layer.descriptor.digest.clone(), layer.descriptor.size);
-        let brought = match self.index(&layer, &blob).await? {
-            Some(brought) => brought,
-            None => self.stream(&layer, &blob).await?,
+        let (files, pending) = match self.index(&layer, &blob).await? {
+            Indexed::Lazily(brought) => *brought,
+            Indexed::Not { whole_blob } => self.stream(&layer, &blob, whole_blob).await?,
         };
-        let (files, pending) = brought;
         let table = Table::open(&files.table, &identity(&layer.descriptor.digest))?;
         // Not after the last layer: two processes that each held a layer for which the other waits would never end.
         let commit = tokio::task::spawn_blocking(move || {
@@ -167,28 +176,28 @@ impl Indexer {
     }
 
     /// The lazy way, if the layer has a table of contents that the manifest vouches for and its host reads by ranges.
-    async fn index(
-        &self,
-        layer: &Layer,
-        blob: &OriginBlob,
-    ) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
+    async fn index(&self, layer: &Layer, blob: &OriginBlob) -> Result<Indexed, IndexError> {
         let Layer { descriptor, .. } = layer;
         let Some(lookup) = Lookup::new(&descriptor.annotations, descriptor.size).map_err(Box::new)? else {
-            return Ok(None);
+            return Ok(Indexed::Not { whole_blob: None });
         };
         let blob = blob.open().await?;
         let first_range = lookup.first_range();
         let first = match blob.read(first_range.clone()).await {
             Ok(first) => first,
-            Err(error) if error.kind() == peelfs_registry::ErrorKind::RangeUnsupported => return Ok(None),
+            Err(error) if error.kind() == peelfs_registry::ErrorKind::RangeUnsupported => {
+                return Ok(Indexed::Not { whole_blob: None });
+            }
             Err(error) => return Err(error.into()),
         };
+        // Of a small layer the first read brings all: then streaming it costs no other request.
+        let whole_blob = (first_range == (0..descriptor.size)).then(|| first.clone());
         let Some(located) = lookup.locate(&first).map_err(Box::new)? else {
             tracing::warn!(layer = %descriptor.digest, "the manifest names a table of contents that the layer does not have; it is streamed");
-            return Ok(None);
+            return Ok(Indexed::Not { whole_blob });
         };
         if !blob.ranges_work() {
-            return Ok(None);
+            return Ok(Indexed::Not { whole_blob });
         }
         let range = located.range();
         let toc = if first_range.start <= range.start && range.end <= first_range.end {
@@ -205,18 +214,17 @@ impl Indexer {
             }
             draft_of(&store, &digest, contents).map(Some)
         });
-        let brought = brought.await?;
-        if brought.is_some() {
-            (self.progress)(Event::Indexed(descriptor.digest.clone()));
-        }
-        Ok(brought)
+        let Some(brought) = brought.await? else { return Ok(Indexed::Not { whole_blob }) };
+        (self.progress)(Event::Indexed(descriptor.digest.clone()));
+        Ok(Indexed::Lazily(Box::new(brought)))
     }
 
-    /// The one pass over a layer that has no table of contents.
+    /// The one pass over a layer that has no table of contents; its blob is read unless it is here already.
     async fn stream(
         &self,
         layer: &Layer,
         blob: &OriginBlob,
+        whole_blob: Option<Bytes>,
     ) -> Result<(LayerFiles, PendingPublish), IndexError> {
         // The semaphore is never closed, so this is always a permit.
         let _permit = self.streams.acquire().await;
@@ -240,7 +248,10 @@ impl Indexer {
                 unpack(draft, annotations, pieces, &expectation, &told)
             })
         };
-        let mut bytes = std::pin::pin!(blob.open().await?.stream(0));
+        let mut bytes = std::pin::pin!(match whole_blob {
+            Some(bytes) => Either::Left(futures_util::stream::iter([Ok(bytes)])),
+            None => Either::Right(blob.open().await?.stream(0)),
+        });
         while let Some(piece) = bytes.next().await {
             let failed = piece.is_err();
             // The unpacking thread hangs up when it fails; its own error tells more.

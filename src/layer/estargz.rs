@@ -79,6 +79,9 @@ fn read_json(mut member: &[u8]) -> Result<Vec<u8>, EstargzError> {
     }
 }
 
+/// Room made for a TOC before it is decoded, at most: that of 15,000 entries.
+const LIKELY_TOC: u64 = 16 << 20;
+
 /// Keeps the payload of the first entry, if that is the TOC.
 #[derive(Default)]
 struct JsonSink {
@@ -91,6 +94,8 @@ impl TarSink for JsonSink {
         match entry.kind {
             EntryKind::Regular { size, .. } if entry.path == TOC_NAME && self.expected.is_none() => {
                 self.expected = Some(size);
+                // Growing step by step costs a tenth of reading the TOC of a usual layer; what a liar claims is not reserved.
+                self.json.reserve(size.min(LIKELY_TOC) as usize);
                 if size > MAXIMUM_TOC { Err("the table of contents is too long".into()) } else { Ok(()) }
             }
             // After a whole TOC, `read_json` has stopped to read; and before it there is nothing.
