@@ -509,7 +509,7 @@ fn never_wrong_bytes(peel: &Peel, what: &str, encoded: &Encoded, bytes: &[u8]) {
         );
     }
     drop(tree);
-    peel.succeed(&["unmount", point.to_str().unwrap()]);
+    peel.unmount(&point);
 }
 
 #[test]
@@ -734,7 +734,7 @@ fn mounting_a_gzip_bomb_and_a_million_entries_of_one_name_takes_bounded_memory()
         match outcome.code {
             Some(0) => {
                 assert_eq!(Tree::walk(&point).nodes.len(), 2, "{what}");
-                peel.succeed(&["unmount", point.to_str().unwrap()]);
+                peel.unmount(&point);
             }
             Some(WRONG_CONTENT) => assert!(outcome.stderr.contains(&encoded.digest), "{what}: {outcome:?}"),
             _ => panic!("{what}: {outcome:?}"),

@@ -61,7 +61,7 @@ fn processes_that_mount_one_image_at_the_same_moment_all_show_it() {
             assert_same(&Tree::walk(point), &model, &[]);
         }
         for point in &points {
-            peel.succeed(&["unmount", point.to_str().unwrap()]);
+            peel.unmount(point);
         }
         mount_equals(&peel, &reference, &layers);
     }
@@ -143,7 +143,7 @@ fn a_mount_killed_at_any_instant_is_made_good_by_the_next() {
             kill_and_wait(child.id() as i32);
             wait_or_kill(child, "peel mount");
             if is_mount_point(&point) {
-                peel.succeed(&["unmount", point.to_str().unwrap()]);
+                peel.unmount(&point);
             }
             peel.json(&["ls", "--json"]);
         }

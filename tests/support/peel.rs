@@ -72,6 +72,22 @@ impl Peel {
         run_to_end(self.command(arguments), self.scratch())
     }
 
+    /// `peel unmount`, which must succeed. A child of another test holds this process's descriptors from its fork to its exec: for
+    /// that instant the mount may be in use, so that is tried again.
+    #[track_caller]
+    pub fn unmount(&self, path: &Path) {
+        let arguments = ["unmount", path.to_str().expect("temporary names are UTF-8")];
+        for _ in 0..100 {
+            let outcome = self.run(&arguments);
+            if outcome.code == Some(0) {
+                return;
+            }
+            assert!(outcome.stderr.contains(" is in use by "), "{outcome:?}");
+            std::thread::yield_now();
+        }
+        panic!("{} stays in use", path.display());
+    }
+
     /// Runs a command that must succeed; returns its output.
     #[track_caller]
     pub fn succeed<S: AsRef<OsStr> + std::fmt::Debug>(&self, arguments: &[S]) -> String {
@@ -172,7 +188,7 @@ impl Mount<'_> {
     /// `peel unmount`, which must succeed and leave nothing mounted.
     #[track_caller]
     pub fn unmount(self) {
-        self.peel.succeed(&["unmount", self.path.to_str().expect("temporary names are UTF-8")]);
+        self.peel.unmount(&self.path);
         assert!(!is_mount_point(&self.path), "{} is still mounted", self.path.display());
     }
 }
