@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
@@ -64,9 +65,26 @@ pub enum UnmountError {
     },
 }
 
+/// How often to try again, and how long to wait between, while a mount is busy and nobody is found who uses it.
+const ATTEMPTS: u32 = 20;
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(10);
+
 /// Unmounts the mount of ours at `path`. With `lazily` it disappears even while it is in use; a dead one
 /// always does.
+///
+/// A user who was gone before it could be named is no reason to fail: a child between its fork and its exec holds its
+/// parent's files for an instant, an indexer looks in and leaves. So that is tried again, for 0.2 seconds at most.
 pub fn unmount(path: &Path, lazily: bool) -> Result<(), UnmountError> {
+    for _ in 1..ATTEMPTS {
+        match unmount_once(path, lazily) {
+            Err(UnmountError::Busy { users, .. }) if users.is_empty() => std::thread::sleep(BETWEEN_ATTEMPTS),
+            outcome => return outcome,
+        }
+    }
+    unmount_once(path, lazily)
+}
+
+fn unmount_once(path: &Path, lazily: bool) -> Result<(), UnmountError> {
     let mountpoint = || path.to_owned();
     match mount_at(path) {
         Err(error) => Err(UnmountError::Failed { mountpoint: mountpoint(), error }),

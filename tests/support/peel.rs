@@ -82,7 +82,7 @@ impl Peel {
             if outcome.code == Some(0) {
                 return;
             }
-            assert!(outcome.stderr.contains(" is in use by "), "{outcome:?}");
+            assert!(outcome.stderr.contains(" is in use"), "{outcome:?}");
             std::thread::yield_now();
         }
         panic!("{} stays in use", path.display());
