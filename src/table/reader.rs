@@ -43,6 +43,9 @@ pub enum TableError {
     OtherIdentity,
 }
 
+/// Bytes that are read at once for the checksum: what the processor's caches hold beside all else, and few pages to make.
+const READ_AT_ONCE: usize = 64 << 10;
+
 enum Bytes {
     Mapped(memmap2::Mmap),
     Owned(Vec<u8>),
@@ -72,7 +75,7 @@ impl Table {
             return Err(TableError::OtherIdentity);
         }
         let mut checksum = crc32fast::Hasher::new();
-        let mut buffer = vec![0; (256 << 10).min(length as usize)];
+        let mut buffer = vec![0; READ_AT_ONCE.min(length as usize)];
         let mut offset = start.len() as u64;
         while offset < length {
             let part = (length - offset).min(buffer.len() as u64) as usize;
