@@ -277,6 +277,8 @@ impl Mounted {
             if let Err(error) = layer.checkpoint() {
                 tracing::warn!(layer = %layer.layer(), error = %chain(&error), "what was fetched may be fetched again after a crash");
             }
+            // To merge it was to look at all of it.
+            layer.table().release();
         }
     }
 
