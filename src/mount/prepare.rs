@@ -201,7 +201,10 @@ fn merged_tree(
     let key = hex(&identity);
     if let Some(file) = store.trees().open(&key).map_err(in_store)? {
         match Table::open(&file, &identity) {
-            Ok(table) => return Ok((MergedTree::new(name.to_owned(), table, layers), None)),
+            Ok(table) => {
+                table.release();
+                return Ok((MergedTree::new(name.to_owned(), table, layers), None));
+            }
             Err(error) => {
                 tracing::warn!(image = name, error = %chain(&error), "the merged tree is made again")
             }
@@ -212,6 +215,7 @@ fn merged_tree(
         merge(&tables, identity).map_err(|cause| ImageMountError::Merge { image: name.to_owned(), cause })?;
     let (file, pending) = store.trees().put_unsynced(&key, &bytes).map_err(in_store)?;
     let table = Table::open(&file, &identity).map_err(of_table)?;
+    table.release();
     Ok((MergedTree::new(name.to_owned(), table, layers), Some(pending)))
 }
 
