@@ -318,7 +318,11 @@ fn open_files(store: &Store, layer: &Digest) -> Result<Option<(Table, LayerFiles
         Err(error) => return Err(error),
     };
     match Table::open(&files.table, &identity(layer)) {
-        Ok(table) if has_checkpoints(&table, &files)? => Ok(Some((table, files))),
+        Ok(table) if has_checkpoints(&table, &files)? => {
+            // Little of it is looked at again: what is read is found through the merged table.
+            table.release();
+            Ok(Some((table, files)))
+        }
         Ok(_) => {
             tracing::warn!(%layer, "the layer is made again: its checkpoints are damaged");
             Ok(None)

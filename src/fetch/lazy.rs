@@ -16,6 +16,7 @@ use super::planner::{self, Limits, Request, blob_range};
 use super::readahead::Readahead;
 use super::source::BlobSource;
 use super::span;
+use super::threads::ThreadStarter;
 use crate::error::chain;
 use crate::layer::chunk::{self, ChunkError};
 use crate::layer::entry::Chunk;
@@ -68,6 +69,15 @@ pub enum FetchError {
         #[source]
         cause: Arc<StoreError>,
     },
+    /// There is nothing to fetch it with.
+    #[error("{layer}: cannot start to fetch")]
+    Threads {
+        /// The layer's digest.
+        layer: Arc<str>,
+        /// What the system said.
+        #[source]
+        cause: Arc<std::io::Error>,
+    },
     /// The layer was opened only to be looked at.
     #[error("{layer}: not all of it is here, and it was opened without a source")]
     NoSource {
@@ -86,7 +96,7 @@ pub enum FetchError {
 
 /// What all layers of a process share for fetching.
 pub struct Fetcher {
-    runtime: Handle,
+    threads: ThreadStarter,
     /// One permit per KiB of blob bytes that may be in memory.
     memory: Semaphore,
     deadline: Duration,
@@ -97,14 +107,14 @@ pub struct Fetcher {
 const MEMORY: u32 = 96 << 10;
 
 impl Fetcher {
-    /// Fetches on that runtime. A reader waits at most `deadline`. `observer` is called after each request.
+    /// Fetches on those threads. A reader waits at most `deadline`. `observer` is called after each request.
     pub fn new(
-        runtime: Handle,
+        threads: ThreadStarter,
         deadline: Duration,
         observer: impl Fn() + Send + Sync + 'static,
     ) -> Arc<Fetcher> {
         let memory = Semaphore::new(MEMORY as usize);
-        Arc::new(Fetcher { runtime, memory, deadline, observer: Box::new(observer) })
+        Arc::new(Fetcher { threads, memory, deadline, observer: Box::new(observer) })
     }
 }
 
@@ -191,13 +201,20 @@ impl Lazy {
         if let Some(done) = done {
             return done(Ok(()));
         }
-        self.watch(&waiter, content);
+        let threads = match self.fetcher.threads.handle() {
+            Ok(threads) => threads,
+            Err(error) => {
+                let (layer, cause) = (content.layer().clone(), Arc::new(error));
+                return self.finish(&fresh, Err(FetchError::Threads { layer, cause }));
+            }
+        };
+        self.watch(&threads, &waiter, content);
         let chunks = content.table().chunks();
         for span in self.take_long_spans(content, &mut fresh) {
-            self.fetcher.runtime.spawn(span::bring(content.clone(), span));
+            threads.spawn(span::bring(content.clone(), span));
         }
         for request in planner::plan(chunks, fresh, Limits::default()) {
-            self.fetcher.runtime.spawn(bring(content.clone(), request));
+            threads.spawn(bring(content.clone(), request));
         }
     }
 
@@ -250,10 +267,10 @@ impl Lazy {
     }
 
     /// Ends the wait at the deadline.
-    fn watch(&self, waiter: &Arc<Mutex<Waiter>>, content: &LayerContent) {
+    fn watch(&self, threads: &Handle, waiter: &Arc<Mutex<Waiter>>, content: &LayerContent) {
         let (waiter, deadline) = (Arc::downgrade(waiter), self.fetcher.deadline);
         let layer = content.layer().clone();
-        self.fetcher.runtime.spawn(async move {
+        threads.spawn(async move {
             tokio::time::sleep(deadline).await;
             if let Some(waiter) = waiter.upgrade() {
                 settle(&waiter, Err(FetchError::Deadline { layer, deadline }));

@@ -21,6 +21,8 @@ pub mod planner;
 mod readahead;
 pub mod source;
 mod span;
+mod threads;
 
 pub use content::LayerContent;
 pub use lazy::{FetchError, Fetcher};
+pub use threads::{NetworkThreads, ThreadStarter};
