@@ -5,6 +5,7 @@ mod architecture;
 mod bad_input;
 mod commands;
 mod convert;
+mod docker_images;
 mod equality;
 mod formats;
 mod fuse;
