@@ -2,6 +2,9 @@
 //! host; nothing is mounted, nothing is lost, nothing hangs, and the next command works. And however a table of contents lies,
 //! nobody reads bytes that the image does not hold.
 
+mod foreign_urls;
+mod stalling;
+
 use crate::support::archive::{TestEntry, pax_entry, special_entry, tar_bytes};
 use crate::support::blob::{
     Encoded, Estargz, Footer, Form, TOC_DIGEST, encode_to_vec, estargz_with_toc, gzip_member, sha256,

@@ -10,6 +10,7 @@ mod failure;
 mod ls;
 mod memory;
 mod mount;
+mod network;
 mod output;
 mod progress;
 mod show;

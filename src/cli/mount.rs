@@ -13,6 +13,7 @@ use peelfs_registry::{ImageReference, Platform};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::background::{self, Side};
+use super::network::{self, NetworkArguments};
 use super::{environment, failure, memory, progress};
 
 /// Mount an image as a directory
@@ -35,9 +36,8 @@ pub struct Arguments {
     /// When to ask the registry what REF means
     #[arg(long, value_enum, default_value_t = PullArgument::Missing)]
     pull: PullArgument,
-    /// Speak plain HTTP to the registry (loopback hosts are spoken to so anyway)
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
     /// Seconds after which a read that waits for the registry fails with an I/O error
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     read_timeout: u64,
@@ -104,12 +104,7 @@ fn serve(
 ) -> anyhow::Result<()> {
     let store = Arc::new(Store::open(store)?);
     start_log(arguments, &store, verbose)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("peel-network")
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
+    let runtime = network::runtime()?;
     let prepared = prepare(store.clone(), runtime.handle(), request(arguments))?;
     let mounted = prepared.mount(&options(arguments))?;
     stop_on_signals(&runtime, mounted.session().unmounter())?;
@@ -129,7 +124,7 @@ fn request(arguments: &Arguments) -> Request {
             PullArgument::Always => Pull::Always,
             PullArgument::Never => Pull::Never,
         },
-        client: environment::client(arguments.plain_http),
+        client: arguments.network.client(),
         read_deadline: Duration::from_secs(arguments.read_timeout),
         progress: progress::to_terminal(arguments.quiet),
     }

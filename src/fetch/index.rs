@@ -127,8 +127,7 @@ impl Indexer {
         if files.chunk_map.is_none() {
             return LayerContent::local(descriptor.digest.as_str(), table, files);
         }
-        let source =
-            Arc::new(OriginBlob::new(self.origin.clone(), descriptor.digest.clone(), descriptor.size));
+        let source = Arc::new(OriginBlob::new(self.origin.clone(), descriptor.clone()));
         LayerContent::lazy_from(descriptor.digest.as_str(), table, files, source, self.fetcher.clone())
     }
 
@@ -144,8 +143,7 @@ impl Indexer {
         if let Some(content) = self.open_known(&layer)? {
             return Ok(content);
         }
-        let blob =
-            OriginBlob::new(self.origin.clone(), layer.descriptor.digest.clone(), layer.descriptor.size);
+        let blob = OriginBlob::new(self.origin.clone(), layer.descriptor.clone());
         let (files, pending) = match self.index(&layer, &blob).await? {
             Indexed::Lazily(brought) => *brought,
             Indexed::Not { whole_blob } => self.stream(&layer, &blob, whole_blob).await?,
