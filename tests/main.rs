@@ -7,6 +7,7 @@ mod commands;
 mod convert;
 mod docker_images;
 mod equality;
+mod external_toc;
 mod formats;
 mod fuse;
 mod laziness;

@@ -21,6 +21,7 @@ pub mod planner;
 mod readahead;
 pub mod source;
 mod span;
+mod toc_image;
 
 pub use content::LayerContent;
 pub use lazy::{FetchError, Fetcher};

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::layer::chunk::decode_chunk;
 use crate::layer::entry::{Content, Entry, EntryKind};
-use crate::layer::lookup::Lookup;
+use crate::layer::lookup::{Lookup, TocPlace};
 use crate::layer::testing::pattern;
 use crate::layer::toc::{Landmark, TocError, hex};
 
@@ -294,7 +294,8 @@ fn every_combination_of_annotations_footers_and_schemas_is_found() {
                     }
                     let bytes = |range: Range<u64>| &bytes[range.start as usize..range.end as usize];
                     let located = lookup.locate(bytes(first)).unwrap().expect("a TOC");
-                    let toc = located.read_toc(bytes(located.range())).unwrap();
+                    let TocPlace::Blob(range) = located.place().clone() else { panic!("a TOC in the blob") };
+                    let toc = located.read_toc(bytes(range)).unwrap();
                     assert_eq!(decoded(&finished.blob, &toc), b"content", "{annotations:?}");
                 }
             }
