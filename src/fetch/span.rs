@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::content::LayerContent;
 use super::lazy::{FetchError, deliver_decoded};
-use super::planner::blob_range;
+use super::planner::{LONGEST_REQUEST, blob_range};
 use super::source::SourceError;
 use crate::layer::chunk::{self, ChunkError, MAXIMUM_CHUNK};
 use crate::layer::compression::Progress;
@@ -27,8 +27,6 @@ use crate::table::format::{ChunkRecord, Codec};
 
 /// Bytes of the blob that are read at once.
 const STEP: u64 = 4 << 20;
-/// A chunk of more blob bytes than this is not fetched with one request.
-const LONGEST_REQUEST: u64 = 64 << 20;
 
 /// Memory that bringing a long span takes, in bytes.
 pub(super) const MEMORY: u64 = 3 * STEP + PART;
@@ -40,22 +38,28 @@ pub(super) fn long_span(chunks: &[ChunkRecord], number: usize) -> Option<Range<u
         return None;
     }
     let range = blob_range(chunk);
+    let is_longest = |range: &Range<u64>| range.end - range.start > LONGEST_REQUEST;
     let shares = |other: &&ChunkRecord| {
-        other.codec == chunk.codec && other.checkpoint == chunk.checkpoint && blob_range(other) == range
+        let others = blob_range(other);
+        other.codec == chunk.codec
+            && other.checkpoint == chunk.checkpoint
+            // Of a member so long, each chunk needs more bytes than the one before.
+            && (others == range || (others.start == range.start && is_longest(&others) && is_longest(&range)))
     };
     let start = number - chunks[..number].iter().rev().take_while(shares).count();
     let end = number + chunks[number..].iter().take_while(shares).count();
     let last = &chunks[end - 1];
     let decoded = last.skip.get().saturating_add(last.decoded_length.get());
-    let is_long = range.end - range.start > LONGEST_REQUEST || (end - start > 1 && decoded > PART);
+    let is_long = is_longest(&range) || (end - start > 1 && decoded > PART);
     is_long.then_some(start..end)
 }
 
 /// Fetches those chunks of one long span, which are in ascending order, and delivers them.
 pub(super) async fn bring(content: Arc<LayerContent>, wanted: Vec<u32>) {
     let Some(lazy) = content.lazy() else { return };
+    // The last one needs most.
     let Some(range) =
-        wanted.first().and_then(|first| content.table().chunks().get(*first as usize)).map(blob_range)
+        wanted.last().and_then(|last| content.table().chunks().get(*last as usize)).map(blob_range)
     else {
         return;
     };
