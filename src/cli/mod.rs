@@ -7,6 +7,7 @@ mod background;
 mod convert;
 mod environment;
 mod failure;
+mod known;
 mod ls;
 mod memory;
 mod mount;
