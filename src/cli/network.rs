@@ -40,3 +40,35 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .build()
         .context("cannot start threads")
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        network: NetworkArguments,
+    }
+
+    #[test]
+    fn options_reach_the_client() {
+        let client = |arguments: &[&str]| {
+            let all = ["peel"].iter().chain(arguments);
+            Command::try_parse_from(all).unwrap().network.client()
+        };
+        let ordinary = client(&[]);
+        assert_eq!(ordinary.timeouts, Timeouts::default());
+        assert!(!ordinary.follow_foreign_urls && !ordinary.plain_http);
+        let changed = client(&["--network-timeout", "7", "--foreign-urls", "--plain-http"]);
+        assert_eq!(changed.timeouts.operation, Duration::from_secs(7));
+        // A host that says nothing is asked once more before that.
+        assert!(changed.timeouts.idle < changed.timeouts.operation);
+        assert!(changed.follow_foreign_urls && changed.plain_http);
+        for wrong in ["0", "-1", "3601", "soon"] {
+            assert!(Command::try_parse_from(["peel", "--network-timeout", wrong]).is_err(), "{wrong}");
+        }
+    }
+}

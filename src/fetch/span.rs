@@ -169,3 +169,46 @@ fn room_for(chunk: &Chunk) -> Result<Vec<u8>, ChunkError> {
     }
     Ok(vec![0; chunk.decoded_length as usize])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(blob_offset: u64, blob_length: u64, skip: u64, decoded_length: u64) -> ChunkRecord {
+        ChunkRecord {
+            blob_offset: blob_offset.into(),
+            blob_length: blob_length.into(),
+            decoded_offset: 0.into(),
+            decoded_length: decoded_length.into(),
+            skip: skip.into(),
+            codec: Codec::Gzip as u8,
+            reserved: [0; 3],
+            checkpoint: 0.into(),
+            digest: [0; 32],
+        }
+    }
+
+    #[test]
+    fn what_is_decoded_from_far_before_it_is_got_in_one_pass() {
+        const MEBIBYTE: u64 = 1 << 20;
+        let mut chunks = vec![chunk(10, 90, 0, MEBIBYTE), chunk(10, 90, MEBIBYTE, MEBIBYTE)];
+        // Compressed well: all need the whole member.
+        chunks.extend((0..20).map(|number| chunk(100, 5000, number * MEBIBYTE, MEBIBYTE)));
+        // Not compressed: each needs more of the member, those from 70 MiB on more than one request may bring.
+        chunks
+            .extend((1..=10).map(|number| chunk(10_000, number * 10 * MEBIBYTE, number * 10 * MEBIBYTE, 1)));
+        for (number, expected) in [
+            (0, None),
+            (1, None),
+            (2, Some(2..22)),
+            (21, Some(2..22)),
+            (22, None),
+            (27, None),
+            (28, Some(28..32)),
+            (31, Some(28..32)),
+            (32, None),
+        ] {
+            assert_eq!(long_span(&chunks, number), expected, "{number}");
+        }
+    }
+}
