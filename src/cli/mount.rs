@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::background;
 use super::log_file::LogFile;
+use super::network::NetworkArguments;
 use super::signals::{self, Held};
 use super::{environment, failure, memory, progress};
 
@@ -38,9 +39,8 @@ pub struct Arguments {
     /// When to ask the registry what REF means
     #[arg(long, value_enum, default_value_t = PullArgument::Missing)]
     pull: PullArgument,
-    /// Speak plain HTTP to the registry (loopback hosts are spoken to so anyway)
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
     /// Seconds after which a read that waits for the registry fails with an I/O error
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     read_timeout: u64,
@@ -126,7 +126,7 @@ fn request(arguments: &Arguments) -> Request {
             PullArgument::Always => Pull::Always,
             PullArgument::Never => Pull::Never,
         },
-        client: environment::client(arguments.plain_http),
+        client: arguments.network.client(),
         read_deadline: Duration::from_secs(arguments.read_timeout),
         progress: progress::to_terminal(arguments.quiet),
     }

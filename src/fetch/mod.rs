@@ -22,6 +22,7 @@ mod readahead;
 pub mod source;
 mod span;
 mod threads;
+mod toc_image;
 
 pub use content::LayerContent;
 pub use lazy::{FetchError, Fetcher};

@@ -13,6 +13,8 @@
 mod fault;
 mod json;
 mod layout;
+#[cfg(test)]
+pub(super) mod testing;
 mod time;
 
 pub use self::fault::{EntryFault, TocError};
