@@ -60,7 +60,7 @@ impl LayerContent {
 
     /// The checkpoint at which that chunk is decoded, if it needs one.
     pub(super) fn checkpoint_of(&self, chunk: &Chunk) -> Result<Option<Checkpoint>, FetchError> {
-        if chunk.codec != Codec::GzipSpan {
+        if !chunk.codec.needs_checkpoint() {
             return Ok(None);
         }
         let checkpoint = match &self.checkpoints {

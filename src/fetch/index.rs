@@ -359,7 +359,8 @@ fn draft_of(
 
 /// Whether the checkpoints are there that the table names. Their windows are looked at when they are needed.
 fn has_checkpoints(table: &Table, files: &LayerFiles) -> Result<bool, StoreError> {
-    let named = table.chunks().iter().filter(|chunk| chunk.codec == Codec::GzipSpan as u8);
+    let needs_one = |codec| Codec::from_number(codec).is_some_and(Codec::needs_checkpoint);
+    let named = table.chunks().iter().filter(|chunk| needs_one(chunk.codec));
     let Some(last) = named.map(|chunk| chunk.checkpoint.get() as usize).max() else { return Ok(true) };
     let Some(file) = &files.checkpoints else { return Ok(false) };
     let file = file.try_clone().map_err(|error| StoreError::from_io("open", "checkpoints", error))?;

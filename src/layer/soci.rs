@@ -9,9 +9,14 @@
 //!
 //! The zTOC is a flatbuffer ([`read`], [`write`]): the headers of the tar and where each content begins in it, the checkpoints
 //! ([`checkpoints`]), and a digest of each span's bytes in the blob. Uncompressed layers are cut into spans of one length ([`spans`]).
+//!
+//! A zTOC becomes the entries and chunks of its layer ([`SociContents`]). It may lie about the archive: so what it says of a file is held
+//! against the file's headers when that is first read ([`headers`]).
 
 pub mod checkpoints;
+mod contents;
 mod fault;
+pub mod headers;
 pub mod index;
 mod read;
 mod schema;
@@ -22,4 +27,5 @@ pub mod ztoc;
 #[cfg(test)]
 mod tests;
 
-pub use self::fault::{CheckpointFault, FileFault, SociError, SpanFault};
+pub use self::contents::SociContents;
+pub use self::fault::{CheckpointFault, FileFault, Shortfall, SociError, SpanFault};
