@@ -13,5 +13,6 @@ mod fuse;
 mod laziness;
 mod merge_rules;
 mod registry;
+mod soci;
 mod store_life;
 mod support;

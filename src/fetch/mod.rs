@@ -15,10 +15,12 @@
 pub mod content;
 #[cfg(test)]
 mod eviction_tests;
+mod headers;
 pub mod index;
 mod lazy;
 pub mod planner;
 mod readahead;
+pub mod soci;
 pub mod source;
 mod span;
 mod threads;
