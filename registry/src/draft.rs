@@ -78,6 +78,15 @@ impl Repository {
     ///
     /// Fails with [`ErrorKind::Local`] if no file can be made.
     pub fn new_blob(&self, scratch: &Path) -> Result<BlobDraft, Error> {
+        self.draft(scratch, Digester::new(Algorithm::Sha256))
+    }
+
+    /// Begins a copy of the blob of that digest, which is named by the same algorithm. Otherwise as [`new_blob`](Self::new_blob).
+    pub fn new_copy(&self, digest: &Digest, scratch: &Path) -> Result<BlobDraft, Error> {
+        self.draft(scratch, digest.digester())
+    }
+
+    fn draft(&self, scratch: &Path, digester: Digester) -> Result<BlobDraft, Error> {
         let file = match &self.place {
             Place::Layout(layout) => DraftFile::Layout(layout.new_blob()?),
             Place::Registry { endpoint, .. } => {
@@ -89,7 +98,22 @@ impl Repository {
                 DraftFile::Registry(file)
             }
         };
-        Ok(BlobDraft { repository: self.clone(), file, digester: Digester::new(Algorithm::Sha256), size: 0 })
+        Ok(BlobDraft { repository: self.clone(), file, digester, size: 0 })
+    }
+
+    /// Whether a blob is there that need not be put any more.
+    ///
+    /// Fails with what a network can do.
+    pub async fn has_blob(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
+        match &self.place {
+            Place::Registry { endpoint, client } => {
+                push::has_blob(&client.transport, endpoint, digest, size).await
+            }
+            Place::Layout(layout) => {
+                let (layout, digest) = (layout.clone(), digest.clone());
+                blocking(self, move || Ok(layout.has_blob(&digest, size))).await
+            }
+        }
     }
 
     /// Puts a manifest or index, and returns its digest. The blobs and documents that it names must be there.
@@ -104,7 +128,9 @@ impl Repository {
     ) -> Result<Digest, Error> {
         match &self.place {
             Place::Registry { endpoint, client } => {
-                push::put_document(&client.transport, endpoint, target, media_type, bytes).await
+                let stored =
+                    push::put_document(&client.transport, endpoint, target, media_type, bytes).await?;
+                Ok(stored.digest)
             }
             Place::Layout(layout) => {
                 let (layout, target, media_type) = (layout.clone(), target.clone(), media_type.to_owned());
@@ -115,7 +141,7 @@ impl Repository {
 }
 
 /// Runs what blocks beside the runtime's own threads.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     repository: &Repository,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
