@@ -21,6 +21,8 @@ pub struct BlobDraft {
     file: DraftFile,
     digester: Digester,
     size: u64,
+    /// What it is a copy of.
+    original: Option<Digest>,
 }
 
 #[derive(Debug)]
@@ -50,10 +52,18 @@ impl Write for BlobDraft {
 impl BlobDraft {
     /// Puts the blob where it belongs, unless one with its digest is there. Returns digest and size.
     ///
-    /// Fails with what a network can do, and with [`ErrorKind::Local`] if a layout cannot be written.
+    /// Fails with what a network can do, with [`ErrorKind::Local`] if a layout cannot be written, and with
+    /// [`ErrorKind::DigestMismatch`] if it should be a copy and is none.
     pub async fn keep(self) -> Result<(Digest, u64), Error> {
-        let BlobDraft { repository, file, digester, size } = self;
+        let BlobDraft { repository, file, digester, size, original } = self;
         let digest = digester.finish();
+        if let Some(original) = original
+            && original != digest
+        {
+            let context = repository.context_of_blob(&original).written();
+            let message = format!("what came to be copied is {digest}");
+            return Err(Error::new(ErrorKind::DigestMismatch, &context, message));
+        }
         match (&repository.place, file) {
             (Place::Layout(layout), DraftFile::Layout(file)) => {
                 let (layout, name) = (layout.clone(), digest.clone());
@@ -78,15 +88,20 @@ impl Repository {
     ///
     /// Fails with [`ErrorKind::Local`] if no file can be made.
     pub fn new_blob(&self, scratch: &Path) -> Result<BlobDraft, Error> {
-        self.draft(scratch, Digester::new(Algorithm::Sha256))
+        self.draft(scratch, Digester::new(Algorithm::Sha256), None)
     }
 
-    /// Begins a copy of the blob of that digest, which is named by the same algorithm. Otherwise as [`new_blob`](Self::new_blob).
+    /// Begins a copy of the blob of that digest: only that can be kept. Otherwise as [`new_blob`](Self::new_blob).
     pub fn new_copy(&self, digest: &Digest, scratch: &Path) -> Result<BlobDraft, Error> {
-        self.draft(scratch, digest.digester())
+        self.draft(scratch, digest.digester(), Some(digest.clone()))
     }
 
-    fn draft(&self, scratch: &Path, digester: Digester) -> Result<BlobDraft, Error> {
+    fn draft(
+        &self,
+        scratch: &Path,
+        digester: Digester,
+        original: Option<Digest>,
+    ) -> Result<BlobDraft, Error> {
         let file = match &self.place {
             Place::Layout(layout) => DraftFile::Layout(layout.new_blob()?),
             Place::Registry { endpoint, .. } => {
@@ -98,7 +113,7 @@ impl Repository {
                 DraftFile::Registry(file)
             }
         };
-        Ok(BlobDraft { repository: self.clone(), file, digester, size: 0 })
+        Ok(BlobDraft { repository: self.clone(), file, digester, size: 0, original })
     }
 
     /// Whether a blob is there that need not be put any more.

@@ -49,6 +49,11 @@ impl Layout {
         Layout { path }
     }
 
+    /// Whether both are one directory, as far as their names tell.
+    pub(crate) fn is_same_as(&self, other: &Layout) -> bool {
+        self.path == other.path
+    }
+
     pub(crate) fn context(&self, subject: String) -> Context {
         Context {
             host: self.path.display().to_string(),

@@ -7,6 +7,7 @@ mod background;
 mod convert;
 mod environment;
 mod failure;
+mod index;
 mod ls;
 mod memory;
 mod mount;
@@ -45,6 +46,8 @@ enum Command {
     Tree(tree::Arguments),
     Status(status::Arguments),
     Convert(convert::Arguments),
+    #[command(subcommand)]
+    Index(index::Command),
 }
 
 /// Runs what the command line says.
@@ -59,6 +62,7 @@ pub fn run() -> ExitCode {
         Command::Tree(command) => tree::run(&command, &store),
         Command::Status(command) => status::run(&command, &store),
         Command::Convert(command) => convert::run(&command, arguments.verbose),
+        Command::Index(command) => index::run(&command, arguments.verbose),
     });
     match result {
         Ok(code) => code,

@@ -9,16 +9,21 @@
 //!
 //! The zTOC is a flatbuffer ([`read`], [`write`]): the headers of the tar and where each content begins in it, the checkpoints
 //! ([`checkpoints`]), and a digest of each span's bytes in the blob. Uncompressed layers are cut into spans of one length ([`spans`]).
+//! [`make`] makes one of a layer that is streamed.
 
 pub mod checkpoints;
+mod cutter;
 mod fault;
 pub mod index;
+pub mod make;
 mod read;
 mod schema;
 pub mod spans;
 mod write;
 pub mod ztoc;
 
+#[cfg(test)]
+mod make_tests;
 #[cfg(test)]
 mod tests;
 
