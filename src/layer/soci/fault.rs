@@ -2,6 +2,8 @@
 
 use peelfs_registry::Digest;
 
+use crate::layer::tar::TarFault;
+
 /// Why it was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SociError {
@@ -76,6 +78,17 @@ pub enum SociError {
         /// By the layer's descriptor.
         blob: u64,
     },
+    /// An archive that is too large.
+    #[error("zTOC is one of an archive of {length} bytes, more than {limit}")]
+    ArchiveTooLarge {
+        /// Bytes of the archive.
+        length: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// Nothing is wrong, but something cannot be known from it.
+    #[error("zTOC does not tell all of its layer: {0}")]
+    Insufficient(Shortfall),
     /// An entry that makes no sense.
     #[error("zTOC, entry \"{name}\": {fault}")]
     File {
@@ -148,6 +161,33 @@ pub enum SpanFault {
     },
 }
 
+/// What a zTOC that is as it should be does not tell, or tells in pieces that are too large.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Shortfall {
+    /// Where the pieces of a sparse file lie.
+    #[error("\"{name}\" is a sparse file")]
+    Sparse {
+        /// Its name.
+        name: String,
+    },
+    /// A time that cannot be written as the format wants.
+    #[error("\"{name}\" has no time")]
+    Time {
+        /// Its name.
+        name: String,
+    },
+    /// A span that is more than may be fetched or decoded at once.
+    #[error("span {number} has {length} bytes, more than {limit}")]
+    Span {
+        /// Its number.
+        number: usize,
+        /// Its length, in the blob or decoded.
+        length: u64,
+        /// The bound.
+        limit: u64,
+    },
+}
+
 /// What can be wrong with an entry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FileFault {
@@ -161,5 +201,32 @@ pub enum FileFault {
         field: &'static str,
         /// What it holds.
         value: i64,
+    },
+    /// A name that is too long.
+    #[error("a name or link target of {length} bytes, more than {limit}")]
+    PathTooLong {
+        /// Its length.
+        length: usize,
+        /// The bound.
+        limit: usize,
+    },
+    /// A PAX record that no archive may hold.
+    #[error(transparent)]
+    Record(TarFault),
+    /// No room for headers between two entries, or too much.
+    #[error("its headers cannot lie at bytes {start}..{end} of the archive")]
+    Headers {
+        /// End of the entry before.
+        start: u64,
+        /// Beginning of the content.
+        end: u64,
+    },
+    /// Content that leaves the archive.
+    #[error("its {length} bytes do not lie within the {archive} bytes of the archive")]
+    Content {
+        /// Bytes of the content.
+        length: u64,
+        /// Bytes of the archive.
+        archive: u64,
     },
 }
