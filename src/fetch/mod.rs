@@ -20,6 +20,7 @@ mod lazy;
 pub mod planner;
 mod proof;
 mod readahead;
+pub mod referrers;
 pub mod soci;
 pub mod source;
 mod span;

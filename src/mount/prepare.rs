@@ -9,7 +9,7 @@ use super::counters::Counters;
 use super::{Found, ImageMountError, Prepared, Pull, Request, Unsettled, now};
 use crate::error::chain;
 use crate::fetch::index::{IndexError, Indexer, open_local_when_made};
-use crate::fetch::{Fetcher, LayerContent, soci};
+use crate::fetch::{Fetcher, LayerContent, referrers, soci};
 use crate::image::Image;
 use crate::image::origin::{Origin, ResolvedImage};
 use crate::store::{PendingTree, Store, StoreError};
@@ -90,12 +90,14 @@ pub fn prepare(
             .map(|(image, found)| (image, Some(found)))?,
     };
     let layers =
-        open_layers(&indexer, runtime, &image).map_err(|(number, cause)| ImageMountError::Layer {
-            image: name.clone(),
-            number: number + 1,
-            digest: image.layers[number].descriptor.digest.clone(),
-            host,
-            cause: Box::new(cause),
+        open_layers(&indexer, runtime, &image, request.trust_referrers).map_err(|(number, cause)| {
+            ImageMountError::Layer {
+                image: name.clone(),
+                number: number + 1,
+                digest: image.layers[number].descriptor.digest.clone(),
+                host,
+                cause: Box::new(cause),
+            }
         })?;
     let identity = tree_identity(&image);
     let (tree, pending_tree) = merged_tree(&store, &name, identity, layers)?;
@@ -157,13 +159,14 @@ fn open_layers(
     indexer: &Arc<Indexer>,
     runtime: &tokio::runtime::Handle,
     image: &Image,
+    trusts_referrers: bool,
 ) -> Result<Vec<Arc<LayerContent>>, (usize, IndexError)> {
     let mut layers = Vec::with_capacity(image.layers.len());
     for (number, layer) in image.layers.iter().enumerate() {
         layers.push(indexer.open_known(layer).map_err(|cause| (number, cause.into()))?);
     }
     if layers.iter().any(Option::is_none) {
-        runtime.block_on(bring_layers(indexer, image, &mut layers))?;
+        runtime.block_on(bring_layers(indexer, image, trusts_referrers, &mut layers))?;
     }
     Ok(layers.into_iter().flatten().collect())
 }
@@ -171,11 +174,15 @@ fn open_layers(
 async fn bring_layers(
     indexer: &Arc<Indexer>,
     image: &Image,
+    trusts_referrers: bool,
     layers: &mut [Option<Arc<LayerContent>>],
 ) -> Result<(), (usize, IndexError)> {
     let mut tasks = tokio::task::JoinSet::new();
     let first = layers.iter().position(Option::is_none).unwrap_or(0);
-    let wanted = soci::with_index(indexer.origin(), image).await.map_err(|error| (first, error))?;
+    let mut wanted = soci::with_index(indexer.origin(), image).await.map_err(|error| (first, error))?;
+    if trusts_referrers && wanted.iter().all(|layer| layer.lazy_index.is_none()) {
+        referrers::attach_referrer(indexer.origin(), image, &mut wanted).await;
+    }
     for (number, layer) in wanted.into_iter().enumerate().filter(|(number, _)| layers[*number].is_none()) {
         let indexer = indexer.clone();
         tasks.spawn(async move { (number, indexer.open(layer).await) });
