@@ -12,5 +12,6 @@ mod laziness;
 mod merge_rules;
 mod publishing;
 mod registry;
+mod soci;
 mod store_life;
 mod support;

@@ -15,10 +15,10 @@
 pub mod content;
 #[cfg(test)]
 mod eviction_tests;
+mod headers;
 pub mod index;
 mod lazy;
 pub mod planner;
-mod proof;
 mod readahead;
 pub mod referrers;
 pub mod soci;

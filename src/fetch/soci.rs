@@ -19,9 +19,11 @@ use crate::layer::soci::ztoc::{MAXIMUM_ZTOC, ZTOC_MEDIA_TYPE, Ztoc};
 use crate::layer::soci::{SociContents, SociError, headers};
 use crate::store::{LayerFiles, PendingPublish, Store, StoreError};
 
-/// Gives each of these layers the zTOC that the index has for it, unless it has one already.
+/// Gives each of these layers the zTOC that the index has for it, unless it has one already; what the manifest names goes before what
+/// refers to it.
 pub fn attach(index: &SociIndex, source: IndexSource, layers: &mut [Layer]) {
-    for layer in layers.iter_mut().filter(|layer| layer.lazy_index.is_none()) {
+    let takes = |layer: &&mut Layer| layer.lazy_index.is_none() || source == IndexSource::Manifest;
+    for layer in layers.iter_mut().filter(takes) {
         let Some(ztoc) = index.ztoc_of(&layer.descriptor.digest) else { continue };
         let descriptor = BlobDescriptor {
             digest: ztoc.digest.clone(),

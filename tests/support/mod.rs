@@ -12,5 +12,6 @@ pub mod mounts;
 pub mod peel;
 pub mod random;
 pub mod registry;
+pub mod soci;
 pub mod tools;
 pub mod tree;

@@ -257,6 +257,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::layer::entry::Timestamp;
 
     fn claims(count: u64) -> Vec<Claim> {
         (0..count)
@@ -303,5 +304,86 @@ mod tests {
                 assert!(result.as_ref().map_or(true, |read| read == claim), "byte {at}");
             }
         }
+    }
+
+    /// Headers of a file of 5 bytes, as the tar crate writes them, and what is claimed of them.
+    fn headers(name: &str) -> (Vec<u8>, Claim) {
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.append_pax_extensions([("mtime", &b"7.5"[..]), ("SCHILY.xattr.user.a", b"\xff")]).unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5);
+        header.set_mode(0o4755);
+        header.set_uid(1);
+        header.set_gid(2);
+        archive.append_data(&mut header, name, &b"bytes"[..]).unwrap();
+        let bytes = archive.into_inner().unwrap();
+        // The content's block, and two that end the archive.
+        let headers = bytes[..bytes.len() - 3 * 512].to_vec();
+        let length = headers.len() as u64;
+        (headers, Claim { headers: 512..512 + length, digest: fingerprint(&entry(name)) })
+    }
+
+    fn entry(name: &str) -> Entry {
+        Entry {
+            path: name.into(),
+            kind: EntryKind::Regular { size: 5, content: Content::Contiguous(0) },
+            mode: 0o4755,
+            uid: 1,
+            gid: 2,
+            modified: Timestamp { seconds: 7, nanoseconds: 500_000_000 },
+            xattrs: vec![(b"user.a".into(), b"\xff".into())],
+        }
+    }
+
+    #[test]
+    fn a_file_is_proved_by_its_own_headers_only() {
+        let long = format!("{}file", "directory/".repeat(20));
+        for name in ["file", &long] {
+            let (headers, claim) = headers(name);
+            prove(&claim, &headers).unwrap();
+            let other = headers_of_others(&headers);
+            for (case, bytes) in other.iter().enumerate() {
+                assert!(matches!(prove(&claim, bytes), Err(HeadersError::Differs(_))), "{name} {case}");
+            }
+        }
+        assert!(prove(&headers("file").1, &headers("fila").0).is_err());
+    }
+
+    /// Cut off, with another file's behind them, none, and an end of the archive.
+    fn headers_of_others(headers: &[u8]) -> Vec<Vec<u8>> {
+        vec![
+            headers[..headers.len() - 512].to_vec(),
+            headers[..headers.len() - 1].to_vec(),
+            [headers, &[0; 512]].concat(),
+            [&[0; 1024], headers].concat(),
+            Vec::new(),
+            vec![0; 1024],
+        ]
+    }
+
+    #[test]
+    fn each_thing_that_the_tree_shows_makes_another_fingerprint() {
+        let changes: [fn(&mut Entry); 10] = [
+            |entry| entry.path.push(b'x'),
+            |entry| entry.kind = EntryKind::Regular { size: 6, content: Content::Contiguous(0) },
+            |entry| entry.mode = 0o755,
+            |entry| entry.uid = 2,
+            |entry| entry.gid = 1,
+            |entry| entry.modified.seconds = -7,
+            |entry| entry.modified.nanoseconds = 0,
+            |entry| entry.xattrs.clear(),
+            |entry| entry.xattrs[0].0.push(b'\xff'),
+            |entry| entry.xattrs.push((b"user.b".into(), Vec::new())),
+        ];
+        let first = fingerprint(&entry("file"));
+        for (number, change) in changes.into_iter().enumerate() {
+            let mut changed = entry("file");
+            change(&mut changed);
+            assert_ne!(fingerprint(&changed), first, "{number}");
+        }
+        let mut replaced = entry("file");
+        replaced.xattrs.insert(0, (b"user.a".into(), b"that is replaced".into()));
+        replaced.kind = EntryKind::Regular { size: 5, content: Content::Contiguous(9) };
+        assert_eq!(fingerprint(&replaced), first);
     }
 }

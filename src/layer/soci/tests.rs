@@ -1,5 +1,7 @@
 //! Promises of zTOCs and their checkpoints.
 
+use std::io::Write;
+
 use proptest::prelude::*;
 
 use super::checkpoints::{Checkpoints, GzipCheckpoint, gzip_checkpoints, uncompressed_checkpoints};
@@ -8,8 +10,12 @@ use super::ztoc::{
     CompressionAlgorithm, CompressionInfo, FileMetadata, FileType, MAXIMUM_ZTOC, VERSION, Ztoc,
 };
 use super::*;
-use crate::layer::entry::Timestamp;
-use crate::layer::gzip::checkpoint::WINDOW;
+use crate::layer::chunk::MAXIMUM_CHUNK;
+use crate::layer::entry::{Content, EntryKind, Timestamp};
+use crate::layer::gzip::checkpoint::{
+    Checkpoint, CheckpointWriter, Checkpoints as StoredCheckpoints, WINDOW,
+};
+use crate::table::Codec;
 
 fn file(name: &[u8], kind: FileType, uncompressed_offset: u64, uncompressed_size: u64) -> FileMetadata {
     FileMetadata {
@@ -294,6 +300,103 @@ fn a_ztoc_that_contradicts_itself_or_its_blob_is_refused() {
     }
 }
 
+fn contents(change: impl FnOnce(&mut Ztoc)) -> Result<SociContents, SociError> {
+    let mut ztoc = small();
+    change(&mut ztoc);
+    SociContents::of(ztoc, 1000, &Default::default())
+}
+
+/// Sets the checkpoint of that number.
+fn set_checkpoint(ztoc: &mut Ztoc, number: usize, compressed: u64, uncompressed: u64) {
+    let record = &mut ztoc.compression.checkpoints[12 + number * 32_785..];
+    record[..8].copy_from_slice(&compressed.to_le_bytes());
+    record[8..16].copy_from_slice(&uncompressed.to_le_bytes());
+}
+
+#[test]
+fn spans_become_chunks_and_entries_lie_where_they_lie_in_the_archive() {
+    // Its third file has no time.
+    let told = contents(|ztoc| drop(ztoc.files.remove(2))).unwrap();
+    let chunks: Vec<_> = told.chunks.iter().map(|chunk| (chunk.blob_offset, chunk.blob_length)).collect();
+    // The second begins within a byte.
+    assert_eq!(chunks, [(10, 490), (499, 501)]);
+    let decoded: Vec<_> =
+        told.chunks.iter().map(|chunk| (chunk.decoded_offset, chunk.decoded_length)).collect();
+    assert_eq!(decoded, [(0, 4_200_000), (4_200_000, 800_192)]);
+    assert!(told.chunks.iter().all(|chunk| chunk.codec == Codec::SealedGzipSpan && chunk.skip == 0));
+    assert_eq!((told.chunks[1].checkpoint, told.chunks[1].digest), (1, [2; 32]));
+    assert_eq!(told.decoded_length, 5_000_192);
+    let mut bytes = Vec::new();
+    told.write_checkpoints(CheckpointWriter::new(&mut bytes)).unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&bytes).unwrap();
+    let checkpoints = StoredCheckpoints::open(file).unwrap();
+    assert_eq!(checkpoints.count(), 2);
+    // Nothing went before the first.
+    assert_eq!(checkpoints.get(0).unwrap(), Checkpoint { bits: 0, window: Vec::new() });
+    assert_eq!(checkpoints.get(1).unwrap(), Checkpoint { bits: 3, window: vec![7; WINDOW] });
+
+    let [directory, file, device] = &told.entries[..] else { panic!("{:?}", told.entries) };
+    assert_eq!((&directory.kind, directory.mode), (&EntryKind::Directory, 0o755));
+    assert_eq!(directory.xattrs, [(b"security.capability".to_vec(), b"\x01\0\0\x02\xff".to_vec())]);
+    let content = Content::Contiguous(2560);
+    assert_eq!(file.kind, EntryKind::Regular { size: 4_900_000, content });
+    assert_eq!(device.kind, EntryKind::BlockDevice { major: 8, minor: 1 });
+    assert_eq!(told.claims.len(), 1);
+    assert_eq!(told.claims[0].headers, 2048..2560);
+}
+
+#[test]
+fn what_cannot_be_told_or_held_is_left_to_streaming() {
+    let long = MAXIMUM_CHUNK + 1;
+    let cases = [
+        contents(|_| {}),
+        contents(|ztoc| {
+            ztoc.files.remove(2);
+            ztoc.files[2].pax_records.push((b"GNU.sparse.size".to_vec(), b"1".to_vec()));
+        }),
+        // A span that decodes to too much: the first, and the last.
+        contents(|ztoc| {
+            set_checkpoint(ztoc, 1, 500, long);
+            ztoc.uncompressed_size = long + 1;
+        }),
+        contents(|ztoc| ztoc.uncompressed_size = 4_200_000 + long),
+    ];
+    for (number, result) in cases.into_iter().enumerate() {
+        let result = result.map(drop);
+        assert!(matches!(result, Err(SociError::Insufficient(_))), "{number}: {result:?}");
+    }
+    // And one that is too long to be fetched.
+    let mut ztoc = small();
+    ztoc.compressed_size = long + 600;
+    let result = SociContents::of(ztoc, long + 600, &Default::default()).map(drop);
+    assert!(matches!(result, Err(SociError::Insufficient(Shortfall::Span { number: 1, .. }))), "{result:?}");
+}
+
+#[test]
+fn entries_that_cannot_be_are_refused() {
+    let cases: [fn(&mut Ztoc); 9] = [
+        |ztoc| ztoc.uncompressed_size = u64::MAX >> 1,
+        |ztoc| ztoc.files[1].uncompressed_offset = 2048,
+        |ztoc| ztoc.files[1].uncompressed_offset = 2559,
+        |ztoc| ztoc.files[1].uncompressed_size += 1024,
+        |ztoc| ztoc.files[1].uncompressed_size = u64::MAX >> 1,
+        |ztoc| ztoc.files[0].uncompressed_offset = 0,
+        |ztoc| ztoc.files[0].name = vec![b'x'; 70_000],
+        |ztoc| ztoc.files[0].pax_records[0].0 = b"SCHILY.xattr.".to_vec(),
+        |ztoc| ztoc.files[2].device_major = -1,
+    ];
+    for (number, change) in cases.into_iter().enumerate() {
+        let result = contents(|ztoc| {
+            ztoc.files.remove(2);
+            change(ztoc);
+        })
+        .map(drop);
+        let is_refused = matches!(result, Err(SociError::File { .. } | SociError::ArchiveTooLarge { .. }));
+        assert!(is_refused, "{number}: {result:?}");
+    }
+}
+
 #[test]
 fn values_that_no_layer_has_are_refused() {
     let cases: [fn(&mut Ztoc); 4] = [
@@ -377,6 +480,8 @@ proptest! {
             if let Ok(checkpoints) = Checkpoints::of(&read.compression) {
                 let _ = read.spans(&checkpoints, read.compressed_size);
             }
+            let blob_size = read.compressed_size;
+            let _ = SociContents::of(read, blob_size, &Default::default());
         }
     }
 
