@@ -11,6 +11,7 @@
 mod documents;
 mod error;
 mod layers;
+pub mod soci;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -123,7 +124,7 @@ pub async fn convert(request: Request) -> Result<Converted, ConvertError> {
     let client = Client::new(request.client.clone())?;
     let source = client.repository(&request.source)?;
     let destination = client.repository(&request.destination)?;
-    let plan = Plan::find(&source, &request).await?;
+    let plan = Plan::find(&source, &request.source.target(), &request.platforms).await?;
     let layers = convert_layers(&plan, &source, &destination, &request).await?;
     let missed = plan.missed(&layers, request.wanted.len());
     let writer =
@@ -149,11 +150,11 @@ struct Plan {
 }
 
 impl Plan {
-    async fn find(source: &Repository, request: &Request) -> Result<Plan, ConvertError> {
-        let root = match &request.platforms {
-            Platforms::All => source.manifest(&request.source.target()).await?,
+    async fn find(source: &Repository, target: &Target, platforms: &Platforms) -> Result<Plan, ConvertError> {
+        let root = match platforms {
+            Platforms::All => source.manifest(target).await?,
             Platforms::One(platform) => {
-                let resolved = peelfs_registry::resolve(source, &request.source.target(), platform).await?;
+                let resolved = peelfs_registry::resolve(source, target, platform).await?;
                 resolved.manifest_document().clone()
             }
         };

@@ -58,6 +58,8 @@ pub struct Request {
     pub client: ClientConfiguration,
     /// A reader waits at most so long for missing bytes.
     pub read_deadline: Duration,
+    /// Whether an index that only refers to the image is believed: whoever may push to its repository may put one there.
+    pub trust_referrers: bool,
     /// Told what happens to the layers.
     pub progress: Progress,
 }

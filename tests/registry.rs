@@ -5,6 +5,7 @@ mod authentication;
 mod failures;
 mod layout;
 mod ranges;
+mod referrers;
 mod resolving;
 
 use std::time::Duration;

@@ -80,6 +80,17 @@ pub struct FetchedDocument {
 }
 
 impl Repository {
+    /// Whether both are the same place: what is in one need not be put into the other.
+    pub fn is_same_as(&self, other: &Repository) -> bool {
+        match (&self.place, &other.place) {
+            (Place::Registry { endpoint, .. }, Place::Registry { endpoint: other, .. }) => {
+                endpoint.origin == other.origin && endpoint.repository == other.repository
+            }
+            (Place::Layout(layout), Place::Layout(other)) => layout.is_same_as(other),
+            _ => false,
+        }
+    }
+
     /// Gets a manifest or index.
     ///
     /// Fails with [`ErrorKind::NotFound`], [`ErrorKind::DigestMismatch`] (also if the registry's own
@@ -154,7 +165,14 @@ impl Repository {
     }
 
     pub(crate) fn context(&self, target: &Target) -> crate::error::Context {
-        let subject = format!("manifest {target}");
+        self.context_of(format!("manifest {target}"))
+    }
+
+    pub(crate) fn context_of_blob(&self, digest: &Digest) -> crate::error::Context {
+        self.context_of(format!("blob {digest}"))
+    }
+
+    fn context_of(&self, subject: String) -> crate::error::Context {
         match &self.place {
             Place::Registry { endpoint, .. } => endpoint.context(subject),
             Place::Layout(layout) => layout.context(subject),

@@ -21,6 +21,8 @@ pub struct BlobDraft {
     file: DraftFile,
     digester: Digester,
     size: u64,
+    /// What it is a copy of.
+    original: Option<Digest>,
 }
 
 #[derive(Debug)]
@@ -50,10 +52,18 @@ impl Write for BlobDraft {
 impl BlobDraft {
     /// Puts the blob where it belongs, unless one with its digest is there. Returns digest and size.
     ///
-    /// Fails with what a network can do, and with [`ErrorKind::Local`] if a layout cannot be written.
+    /// Fails with what a network can do, with [`ErrorKind::Local`] if a layout cannot be written, and with
+    /// [`ErrorKind::DigestMismatch`] if it should be a copy and is none.
     pub async fn keep(self) -> Result<(Digest, u64), Error> {
-        let BlobDraft { repository, file, digester, size } = self;
+        let BlobDraft { repository, file, digester, size, original } = self;
         let digest = digester.finish();
+        if let Some(original) = original
+            && original != digest
+        {
+            let context = repository.context_of_blob(&original).written();
+            let message = format!("what came to be copied is {digest}");
+            return Err(Error::new(ErrorKind::DigestMismatch, &context, message));
+        }
         match (&repository.place, file) {
             (Place::Layout(layout), DraftFile::Layout(file)) => {
                 let (layout, name) = (layout.clone(), digest.clone());
@@ -78,6 +88,20 @@ impl Repository {
     ///
     /// Fails with [`ErrorKind::Local`] if no file can be made.
     pub fn new_blob(&self, scratch: &Path) -> Result<BlobDraft, Error> {
+        self.draft(scratch, Digester::new(Algorithm::Sha256), None)
+    }
+
+    /// Begins a copy of the blob of that digest: only that can be kept. Otherwise as [`new_blob`](Self::new_blob).
+    pub fn new_copy(&self, digest: &Digest, scratch: &Path) -> Result<BlobDraft, Error> {
+        self.draft(scratch, digest.digester(), Some(digest.clone()))
+    }
+
+    fn draft(
+        &self,
+        scratch: &Path,
+        digester: Digester,
+        original: Option<Digest>,
+    ) -> Result<BlobDraft, Error> {
         let file = match &self.place {
             Place::Layout(layout) => DraftFile::Layout(layout.new_blob()?),
             Place::Registry { endpoint, .. } => {
@@ -89,7 +113,22 @@ impl Repository {
                 DraftFile::Registry(file)
             }
         };
-        Ok(BlobDraft { repository: self.clone(), file, digester: Digester::new(Algorithm::Sha256), size: 0 })
+        Ok(BlobDraft { repository: self.clone(), file, digester, size: 0, original })
+    }
+
+    /// Whether a blob is there that need not be put any more.
+    ///
+    /// Fails with what a network can do.
+    pub async fn has_blob(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
+        match &self.place {
+            Place::Registry { endpoint, client } => {
+                push::has_blob(&client.transport, endpoint, digest, size).await
+            }
+            Place::Layout(layout) => {
+                let (layout, digest) = (layout.clone(), digest.clone());
+                blocking(self, move || Ok(layout.has_blob(&digest, size))).await
+            }
+        }
     }
 
     /// Puts a manifest or index, and returns its digest. The blobs and documents that it names must be there.
@@ -104,7 +143,9 @@ impl Repository {
     ) -> Result<Digest, Error> {
         match &self.place {
             Place::Registry { endpoint, client } => {
-                push::put_document(&client.transport, endpoint, target, media_type, bytes).await
+                let stored =
+                    push::put_document(&client.transport, endpoint, target, media_type, bytes).await?;
+                Ok(stored.digest)
             }
             Place::Layout(layout) => {
                 let (layout, target, media_type) = (layout.clone(), target.clone(), media_type.to_owned());
@@ -115,7 +156,7 @@ impl Repository {
 }
 
 /// Runs what blocks beside the runtime's own threads.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     repository: &Repository,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {

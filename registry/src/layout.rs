@@ -11,6 +11,7 @@
 
 mod write;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::ops::Range;
@@ -23,8 +24,10 @@ use oci_spec::image::{Descriptor, ImageIndex};
 
 use crate::digest::Digest;
 use crate::error::{Context, Error, ErrorKind};
-use crate::manifest::{Document, DocumentError, MAXIMUM_DOCUMENT_SIZE};
+use crate::manifest::{Document, DocumentError, MAXIMUM_DESCRIPTORS, MAXIMUM_DOCUMENT_SIZE};
+use crate::platform::is_image;
 use crate::reference::Target;
+use crate::resolve::MAXIMUM_INDEX_DEPTH;
 
 const REFERENCE_NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -44,6 +47,11 @@ pub(crate) struct Stored {
 impl Layout {
     pub(crate) fn new(path: PathBuf) -> Layout {
         Layout { path }
+    }
+
+    /// Whether both are one directory, as far as their names tell.
+    pub(crate) fn is_same_as(&self, other: &Layout) -> bool {
+        self.path == other.path
     }
 
     pub(crate) fn context(&self, subject: String) -> Context {
@@ -74,6 +82,45 @@ impl Layout {
             return Err(Error::new(ErrorKind::DigestMismatch, &context, message));
         }
         Ok(Stored { bytes, media_type, digest })
+    }
+
+    /// The entry of each manifest whose subject is that one, as far as `index.json` and the indexes in it name them. Those that
+    /// cannot be read are passed over. Blocks.
+    pub(crate) fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        let context = self.context(format!("referrers of {subject}"));
+        let mut found = Vec::new();
+        let mut seen = HashSet::new();
+        let mut left = vec![(self.index(&context)?, 0)];
+        while let Some((index, depth)) = left.pop() {
+            for entry in index.manifests() {
+                if seen.len() == MAXIMUM_DESCRIPTORS {
+                    return Ok(found);
+                }
+                if !seen.insert(entry.digest().to_string()) {
+                    continue;
+                }
+                let Ok(digest) = Digest::try_from(entry.digest()) else { continue };
+                let Ok(stored) = self.document(&Target::Digest(digest)) else { continue };
+                match Document::parse(&stored.bytes, None) {
+                    Ok((Document::Manifest(manifest), _)) => {
+                        let named = manifest.subject().as_ref().map(|named| named.digest().to_string());
+                        if named.as_deref() == Some(subject.as_str()) {
+                            let mut entry = entry.clone();
+                            let artifact_type = manifest.artifact_type().as_ref();
+                            entry.set_artifact_type(Some(
+                                artifact_type.unwrap_or(manifest.config().media_type()).clone(),
+                            ));
+                            found.push(entry);
+                        }
+                    }
+                    Ok((Document::Index(inner), _)) if depth < MAXIMUM_INDEX_DEPTH => {
+                        left.push((*inner, depth + 1));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(found)
     }
 
     fn index(&self, context: &Context) -> Result<ImageIndex, Error> {
@@ -119,7 +166,11 @@ fn chosen<'a>(index: &'a ImageIndex, target: &Target, context: &Context) -> Resu
     };
     let entries: Vec<&Descriptor> = match target {
         Target::Tag(wanted) => index.manifests().iter().filter(|entry| name(entry) == Some(wanted)).collect(),
-        _ => index.manifests().iter().collect(),
+        _ => {
+            // What refers to an image does not make it two.
+            let images: Vec<&Descriptor> = index.manifests().iter().filter(|entry| is_image(entry)).collect();
+            if images.is_empty() { index.manifests().iter().collect() } else { images }
+        }
     };
     let first = entries.first().copied();
     match (first, target) {

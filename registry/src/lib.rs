@@ -4,7 +4,8 @@
 //! ```text
 //! ImageReference ─▶ Client ─▶ Repository ─▶ resolve ─▶ Resolved: manifest, config, layers
 //!                                      ├──▶ Blob ─▶ read(range), stream(from)
-//!                                      └──▶ new_blob ─▶ BlobDraft ─▶ keep; put_document
+//!                                      ├──▶ referrers: what says something about a manifest
+//!                                      └──▶ new_blob ─▶ BlobDraft ─▶ keep; put_document, put_referrer
 //!
 //! client ─▶ resolve, layout
 //!    └───▶ remote ─▶ retry ─▶ transport ─▶ auth ─▶ credentials
@@ -36,6 +37,7 @@ mod origin;
 pub mod platform;
 mod push;
 pub mod reference;
+mod referrers;
 mod remote;
 pub mod resolve;
 mod retry;
@@ -51,5 +53,6 @@ pub use error::{Error, ErrorKind};
 pub use manifest::{BlobDescriptor, Document};
 pub use platform::Platform;
 pub use reference::{ImageReference, LayoutReference, Reference, Target};
+pub use referrers::NewReferrer;
 pub use resolve::{Resolved, resolve};
 pub use statistics::Statistics;

@@ -97,6 +97,25 @@ pub(crate) async fn put_blob(
     persist(transport, &context, size, || put_blob_once(transport, endpoint, digest, &content)).await
 }
 
+/// Whether a blob of that length is there.
+pub(crate) async fn has_blob(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    digest: &Digest,
+    size: u64,
+) -> Result<bool, Error> {
+    let endpoint = &endpoint.written();
+    let context = endpoint.context(format!("blob {digest}"));
+    persist(transport, &context, 0, || has_blob_once(transport, endpoint, digest, size)).await
+}
+
+/// A manifest or index that the registry took.
+pub(crate) struct StoredDocument {
+    pub(crate) digest: Digest,
+    /// The registry lists it among the referrers of its subject (`OCI-Subject`).
+    pub(crate) is_listed: bool,
+}
+
 /// Uploads a manifest or index.
 pub(crate) async fn put_document(
     transport: &Transport,
@@ -104,33 +123,33 @@ pub(crate) async fn put_document(
     target: &Target,
     media_type: &str,
     bytes: Bytes,
-) -> Result<Digest, Error> {
+) -> Result<StoredDocument, Error> {
     let endpoint = &endpoint.written();
     let context = endpoint.context(format!("manifest {target}"));
     let digest = Digest::sha256_of(&bytes);
     let size = bytes.len() as u64;
     let content = Content::Bytes(bytes);
-    persist(transport, &context, size, || {
+    let is_listed = persist(transport, &context, size, || {
         put_document_once(transport, endpoint, target, media_type, &content, &digest)
     })
     .await?;
-    Ok(digest)
+    Ok(StoredDocument { digest, is_listed })
 }
 
 /// Tries until it is done, or there is no hope or no time left.
-async fn persist<F: Future<Output = Result<(), Failure>>>(
+async fn persist<T, F: Future<Output = Result<T, Failure>>>(
     transport: &Transport,
     context: &Context,
     size: u64,
     attempt: impl Fn() -> F,
-) -> Result<(), Error> {
+) -> Result<T, Error> {
     let patience = transport.configuration.timeouts.operation;
     let limit = patience.saturating_add(Duration::from_secs(size / SLOWEST_UPLOAD));
     let attempts = async {
         let mut retrier = Retrier::new(Policy::INTERACTIVE, limit);
         loop {
             match attempt().await {
-                Ok(()) => return Ok(()),
+                Ok(done) => return Ok(done),
                 Err(failure) => retrier.wait_after(failure, &transport.counters).await?,
             }
         }
@@ -150,19 +169,8 @@ async fn put_blob_once(
     digest: &Digest,
     content: &Content,
 ) -> Result<(), Failure> {
-    let place = endpoint.url(&format!("blobs/{digest}"))?;
-    match exchange(transport, endpoint, Method::HEAD, &place, None, &Content::Nothing, &[200]).await {
-        Ok(answer) => {
-            let length = answer.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-            // A blob cannot have another length under the same digest; a registry that says so lost something.
-            if length.is_none_or(|length| length == content.size().to_string()) {
-                return Ok(());
-            }
-        }
-        Err(failure) if failure.kind == ErrorKind::NotFound => {}
-        // Some answer 403 or 405 to a HEAD; the upload tells more.
-        Err(failure) if matches!(failure.status, Some(403 | 405)) => {}
-        Err(failure) => return Err(failure),
+    if has_blob_once(transport, endpoint, digest, content.size()).await? {
+        return Ok(());
     }
     let start = endpoint.url("blobs/uploads/")?;
     let begun = exchange(transport, endpoint, Method::POST, &start, None, &Content::Nothing, &[202]).await?;
@@ -175,6 +183,27 @@ async fn put_blob_once(
     Ok(())
 }
 
+async fn has_blob_once(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    digest: &Digest,
+    size: u64,
+) -> Result<bool, Failure> {
+    let place = endpoint.url(&format!("blobs/{digest}"))?;
+    match exchange(transport, endpoint, Method::HEAD, &place, None, &Content::Nothing, &[200]).await {
+        Ok(answer) => {
+            let length = answer.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+            // A blob cannot have another length under the same digest; a registry that says so lost something.
+            Ok(length.is_none_or(|length| length == size.to_string()))
+        }
+        Err(failure) if failure.kind == ErrorKind::NotFound => Ok(false),
+        // Some answer 403 or 405 to a HEAD; the upload tells more.
+        Err(failure) if matches!(failure.status, Some(403 | 405)) => Ok(false),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Whether the registry says that it took note of the document's subject.
 async fn put_document_once(
     transport: &Transport,
     endpoint: &Endpoint,
@@ -182,7 +211,7 @@ async fn put_document_once(
     media_type: &str,
     content: &Content,
     digest: &Digest,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let name = match target {
         Target::Tag(tag) => tag,
         Target::Digest(digest) => digest.as_str(),
@@ -192,11 +221,12 @@ async fn put_document_once(
     let done = exchange(transport, endpoint, Method::PUT, &place, Some(media_type), content, &[201]).await?;
     let stored = done.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
     let differs = stored.is_some_and(|stored| stored.starts_with("sha256:") && stored != digest.as_str());
+    let is_listed = done.headers().contains_key("oci-subject");
     transport.discard(done).await;
     if differs {
         return Err(Failure::malformed("the host stored the manifest under another digest"));
     }
-    Ok(())
+    Ok(is_listed)
 }
 
 /// Sends a request to exactly this URL, after answering a challenge if there is one. Only the `accepted` statuses are answers.

@@ -65,6 +65,8 @@ pub struct Arguments {
 enum Format {
     /// A tar.gz with a table of contents; every tool can still unpack it
     Estargz,
+    /// The layers as they are, with a SOCI index beside them that the new image names
+    Soci,
 }
 
 #[derive(Serialize)]
@@ -100,6 +102,17 @@ struct LayerReport {
 /// Runs the command.
 pub fn run(arguments: &Arguments, verbose: u8) -> anyhow::Result<ExitCode> {
     environment::log(verbose, std::io::stderr);
+    if let Format::Soci = arguments.format {
+        return super::index::convert(&super::index::Conversion {
+            source: &arguments.source,
+            destination: &arguments.destination,
+            platform: arguments.platform.clone(),
+            all_platforms: arguments.all_platforms,
+            network: &arguments.network,
+            json: arguments.json,
+            quiet: arguments.quiet,
+        });
+    }
     let request = request(arguments)?;
     let runtime = network::runtime()?;
     let converted = runtime.block_on(convert(request))?;
@@ -114,7 +127,6 @@ pub fn run(arguments: &Arguments, verbose: u8) -> anyhow::Result<ExitCode> {
 }
 
 fn request(arguments: &Arguments) -> anyhow::Result<Request> {
-    let Format::Estargz = arguments.format;
     let threads = match arguments.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),

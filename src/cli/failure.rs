@@ -116,7 +116,10 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     }
     match as_type::<ConvertError>(error) {
         Some(ConvertError::Destination { .. }) => return Some(2),
-        Some(ConvertError::Config { .. } | ConvertError::Scratch { .. }) => return Some(7),
+        Some(ConvertError::Config { .. } | ConvertError::Scratch { .. } | ConvertError::Copy { .. }) => {
+            return Some(7);
+        }
+        Some(ConvertError::NothingToIndex { .. }) => return Some(1),
         // Their causes tell more.
         Some(ConvertError::Registry(_) | ConvertError::Read { .. } | ConvertError::Write { .. }) | None => {}
         Some(_) => return Some(6),

@@ -7,6 +7,7 @@ mod background;
 mod convert;
 mod environment;
 mod failure;
+mod index;
 mod known;
 mod log_file;
 mod ls;
@@ -49,6 +50,8 @@ enum Command {
     Tree(tree::Arguments),
     Status(status::Arguments),
     Convert(convert::Arguments),
+    #[command(subcommand)]
+    Index(index::Command),
 }
 
 /// Runs what the command line says.
@@ -63,6 +66,7 @@ pub fn run() -> ExitCode {
         Command::Tree(command) => tree::run(&command, &store),
         Command::Status(command) => status::run(&command, &store),
         Command::Convert(command) => convert::run(&command, arguments.verbose),
+        Command::Index(command) => index::run(&command, arguments.verbose),
     });
     match result {
         Ok(code) => code,

@@ -44,6 +44,10 @@ pub struct Arguments {
     /// Seconds after which a read that waits for the registry fails with an I/O error
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     read_timeout: u64,
+    /// Believe SOCI indexes that only refer to the image: whoever may push to its repository may have put them there, and they decide what
+    /// its files are. Layers that come of them stay in the store
+    #[arg(long)]
+    trust_referrers: bool,
     /// Let other users look in [default: when root mounts]
     #[arg(long)]
     allow_other: bool,
@@ -128,6 +132,7 @@ fn request(arguments: &Arguments) -> Request {
         },
         client: arguments.network.client(),
         read_deadline: Duration::from_secs(arguments.read_timeout),
+        trust_referrers: arguments.trust_referrers,
         progress: progress::to_terminal(arguments.quiet),
     }
 }

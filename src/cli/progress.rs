@@ -102,6 +102,43 @@ pub fn of_conversion(quiet: bool) -> convert::Progress {
     })
 }
 
+/// Tells on standard error what happens to layers that are indexed.
+pub fn of_indexing(quiet: bool) -> convert::soci::Progress {
+    use convert::soci::Event;
+    if quiet {
+        return Arc::new(|_| {});
+    }
+    if !std::io::stderr().is_terminal() {
+        return Arc::new(|event| {
+            if let Event::Done(layer, Some(size)) = event {
+                eprintln!("{}: indexed in {}", short(layer.as_str()), bytes(size));
+            }
+        });
+    }
+    let all = MultiProgress::new();
+    let bars: Mutex<HashMap<Digest, ProgressBar>> = Mutex::default();
+    Arc::new(move |event| {
+        let mut bars = bars.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match event {
+            Event::Reading(layer, size) => {
+                let bar = all.add(ProgressBar::new(size).with_style(style()));
+                bar.set_prefix(short(layer.as_str()));
+                bars.insert(layer, bar);
+            }
+            Event::Read(layer, done) => {
+                if let Some(bar) = bars.get(&layer) {
+                    bar.set_position(done);
+                }
+            }
+            Event::Done(layer, _) => {
+                if let Some(bar) = bars.remove(&layer) {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    })
+}
+
 fn style() -> ProgressStyle {
     ProgressStyle::with_template("{prefix}  {bar:30}  {bytes} of {total_bytes}  {bytes_per_sec}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())

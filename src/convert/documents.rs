@@ -15,7 +15,8 @@ use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Media type of an index.
 pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Media type of a config.
+pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Bytes of the uncompressed layer, for containers/storage, which must tell them without reading it.
 const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
 /// Beginnings of the keys of annotations that are true of the source only.
@@ -29,6 +30,7 @@ const STALE: [&str; 6] = [
 ];
 
 /// A document that was written.
+#[derive(Clone, Debug)]
 pub(super) struct NewDocument {
     pub digest: Digest,
     pub size: u64,
@@ -115,7 +117,8 @@ fn layer_media_type(source: Option<&str>) -> &'static str {
     }
 }
 
-fn drop_stale(object: &mut Map<String, Value>) {
+/// Drops annotations that are not true of what is written.
+pub(super) fn drop_stale(object: &mut Map<String, Value>) {
     let Some(Value::Object(annotations)) = object.get_mut("annotations") else {
         // `null` is as good as nothing.
         object.remove("annotations");
@@ -127,14 +130,17 @@ fn drop_stale(object: &mut Map<String, Value>) {
     }
 }
 
-fn object(digest: &Digest, bytes: &[u8]) -> Result<Map<String, Value>, ConvertError> {
+/// A document, whatever is in it.
+pub(super) fn object(digest: &Digest, bytes: &[u8]) -> Result<Map<String, Value>, ConvertError> {
     serde_json::from_slice(bytes).map_err(|error| unusable(digest, &error.to_string()))
 }
 
-fn written(digest: &Digest, object: Map<String, Value>) -> Result<Vec<u8>, ConvertError> {
+/// The bytes of a document that is made of the one with that digest.
+pub(super) fn written(digest: &Digest, object: Map<String, Value>) -> Result<Vec<u8>, ConvertError> {
     serde_json::to_vec(&object).map_err(|error| unusable(digest, &error.to_string()))
 }
 
-fn unusable(digest: &Digest, reason: &str) -> ConvertError {
+/// A document that cannot be made anew.
+pub(super) fn unusable(digest: &Digest, reason: &str) -> ConvertError {
     ConvertError::Document { digest: digest.clone(), reason: reason.to_owned() }
 }

@@ -80,4 +80,20 @@ pub enum ConvertError {
         /// Why not.
         source: std::io::Error,
     },
+    /// No layer can have a zTOC.
+    #[error("{image}: there is nothing to index: {reasons}")]
+    NothingToIndex {
+        /// The image.
+        image: String,
+        /// Why not, layer by layer.
+        reasons: String,
+    },
+    /// A layer that cannot be kept while it is copied.
+    #[error("layer {layer} cannot be copied: {source}")]
+    Copy {
+        /// Digest of its blob.
+        layer: Digest,
+        /// Why not.
+        source: std::io::Error,
+    },
 }

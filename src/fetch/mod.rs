@@ -20,6 +20,7 @@ pub mod index;
 mod lazy;
 pub mod planner;
 mod readahead;
+pub mod referrers;
 pub mod soci;
 pub mod source;
 mod span;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use peelfs_registry::{BlobDescriptor, Digest, ErrorKind, Target};
 
 use super::index::{Draft, DraftCheckpoints, IndexError, blocking, draft_of};
+use crate::error::chain;
 use crate::image::origin::Origin;
 use crate::image::{Image, IndexSource, Layer, LazyIndex};
 use crate::layer::gzip::checkpoint::CheckpointWriter;
@@ -55,8 +56,24 @@ pub async fn with_index(origin: &Origin, image: &Image) -> Result<Vec<Layer>, In
     Ok(layers)
 }
 
-/// Fetches the zTOC of a layer, and makes the layer of it. `None` if the layer is to be streamed; the log says why.
+/// Fetches the zTOC of a layer, and makes the layer of it. `None` if the layer is to be streamed; the log says why. What only a referrer
+/// claimed fails nobody's mount.
 pub(super) async fn index_by_ztoc(
+    store: &Arc<Store>,
+    origin: &Origin,
+    layer: &Layer,
+    lazy_index: &LazyIndex,
+) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
+    match (try_ztoc(store, origin, layer, lazy_index).await, lazy_index.source) {
+        (Err(error), IndexSource::Referrer) if !matches!(error, IndexError::Store(_)) => {
+            tracing::warn!(layer = %layer.descriptor.digest, error = %chain(&error), "its zTOC cannot be used; the layer is streamed");
+            Ok(None)
+        }
+        (tried, _) => tried,
+    }
+}
+
+async fn try_ztoc(
     store: &Arc<Store>,
     origin: &Origin,
     layer: &Layer,

@@ -60,6 +60,21 @@ pub enum Stop {
     AtStarts,
     /// There, and between the deflate blocks of a gzip member, where a new decoder needs a checkpoint.
     AtBlocks,
+    /// Where a gzip decoder needs a checkpoint: before the first deflate block of a member, which its header precedes, and between
+    /// two. Where a member begins is none of them.
+    InMembers,
+}
+
+impl Stop {
+    /// Whether decoding stops where a new decoder can begin with nothing.
+    pub fn is_at_starts(self) -> bool {
+        matches!(self, Stop::AtStarts | Stop::AtBlocks)
+    }
+
+    /// Whether it stops between deflate blocks.
+    pub fn is_at_blocks(self) -> bool {
+        matches!(self, Stop::AtBlocks | Stop::InMembers)
+    }
 }
 
 /// A place in a blob where decoding can begin anew: after all that was consumed so far, less some bits.
@@ -170,7 +185,7 @@ impl Decode for Identity {
         input: &[u8],
         output: &mut [u8],
     ) -> Result<(Progress, Option<Boundary>), DecodeError> {
-        if stop != Stop::Nowhere {
+        if stop.is_at_starts() {
             return Ok((Progress::default(), Some(Boundary::START)));
         }
         let length = input.len().min(output.len());

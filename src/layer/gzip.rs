@@ -101,7 +101,7 @@ impl GzipDecoder {
                 self.state = State::Deflate;
                 Ok(Progress { consumed: 1, produced: 0 })
             }
-            State::Deflate => self.inflate(input, output, stop == Stop::AtBlocks),
+            State::Deflate => self.inflate(input, output, stop.is_at_blocks()),
             State::Trailer { bytes, filled } => {
                 let taken = input.len().min(bytes.len() - *filled);
                 bytes[*filled..*filled + taken].copy_from_slice(&input[..taken]);
@@ -175,11 +175,12 @@ impl Decode for GzipDecoder {
     ) -> Result<(Progress, Option<Boundary>), DecodeError> {
         let mut progress = Progress::default();
         loop {
-            if stop != Stop::Nowhere && matches!(self.state, State::BetweenMembers) {
+            if stop.is_at_starts() && matches!(self.state, State::BetweenMembers) {
                 return Ok((progress, Some(Boundary::START)));
             }
             let (rest, room) = (&input[progress.consumed..], &mut output[progress.produced..]);
             let inflating = matches!(self.state, State::Deflate);
+            let in_header = matches!(self.state, State::Header(_));
             // An inflater may hold back output for want of room; everything else lives on input alone.
             if (inflating && room.is_empty()) || (!inflating && rest.is_empty()) {
                 return Ok((progress, None));
@@ -188,7 +189,14 @@ impl Decode for GzipDecoder {
             self.consumed += step.consumed as u64;
             progress.consumed += step.consumed;
             progress.produced += step.produced;
-            if let (Stop::AtBlocks, true, Some(bits)) = (stop, inflating, self.blocks_are_between()) {
+            if stop == Stop::InMembers && in_header && matches!(self.state, State::Deflate) {
+                let checkpoint = Checkpoint { bits: 0, window: Vec::new() };
+                return Ok((progress, Some(Boundary { unused_bits: 0, checkpoint: Some(checkpoint) })));
+            }
+            if stop.is_at_blocks()
+                && inflating
+                && let Some(bits) = self.blocks_are_between()
+            {
                 return Ok((progress, Some(Boundary { unused_bits: bits, checkpoint: self.checkpoint() })));
             }
             if step == Progress::default() && inflating && matches!(self.state, State::Deflate) {

@@ -9,21 +9,26 @@
 //!
 //! The zTOC is a flatbuffer ([`read`], [`write`]): the headers of the tar and where each content begins in it, the checkpoints
 //! ([`checkpoints`]), and a digest of each span's bytes in the blob. Uncompressed layers are cut into spans of one length ([`spans`]).
+//! [`make`] makes one of a layer that is streamed.
 //!
 //! A zTOC becomes the entries and chunks of its layer ([`SociContents`]). It may lie about the archive: so what it says of a file is held
 //! against the file's headers when that is first read ([`headers`]).
 
 pub mod checkpoints;
 mod contents;
+mod cutter;
 mod fault;
 pub mod headers;
 pub mod index;
+pub mod make;
 mod read;
 mod schema;
 pub mod spans;
 mod write;
 pub mod ztoc;
 
+#[cfg(test)]
+mod make_tests;
 #[cfg(test)]
 mod tests;
 

@@ -18,6 +18,7 @@
 //! [`unpack_stream`] succeeds.
 
 mod buffers;
+mod cutter;
 mod fault;
 pub mod spans;
 
@@ -33,8 +34,9 @@ use std::thread;
 use sha2::{Digest as _, Sha256};
 
 use self::buffers::{BUFFERS, Buffers, Decoded};
+pub(in crate::layer) use self::cutter::Cutter;
 pub use self::fault::StreamError;
-use self::spans::{Cuts, SpanCutter};
+use self::spans::SpanCutter;
 use peelfs_registry::digest::Algorithm;
 use peelfs_registry::{Digest, Digester};
 
@@ -96,6 +98,30 @@ where
     B: AsRef<[u8]>,
     E: Into<SinkError>,
 {
+    let cutter = SpanCutter::new(CheckpointWriter::new(checkpoints));
+    let (read, cutter, compression) = unpack_cut(input, expected, cutter, sink, progress)?;
+    let cuts = cutter.finish(compression).map_err(StreamError::Checkpoint)?;
+    let chunks = cuts.chunks(&read.parts);
+    Ok(Streamed { diff_id: read.diff_id, decoded_length: read.decoded_length, compression, chunks })
+}
+
+/// Unpacks a layer like [`unpack_stream`], cut by any `cutter`, which is given back with what was found.
+///
+/// # Errors
+/// As there.
+pub(in crate::layer) fn unpack_cut<I, B, E, C>(
+    input: I,
+    expected: &StreamExpectation,
+    cutter: C,
+    sink: &mut dyn TarSink,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(Whole, C, Compression), StreamError>
+where
+    I: Iterator<Item = Result<B, E>> + Send,
+    B: AsRef<[u8]>,
+    E: Into<SinkError>,
+    C: Cutter,
+{
     let (full_sender, full) = sync_channel(BUFFERS);
     let (empty_sender, empty) = sync_channel(BUFFERS);
     for _ in 0..BUFFERS {
@@ -106,7 +132,6 @@ where
         let decoding = thread::Builder::new()
             .name("layer-decode".into())
             .spawn_scoped(scope, || {
-                let cutter = SpanCutter::new(CheckpointWriter::new(checkpoints));
                 decode_input(input, expected, cutter, progress, Buffers::new(full_sender, empty))
             })
             .map_err(StreamError::Thread)?;
@@ -117,25 +142,26 @@ where
         };
         // A reader that failed hung up on the decoder, which then has nothing to say.
         let read = read?;
-        let cuts = decoded?;
         // Only a reader that failed hangs up.
-        let cuts = cuts.ok_or_else(|| StreamError::Sink("the reader of the layer is gone".into()))?;
-        read.finish(expected.diff_id.as_ref(), &cuts)
+        let (cutter, compression) =
+            decoded?.ok_or_else(|| StreamError::Sink("the reader of the layer is gone".into()))?;
+        Ok((read.finish(expected.diff_id.as_ref())?, cutter, compression))
     })
 }
 
 /// The decoder's side: hashes, decodes and cuts what arrives. Nothing comes of it if the reader hung up.
-fn decode_input<I, B, E>(
+fn decode_input<I, B, E, C>(
     input: I,
     expected: &StreamExpectation,
-    mut cutter: SpanCutter<'_>,
+    mut cutter: C,
     progress: &(dyn Fn(u64) + Sync),
     mut buffers: Buffers,
-) -> Result<Option<Cuts>, StreamError>
+) -> Result<Option<(C, Compression)>, StreamError>
 where
     I: Iterator<Item = Result<B, E>>,
     B: AsRef<[u8]>,
     E: Into<SinkError>,
+    C: Cutter,
 {
     let size = expected.blob_size;
     let mut hasher = expected.blob_digest.digester();
@@ -151,6 +177,7 @@ where
             return Err(StreamError::TooLong { size });
         }
         hasher.update(piece);
+        cutter.received(piece);
         progress(received);
         match &mut decoder {
             Some((_, decoder)) => {
@@ -160,6 +187,7 @@ where
                 first.extend_from_slice(piece);
                 if first.len() >= Compression::MAGIC_LENGTH {
                     let compression = Compression::sniff(&first);
+                    cutter.begins(compression);
                     let (_, decoder) = decoder.insert((compression, compression.decoder()));
                     buffers.decode(decoder.as_mut(), &mut cutter, &first, expected.maximum_decoded)?;
                     first = Vec::new();
@@ -185,7 +213,7 @@ where
     buffers.decode(decoder.as_mut(), &mut cutter, &first, expected.maximum_decoded)?;
     decoder.finish()?;
     buffers.flush();
-    cutter.finish(compression).map(Some).map_err(StreamError::Checkpoint)
+    Ok(Some((cutter, compression)))
 }
 
 /// What the reader knows when the last buffer was read.
@@ -243,19 +271,21 @@ fn read_decoded(
     Ok(Read { reader, hasher, parts, decoded_length })
 }
 
+/// What is known of a layer when all of it was read.
+pub(in crate::layer) struct Whole {
+    pub diff_id: Digest,
+    pub decoded_length: u64,
+    /// SHA-256 of each decoded part, as the cutter cut it.
+    parts: Vec<[u8; 32]>,
+}
+
 impl Read {
-    fn finish(self, diff_id: Option<&Digest>, cuts: &Cuts) -> Result<Streamed, StreamError> {
+    fn finish(self, diff_id: Option<&Digest>) -> Result<Whole, StreamError> {
         let actual = self.hasher.finish();
         if let Some(expected) = diff_id.filter(|expected| **expected != actual) {
             return Err(StreamError::DiffId { expected: expected.clone(), actual });
         }
         self.reader.finish()?;
-        let chunks = cuts.chunks(&self.parts.finish());
-        Ok(Streamed {
-            diff_id: actual,
-            decoded_length: self.decoded_length,
-            compression: cuts.compression,
-            chunks,
-        })
+        Ok(Whole { diff_id: actual, decoded_length: self.decoded_length, parts: self.parts.finish() })
     }
 }

@@ -24,8 +24,8 @@
 mod fault;
 mod header;
 mod number;
-mod owner_names;
 mod pax;
+mod raw_headers;
 mod sparse;
 mod write;
 
@@ -40,8 +40,8 @@ use tar_core::{
 use zerocopy::FromBytes;
 
 pub use self::fault::{TarError, TarFault};
-pub use self::owner_names::{OwnerNames, owner_names};
 use self::pax::Records;
+pub use self::raw_headers::{OwnerNames, RawHeaders, owner_names, raw_headers};
 use self::sparse::{MapReader, PaxMap};
 pub use self::write::{END_OF_ARCHIVE, entry_headers};
 use super::entry::{Content, Entry, EntryKind, Timestamp};

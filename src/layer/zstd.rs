@@ -47,7 +47,7 @@ impl Decode for ZstdDecoder {
     ) -> Result<(Progress, Option<Boundary>), DecodeError> {
         let mut progress = Progress::default();
         loop {
-            if stop != Stop::Nowhere && self.frame_is_complete {
+            if stop.is_at_starts() && self.frame_is_complete {
                 return Ok((progress, Some(Boundary::START)));
             }
             let (rest, room) = (&input[progress.consumed..], &mut output[progress.produced..]);

@@ -9,7 +9,7 @@ use super::counters::Counters;
 use super::{Found, ImageMountError, Prepared, Pull, Request, Unsettled, now};
 use crate::error::chain;
 use crate::fetch::index::{IndexError, Indexer, open_local_when_made};
-use crate::fetch::{Fetcher, LayerContent, ThreadStarter, soci};
+use crate::fetch::{Fetcher, LayerContent, ThreadStarter, referrers, soci};
 use crate::image::Image;
 use crate::image::origin::{Origin, ResolvedImage};
 use crate::store::{PendingTree, Store, StoreError};
@@ -100,7 +100,8 @@ pub fn prepare(
     };
     let mut layers = known_layers(&indexer, &image).map_err(of_layer)?;
     if layers.iter().any(Option::is_none) {
-        running()?.block_on(bring_layers(&indexer, &image, &mut layers)).map_err(of_layer)?;
+        let bringing = bring_layers(&indexer, &image, request.trust_referrers, &mut layers);
+        running()?.block_on(bringing).map_err(of_layer)?;
     }
     let layers = layers.into_iter().flatten().collect();
     let identity = tree_identity(&image);
@@ -171,11 +172,15 @@ fn known_layers(
 async fn bring_layers(
     indexer: &Arc<Indexer>,
     image: &Image,
+    trusts_referrers: bool,
     layers: &mut [Option<Arc<LayerContent>>],
 ) -> Result<(), (usize, IndexError)> {
     let mut tasks = tokio::task::JoinSet::new();
     let first = layers.iter().position(Option::is_none).unwrap_or(0);
-    let wanted = soci::with_index(indexer.origin(), image).await.map_err(|error| (first, error))?;
+    let mut wanted = soci::with_index(indexer.origin(), image).await.map_err(|error| (first, error))?;
+    if trusts_referrers && wanted.iter().all(|layer| layer.lazy_index.is_none()) {
+        referrers::attach_referrer(indexer.origin(), image, &mut wanted).await;
+    }
     for (number, layer) in wanted.into_iter().enumerate().filter(|(number, _)| layers[*number].is_none()) {
         let indexer = indexer.clone();
         tasks.spawn(async move { (number, indexer.open(layer).await) });

@@ -74,6 +74,17 @@ pub enum Fault {
     Stall,
     /// Sends the head and so many bytes of the body, and the rest after [`FakeRegistry::release`].
     StallAfter(u64),
+    /// Adds this header to the answer.
+    Header(&'static str, String),
+}
+
+/// How the registry lists what refers to a manifest. Until the test says so, it knows no such path, as registries of distribution 1.0.
+#[derive(Clone, Copy, Debug)]
+pub struct Referrers {
+    /// Entries of a page, at least 1.
+    pub page: usize,
+    /// Whether a list holds what was asked for only, and says so.
+    pub filters: bool,
 }
 
 /// How clients prove who they are. Until the test says so, anybody may pull and nobody may send credentials.
@@ -187,6 +198,9 @@ struct State {
     requests: Vec<Request>,
     violations: Vec<String>,
     connections: Vec<TcpStream>,
+    referrers: Option<Referrers>,
+    takes_pushes: bool,
+    next_upload: usize,
 }
 
 struct Rule {
@@ -324,6 +338,22 @@ impl FakeRegistry {
     pub fn descriptor(&self, media_type: &str, digest: &Digest) -> serde_json::Value {
         let size = self.state().blobs.get(digest.as_str()).expect("the blob was put before").size();
         serde_json::json!({ "mediaType": media_type, "digest": digest.to_string(), "size": size })
+    }
+
+    /// From now on, what refers to a manifest is listed by the referrers API.
+    pub fn list_referrers(&self, referrers: Referrers) {
+        self.state().referrers = Some(referrers);
+    }
+
+    /// From now on, blobs and manifests may be pushed. A manifest that names what is not there is a violation.
+    pub fn take_pushes(&self) {
+        self.state().takes_pushes = true;
+    }
+
+    /// The bytes of a manifest, if it is there.
+    pub fn manifest(&self, repository: &str, target: &str) -> Option<Vec<u8>> {
+        let state = self.state();
+        state.manifests.get(&format!("{repository}/{target}")).map(|manifest| manifest.bytes.to_vec())
     }
 
     /// From now on, clients must prove who they are. Tokens given before are void.

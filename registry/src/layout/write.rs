@@ -31,7 +31,10 @@ impl Layout {
     /// Gives a finished blob its name. Blocks.
     pub(crate) fn keep_blob(&self, file: NamedTempFile, digest: &Digest) -> Result<(), Error> {
         let context = self.context(format!("blob {digest}")).written();
-        self.persist(file, &self.blob_path(digest)).map_err(|error| local(&context, error))
+        let path = self.blob_path(digest);
+        // Named by another algorithm than SHA-256, it may be the first of its kind.
+        let directory = path.parent().map_or(Ok(()), fs::create_dir_all);
+        directory.and_then(|()| self.persist(file, &path)).map_err(|error| local(&context, error))
     }
 
     /// Whether a blob of that length is there. Blocks.
@@ -47,16 +50,7 @@ impl Layout {
         bytes: &[u8],
     ) -> Result<Digest, Error> {
         let context = self.context(format!("manifest {target}")).written();
-        let digest = Digest::sha256_of(bytes);
-        let written = self.create().and_then(|()| {
-            if !self.has_blob(&digest, bytes.len() as u64) {
-                let mut file = self.unfinished()?;
-                file.write_all(bytes)?;
-                self.persist(file, &self.blob_path(&digest))?;
-            }
-            Ok(())
-        });
-        written.map_err(|error| local(&context, error))?;
+        let digest = self.put_bytes(bytes).map_err(|error| local(&context, error))?;
         let name = match target {
             Target::Digest(_) => return Ok(digest),
             Target::Tag(name) => Some(name.as_str()),
@@ -67,11 +61,41 @@ impl Layout {
         if let Some(name) = name {
             entry["annotations"] = json!({REFERENCE_NAME: name});
         }
-        self.name_in_index(name, entry, &context)?;
+        let is_replaced = |other: &Value| {
+            other["annotations"][REFERENCE_NAME].as_str() == name
+                && (name.is_some() || other["artifactType"].is_null())
+        };
+        self.enter_in_index(entry, is_replaced, &context)?;
         Ok(digest)
     }
 
-    fn name_in_index(&self, name: Option<&str>, entry: Value, context: &Context) -> Result<(), Error> {
+    /// Writes a manifest that has a subject, and an entry in `index.json` by which it is found. Blocks.
+    pub(crate) fn put_referrer(&self, entry: Value, bytes: &[u8]) -> Result<Digest, Error> {
+        let digest = Digest::sha256_of(bytes);
+        let context = self.context(format!("manifest {digest}")).written();
+        self.put_bytes(bytes).map_err(|error| local(&context, error))?;
+        self.enter_in_index(entry, |other| other["digest"] == digest.as_str(), &context)?;
+        Ok(digest)
+    }
+
+    fn put_bytes(&self, bytes: &[u8]) -> io::Result<Digest> {
+        let digest = Digest::sha256_of(bytes);
+        self.create()?;
+        if !self.has_blob(&digest, bytes.len() as u64) {
+            let mut file = self.unfinished()?;
+            file.write_all(bytes)?;
+            self.persist(file, &self.blob_path(&digest))?;
+        }
+        Ok(digest)
+    }
+
+    /// Puts an entry into `index.json`, in the place of those that it replaces.
+    fn enter_in_index(
+        &self,
+        entry: Value,
+        is_replaced: impl Fn(&Value) -> bool,
+        context: &Context,
+    ) -> Result<(), Error> {
         let marker = File::open(self.path.join("oci-layout")).map_err(|error| local(context, error))?;
         // Held until the file is closed.
         flock(&marker, FlockOperation::LockExclusive).map_err(|error| local(context, error.into()))?;
@@ -85,7 +109,7 @@ impl Layout {
             json!({"schemaVersion": 2, "manifests": []})
         };
         if let Some(manifests) = index["manifests"].as_array_mut() {
-            manifests.retain(|entry| entry["annotations"][REFERENCE_NAME].as_str() != name);
+            manifests.retain(|other| !is_replaced(other));
             manifests.push(entry);
         }
         let written = serde_json::to_vec(&index).map_err(io::Error::other).and_then(|bytes| {

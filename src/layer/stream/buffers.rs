@@ -2,8 +2,7 @@
 
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use super::StreamError;
-use super::spans::SpanCutter;
+use super::{Cutter, StreamError};
 use crate::layer::compression::Decode;
 
 /// Bytes of a buffer, and how many go round. Larger ones leave the processor's cache.
@@ -39,7 +38,7 @@ impl Buffers {
     pub fn decode(
         &mut self,
         decoder: &mut dyn Decode,
-        cutter: &mut SpanCutter<'_>,
+        cutter: &mut impl Cutter,
         mut input: &[u8],
         limit: u64,
     ) -> Result<(), StreamError> {

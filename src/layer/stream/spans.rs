@@ -21,6 +21,7 @@
 
 use std::io;
 
+use super::Cutter;
 use crate::layer::compression::{Boundary, Compression, Progress, Stop};
 use crate::layer::entry::Chunk;
 use crate::layer::gzip::checkpoint::{CheckpointWriter, Packed, RECORD_LENGTH};
@@ -88,52 +89,8 @@ impl<'a> SpanCutter<'a> {
         self.decoded - self.parts[self.parts.len() - 1].decoded_offset
     }
 
-    /// At which boundaries the decoder is to stop now.
-    pub fn stop(&self) -> Stop {
-        let decoded = self.decoded - self.span().decoded_offset;
-        let blob = self.consumed - self.span().blob_offset;
-        if decoded >= FORCED || blob >= FORCED || (decoded >= MINIMUM && self.affords(self.next_cost)) {
-            Stop::AtBlocks
-        } else if decoded >= MINIMUM {
-            Stop::AtStarts
-        } else {
-            Stop::Nowhere
-        }
-    }
-
     fn affords(&self, cost: u64) -> bool {
         (self.stored + cost).saturating_mul(BUDGET) <= self.consumed
-    }
-
-    /// Most bytes, at least 1, that the decoder may give before it is asked again where to stop.
-    pub fn room(&self) -> u64 {
-        let decoded = self.decoded - self.span().decoded_offset;
-        let until_minimum = if decoded < MINIMUM { MINIMUM - decoded } else { u64::MAX };
-        // A part that is full was cut.
-        until_minimum.min(PART - self.part_length()).max(1)
-    }
-
-    /// Takes note of what the decoder did, and of the boundary at which it stopped. True if a new part begins here.
-    ///
-    /// # Errors
-    /// If a checkpoint cannot be written.
-    pub fn advanced(&mut self, progress: Progress, boundary: Option<Boundary>) -> io::Result<bool> {
-        self.consumed += progress.consumed as u64;
-        self.decoded += progress.produced as u64;
-        if progress.produced > 0 {
-            let (span, consumed) = (self.spans.len() - 1, self.consumed);
-            self.spans[span].blob_end = consumed;
-        }
-        if let Some(boundary) = boundary
-            && let Some(is_part) = self.take(boundary)?
-        {
-            return Ok(is_part);
-        }
-        if self.part_length() >= PART {
-            self.parts.push(Part { span: self.spans.len() - 1, decoded_offset: self.decoded });
-            return Ok(true);
-        }
-        Ok(false)
     }
 
     /// Begins a span here, unless it costs too much; says whether a part begins with it.
@@ -179,6 +136,46 @@ impl<'a> SpanCutter<'a> {
     pub fn finish(self, compression: Compression) -> io::Result<Cuts> {
         self.checkpoints.finish()?;
         Ok(Cuts { compression, spans: self.spans, parts: self.parts, decoded: self.decoded })
+    }
+}
+
+impl Cutter for SpanCutter<'_> {
+    fn stop(&self) -> Stop {
+        let decoded = self.decoded - self.span().decoded_offset;
+        let blob = self.consumed - self.span().blob_offset;
+        if decoded >= FORCED || blob >= FORCED || (decoded >= MINIMUM && self.affords(self.next_cost)) {
+            Stop::AtBlocks
+        } else if decoded >= MINIMUM {
+            Stop::AtStarts
+        } else {
+            Stop::Nowhere
+        }
+    }
+
+    fn room(&self) -> u64 {
+        let decoded = self.decoded - self.span().decoded_offset;
+        let until_minimum = if decoded < MINIMUM { MINIMUM - decoded } else { u64::MAX };
+        // A part that is full was cut.
+        until_minimum.min(PART - self.part_length()).max(1)
+    }
+
+    fn advanced(&mut self, progress: Progress, boundary: Option<Boundary>) -> io::Result<bool> {
+        self.consumed += progress.consumed as u64;
+        self.decoded += progress.produced as u64;
+        if progress.produced > 0 {
+            let (span, consumed) = (self.spans.len() - 1, self.consumed);
+            self.spans[span].blob_end = consumed;
+        }
+        if let Some(boundary) = boundary
+            && let Some(is_part) = self.take(boundary)?
+        {
+            return Ok(is_part);
+        }
+        if self.part_length() >= PART {
+            self.parts.push(Part { span: self.spans.len() - 1, decoded_offset: self.decoded });
+            return Ok(true);
+        }
+        Ok(false)
     }
 }
 

@@ -189,6 +189,8 @@ fn read_line(reader: &mut impl BufRead) -> io::Result<Option<String>> {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
         206 => "Partial Content",
         307 => "Temporary Redirect",
         401 => "Unauthorized",

@@ -1,5 +1,8 @@
 //! What the fake registry answers to a request: the rules it enforces, its content, tokens and signed URLs.
 
+mod push;
+mod referrers;
+
 use std::io;
 use std::sync::Arc;
 
@@ -76,7 +79,7 @@ pub(super) fn answer(
     } else if request.target.starts_with("/token") {
         token(state, request, body)
     } else {
-        api(shared, state, request, fault)
+        api(shared, state, request, body, fault)
     };
     match fault {
         Some(Fault::ContentEncoding) => answer.headers.push(("content-encoding", "gzip".to_owned())),
@@ -84,6 +87,7 @@ pub(super) fn answer(
         Some(Fault::WrongDigestHeader) => {
             replace(&mut answer, "docker-content-digest", format!("sha256:{}", "0".repeat(64)));
         }
+        Some(Fault::Header(name, value)) => answer.headers.push((name, value.clone())),
         Some(Fault::NoContentRange) => answer.headers.retain(|(name, _)| *name != "content-range"),
         _ => {}
     }
@@ -102,7 +106,8 @@ fn violation(shared: &Shared, state: &State, is_storage: bool, request: &Request
         return Some(format!("the Host header is {:?}", request.header("host")));
     }
     let is_token_post = request.method == "POST" && request.target.starts_with("/token");
-    if request.method != "GET" && request.method != "HEAD" && !is_token_post {
+    let is_push = state.takes_pushes && matches!(request.method.as_str(), "POST" | "PUT") && !is_storage;
+    if request.method != "GET" && request.method != "HEAD" && !is_token_post && !is_push {
         return Some(format!("the method is {}", request.method));
     }
     if request.header("accept-encoding").is_some_and(|encoding| encoding != "identity") {
@@ -127,19 +132,28 @@ fn violation(shared: &Shared, state: &State, is_storage: bool, request: &Request
     None
 }
 
-fn api(shared: &Shared, state: &mut State, request: &Request, fault: Option<&Fault>) -> Answer {
+fn api(shared: &Shared, state: &mut State, request: &Request, body: &[u8], fault: Option<&Fault>) -> Answer {
     let Some(path) = request.target.strip_prefix("/v2/") else {
         return Answer::error(404, "NAME_UNKNOWN", "no such path");
     };
-    let (repository, what) = match (path.split_once("/manifests/"), path.split_once("/blobs/")) {
-        (Some((repository, reference)), _) => (repository, What::Manifest(reference)),
-        (None, Some((repository, digest))) => (repository, What::Blob(digest)),
-        (None, None) => (path.trim_end_matches('/'), What::Nothing),
+    let split = |at: &str| path.split_once(at);
+    let (repository, what) = match (split("/manifests/"), split("/blobs/"), split("/referrers/")) {
+        (Some((repository, reference)), ..) => (repository, What::Manifest(reference)),
+        (None, Some((repository, digest)), _) => (repository, What::Blob(digest)),
+        (None, None, Some((repository, query))) => (repository, What::Referrers(query)),
+        (None, None, None) => (path.trim_end_matches('/'), What::Nothing),
     };
     if let Some(challenge) = challenge(shared, state, request, repository) {
         return challenge;
     }
     match what {
+        What::Manifest(reference) if request.method == "PUT" => {
+            push::manifest(state, repository, reference, request, body)
+        }
+        What::Blob(rest) if matches!(request.method.as_str(), "POST" | "PUT") => {
+            push::blob(state, repository, rest, request, body)
+        }
+        What::Referrers(query) => referrers::list(state, repository, query, request),
         What::Nothing if path.is_empty() => Answer::json(serde_json::json!({})),
         What::Nothing => Answer::error(404, "NAME_UNKNOWN", "no such path"),
         What::Manifest(reference) => match state.manifests.get(&format!("{repository}/{reference}")) {
@@ -165,6 +179,7 @@ fn api(shared: &Shared, state: &mut State, request: &Request, fault: Option<&Fau
 enum What<'a> {
     Manifest(&'a str),
     Blob(&'a str),
+    Referrers(&'a str),
     Nothing,
 }
 

@@ -1,4 +1,6 @@
-//! The names of an entry's user and group, which no inode has but a table of contents may.
+//! What no inode has but a table of contents may: the names of an entry's user and group, its PAX records, all bits of its mode.
+
+use std::collections::BTreeMap;
 
 use tar_core::{EntryType, Header};
 
@@ -13,10 +15,25 @@ pub struct OwnerNames {
     pub group: Vec<u8>,
 }
 
+/// What an entry's headers say beside what an [`Entry`](crate::layer::entry::Entry) keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawHeaders {
+    /// Names of the owners.
+    pub owners: OwnerNames,
+    /// The whole field of the header block: more than permission bits, if the writer wrote more.
+    pub mode: i64,
+    /// Its own PAX records; of one key, the last.
+    pub records: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
 /// The names in `headers`, which are all those of one entry, and were read by a [`TarReader`](super::TarReader) before.
 pub fn owner_names(headers: &[u8]) -> OwnerNames {
-    let mut names = OwnerNames::default();
-    let mut recorded = OwnerNames::default();
+    raw_headers(headers).owners
+}
+
+/// All that is in `headers`, which are all those of one entry, and were read by a [`TarReader`](super::TarReader) before.
+pub fn raw_headers(headers: &[u8]) -> RawHeaders {
+    let mut raw = RawHeaders::default();
     let mut rest = headers;
     while let Some((block, after)) = rest.split_first_chunk::<BLOCK>() {
         let header = Header::from_bytes(block);
@@ -26,8 +43,9 @@ pub fn owner_names(headers: &[u8]) -> OwnerNames {
             kind,
             EntryType::XHeader | EntryType::XGlobalHeader | EntryType::GnuLongName | EntryType::GnuLongLink
         ) {
-            names.user = number::header_string(&fields.uname).to_vec();
-            names.group = number::header_string(&fields.gname).to_vec();
+            raw.owners.user = number::header_string(&fields.uname).to_vec();
+            raw.owners.group = number::header_string(&fields.gname).to_vec();
+            raw.mode = number::header_number(&fields.mode).unwrap_or(0);
             // What may follow is the map of a sparse file.
             break;
         }
@@ -35,26 +53,21 @@ pub fn owner_names(headers: &[u8]) -> OwnerNames {
         let whole = usize::try_from(length.saturating_add(padding_of(length))).unwrap_or(usize::MAX);
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if kind == EntryType::XHeader {
-            recorded = OwnerNames::default();
+            raw.records.clear();
             // The reader has refused malformed records.
             let _ = pax::for_each_record(after.get(..length).unwrap_or_default(), |key, value| {
-                match key {
-                    b"uname" => recorded.user = value.to_vec(),
-                    b"gname" => recorded.group = value.to_vec(),
-                    _ => {}
-                }
+                raw.records.insert(key.to_vec(), value.to_vec());
                 Ok(())
             });
         }
         rest = after.get(whole..).unwrap_or_default();
     }
-    if !recorded.user.is_empty() {
-        names.user = recorded.user;
+    for (key, name) in [(&b"uname"[..], &mut raw.owners.user), (b"gname", &mut raw.owners.group)] {
+        if let Some(recorded) = raw.records.get(key).filter(|recorded| !recorded.is_empty()) {
+            name.clone_from(recorded);
+        }
     }
-    if !recorded.group.is_empty() {
-        names.group = recorded.group;
-    }
-    names
+    raw
 }
 
 #[cfg(test)]
@@ -81,6 +94,8 @@ mod tests {
         records.resize(BLOCK, 0);
         let extended = [ustar("x", tar::EntryType::XHeader, 16), records, plain].concat();
         assert_eq!(owner_names(&extended), OwnerNames { user: b"longer".to_vec(), ..named });
+        let raw = raw_headers(&extended);
+        assert_eq!(raw.records, BTreeMap::from([(b"uname".to_vec(), b"longer".to_vec())]));
         assert_eq!(owner_names(&[]), OwnerNames::default());
     }
 }
