@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use peelfs::fetch::index::open_local;
+use peelfs::fetch::index::open_local_of;
 use peelfs::store::Store;
+use peelfs_registry::Digest;
 use serde::Serialize;
 
 use super::output::{self, Align};
@@ -39,8 +40,9 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
         let layers = store.database().layers_of(&image.manifest_digest)?;
         let (mut lazy_layers, mut present_bytes) = (0, 0);
         for layer in &layers {
+            let digests = (image.manifest_digest.parse::<Digest>().ok()).zip(layer.digest.parse().ok());
             let Some(content) =
-                layer.digest.parse().ok().and_then(|digest| open_local(&store, &digest).ok()).flatten()
+                digests.and_then(|(image, layer)| open_local_of(&store, &image, &layer).ok()).flatten()
             else {
                 lazy_layers += 1;
                 continue;

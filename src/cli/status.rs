@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use peelfs::fetch::index::open_local;
+use peelfs::fetch::index::open_local_of;
 use peelfs::mount::live::{LiveMount, Liveness, live_mounts};
 use peelfs::store::Store;
 use serde::Serialize;
@@ -53,9 +53,10 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
 
 fn line(store: &Store, mount: &LiveMount) -> anyhow::Result<MountLine> {
     let (mut present_bytes, mut blob_bytes) = (0, 0);
+    let image = mount.record.manifest_digest.parse()?;
     for layer in store.database().layers_of(&mount.record.manifest_digest)? {
         blob_bytes += layer.size;
-        if let Some(content) = open_local(store, &layer.digest.parse()?)? {
+        if let Some(content) = open_local_of(store, &image, &layer.digest.parse()?)? {
             present_bytes += content.blob_bytes_present(layer.size);
         }
     }

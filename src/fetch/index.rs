@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -18,12 +18,13 @@ use tokio::task::JoinHandle;
 
 use super::content::LayerContent;
 use super::lazy::Fetcher;
+use super::names;
 use super::soci;
 use super::source::OriginBlob;
 use super::toc_image::TocImage;
 use crate::error::chain;
-use crate::image::Layer;
 use crate::image::origin::Origin;
+use crate::image::{IndexSource, Layer};
 use crate::layer::builder::{BuildError, LayerBuilder};
 use crate::layer::compression::{MediaTypeError, check_media_type};
 use crate::layer::entry::{Chunk, Entry};
@@ -103,6 +104,14 @@ pub struct Indexer {
     progress: Progress,
     streams: Semaphore,
     commits: Mutex<Vec<JoinHandle<Result<(), StoreError>>>>,
+    image: OnceLock<ImageTrust>,
+}
+
+/// Whose layers are brought, and who is believed about them.
+#[derive(Clone, Debug)]
+struct ImageTrust {
+    manifest: Digest,
+    trusts_referrers: bool,
 }
 
 /// What a layer's table is known by.
@@ -118,9 +127,31 @@ impl Indexer {
         fetcher: Arc<Fetcher>,
         progress: Progress,
     ) -> Arc<Indexer> {
-        let (streams, commits) = (Semaphore::new(STREAMS), Mutex::default());
+        let (streams, commits, image) = (Semaphore::new(STREAMS), Mutex::default(), OnceLock::new());
         let toc_image = TocImage::new(origin.clone());
-        Arc::new(Indexer { store, origin, toc_image, fetcher, progress, streams, commits })
+        Arc::new(Indexer { store, origin, toc_image, fetcher, progress, streams, commits, image })
+    }
+
+    /// From now on, layers may also be those that were made of an index of the image with this manifest; of one that only refers to
+    /// it, too, if such are trusted.
+    pub fn bring_for(&self, manifest: &Digest, trusts_referrers: bool) {
+        // It brings the layers of one image, so the first word counts.
+        let _ = self.image.set(ImageTrust { manifest: manifest.clone(), trusts_referrers });
+    }
+
+    fn names(&self, layer: &Layer) -> Vec<Digest> {
+        let digest = &layer.descriptor.digest;
+        match self.image.get() {
+            Some(image) => names::names(digest, &image.manifest, image.trusts_referrers),
+            None => vec![digest.clone()],
+        }
+    }
+
+    /// What a layer is kept as if it is made of an index beside it; nothing if that is not believed.
+    fn kept_apart(&self, layer: &Layer) -> Option<Digest> {
+        let (source, image) = (layer.lazy_index.as_ref()?.source, self.image.get()?);
+        let is_believed = source == IndexSource::Manifest || image.trusts_referrers;
+        is_believed.then(|| names::kept_apart(&layer.descriptor.digest, &image.manifest, source))
     }
 
     /// Where it brings layers from.
@@ -130,10 +161,12 @@ impl Indexer {
 
     /// Opens a layer that is in the store.
     pub fn open_known(&self, layer: &Layer) -> Result<Option<Arc<LayerContent>>, StoreError> {
-        let Some((table, files)) = open_files(&self.store, &layer.descriptor.digest)? else {
-            return Ok(None);
-        };
-        Ok(Some(self.content(layer, table, files)))
+        for name in self.names(layer) {
+            if let Some((table, files)) = open_files(&self.store, &name)? {
+                return Ok(Some(self.content(layer, table, files)));
+            }
+        }
+        Ok(None)
     }
 
     fn content(&self, layer: &Layer, table: Table, files: LayerFiles) -> Arc<LayerContent> {
@@ -158,14 +191,15 @@ impl Indexer {
             return Ok(content);
         }
         let blob = OriginBlob::new(self.origin.clone(), layer.descriptor.clone());
-        let (files, pending) = match self.index(&layer, &blob).await? {
-            Indexed::Lazily(brought) => *brought,
+        let digest = &layer.descriptor.digest;
+        let (name, (files, pending)) = match self.index(&layer, &blob).await? {
+            Indexed::Lazily(brought) => (digest.clone(), *brought),
             Indexed::Not { whole_blob } => match self.index_beside(&layer, &whole_blob).await? {
                 Some(brought) => brought,
-                None => self.stream(&layer, &blob, whole_blob).await?,
+                None => (digest.clone(), self.stream(&layer, &blob, whole_blob).await?),
             },
         };
-        let table = Table::open(&files.table, &identity(&layer.descriptor.digest))?;
+        let table = Table::open(&files.table, &identity(&name))?;
         // Not after the last layer: two processes that each held a layer for which the other waits would never end.
         let commit = tokio::task::spawn_blocking(move || {
             // If something stands there it is damaged: else it would have been opened.
@@ -248,13 +282,14 @@ impl Indexer {
         &self,
         layer: &Layer,
         whole_blob: &Option<Bytes>,
-    ) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
+    ) -> Result<Option<(Digest, (LayerFiles, PendingPublish))>, IndexError> {
         let (None, Some(lazy_index)) = (whole_blob, &layer.lazy_index) else { return Ok(None) };
-        let brought = soci::index_by_ztoc(&self.store, &self.origin, layer, lazy_index).await?;
+        let Some(name) = self.kept_apart(layer) else { return Ok(None) };
+        let brought = soci::index_by_ztoc(&self.store, &self.origin, layer, lazy_index, &name).await?;
         if brought.is_some() {
             (self.progress)(Event::Indexed(layer.descriptor.digest.clone()));
         }
-        Ok(brought)
+        Ok(brought.map(|brought| (name, brought)))
     }
 
     /// The one pass over a layer that has no table of contents; its blob is read unless it is here already.
@@ -333,13 +368,31 @@ pub fn open_local(store: &Store, layer: &Digest) -> Result<Option<Arc<LayerConte
     Ok(files.map(|(table, files)| LayerContent::local(layer.as_str(), table, files)))
 }
 
-/// Like [`open_local`], but waits for a process that is making the layer at this moment.
-pub fn open_local_when_made(store: &Store, layer: &Digest) -> Result<Option<Arc<LayerContent>>, StoreError> {
-    match open_local(store, layer)? {
+/// Opens a layer of the image with that manifest, whatever it was made of. Otherwise as [`open_local`].
+pub fn open_local_of(
+    store: &Store,
+    image: &Digest,
+    layer: &Digest,
+) -> Result<Option<Arc<LayerContent>>, StoreError> {
+    for name in names::names(layer, image, true) {
+        if let Some((table, files)) = open_files(store, &name)? {
+            return Ok(Some(LayerContent::local(layer.as_str(), table, files)));
+        }
+    }
+    Ok(None)
+}
+
+/// Like [`open_local_of`], but waits for a process that is making the layer at this moment.
+pub fn open_local_when_made(
+    store: &Store,
+    image: &Digest,
+    layer: &Digest,
+) -> Result<Option<Arc<LayerContent>>, StoreError> {
+    match open_local_of(store, image, layer)? {
         Some(content) => Ok(Some(content)),
         None => {
             drop(store.layers().layer(layer.as_str())?.lock()?);
-            open_local(store, layer)
+            open_local_of(store, image, layer)
         }
     }
 }

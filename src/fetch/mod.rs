@@ -18,6 +18,7 @@ mod eviction_tests;
 mod headers;
 pub mod index;
 mod lazy;
+pub mod names;
 pub mod planner;
 mod readahead;
 pub mod referrers;

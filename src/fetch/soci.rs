@@ -56,15 +56,16 @@ pub async fn with_index(origin: &Origin, image: &Image) -> Result<Vec<Layer>, In
     Ok(layers)
 }
 
-/// Fetches the zTOC of a layer, and makes the layer of it. `None` if the layer is to be streamed; the log says why. What only a referrer
+/// Fetches the zTOC of a layer, and makes the layer of it, which is kept under that name. `None` if the layer is to be streamed; the log says why. What only a referrer
 /// claimed fails nobody's mount.
 pub(super) async fn index_by_ztoc(
     store: &Arc<Store>,
     origin: &Origin,
     layer: &Layer,
     lazy_index: &LazyIndex,
+    name: &Digest,
 ) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
-    match (try_ztoc(store, origin, layer, lazy_index).await, lazy_index.source) {
+    match (try_ztoc(store, origin, layer, lazy_index, name).await, lazy_index.source) {
         (Err(error), IndexSource::Referrer) if !matches!(error, IndexError::Store(_)) => {
             tracing::warn!(layer = %layer.descriptor.digest, error = %chain(&error), "its zTOC cannot be used; the layer is streamed");
             Ok(None)
@@ -78,6 +79,7 @@ async fn try_ztoc(
     origin: &Origin,
     layer: &Layer,
     lazy_index: &LazyIndex,
+    name: &Digest,
 ) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
     let digest = layer.descriptor.digest.clone();
     let streamed = |why: String| {
@@ -100,17 +102,15 @@ async fn try_ztoc(
         streamed("its host does not read by ranges".to_owned());
         return Ok(None);
     }
-    let (store, descriptor) = (store.clone(), layer.descriptor.clone());
+    let (store, descriptor, name) = (store.clone(), layer.descriptor.clone(), name.clone());
     let brought = blocking(move || {
         let ztoc = Ztoc::read(&bytes)?;
         drop(bytes);
         let contents = SociContents::of(ztoc, descriptor.size, &descriptor.annotations)?;
-        Ok((contents, store, descriptor))
+        Ok((contents, store))
     });
     match brought.await {
-        Ok((contents, store, descriptor)) => {
-            blocking(move || draft_of_contents(&store, &descriptor.digest, contents)).await.map(Some)
-        }
+        Ok((contents, store)) => blocking(move || draft_of_contents(&store, &name, contents)).await.map(Some),
         Err(SociError::Insufficient(shortfall)) => {
             streamed(shortfall.to_string());
             Ok(None)

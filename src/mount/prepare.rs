@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::counters::Counters;
 use super::{Found, ImageMountError, Prepared, Pull, Request, Unsettled, now};
 use crate::error::chain;
-use crate::fetch::index::{IndexError, Indexer, open_local_when_made};
+use crate::fetch::index::{IndexError, Indexer, identity as layer_identity, open_local_when_made};
 use crate::fetch::{Fetcher, LayerContent, ThreadStarter, referrers, soci};
 use crate::image::Image;
 use crate::image::origin::{Origin, ResolvedImage};
@@ -17,11 +17,16 @@ use crate::table::Table;
 use crate::tree::merge::merge;
 use crate::tree::serve::MergedTree;
 
-/// What a merged tree is known by: its layers, and their order.
-fn tree_identity(image: &Image) -> [u8; 32] {
+/// What a merged tree is known by: its layers, and their order; and what made those that are kept apart.
+fn tree_identity(image: &Image, contents: &[Arc<LayerContent>]) -> [u8; 32] {
     let mut hasher = Sha256::new();
-    for layer in &image.layers {
-        hasher.update(layer.descriptor.digest.as_str());
+    for (layer, content) in image.layers.iter().zip(contents) {
+        let digest = &layer.descriptor.digest;
+        hasher.update(digest.as_str());
+        let made_from = content.table().identity();
+        if *made_from != layer_identity(digest) {
+            hasher.update(made_from);
+        }
         hasher.update("\n");
     }
     hasher.finalize().into()
@@ -98,13 +103,14 @@ pub fn prepare(
         host: host.clone(),
         cause: Box::new(cause),
     };
+    indexer.bring_for(&image.manifest_digest, request.trust_referrers);
     let mut layers = known_layers(&indexer, &image).map_err(of_layer)?;
     if layers.iter().any(Option::is_none) {
         let bringing = bring_layers(&indexer, &image, request.trust_referrers, &mut layers);
         running()?.block_on(bringing).map_err(of_layer)?;
     }
-    let layers = layers.into_iter().flatten().collect();
-    let identity = tree_identity(&image);
+    let layers: Vec<_> = layers.into_iter().flatten().collect();
+    let identity = tree_identity(&image, &layers);
     let (tree, pending_tree) = merged_tree(&store, &name, identity, layers)?;
     let tree = Arc::new(tree);
     let unsettled = Mutex::new(Unsettled {
@@ -132,12 +138,13 @@ pub fn prepare(
 pub fn local_tree(store: &Store, name: &str, image: &Image) -> Result<Option<MergedTree>, ImageMountError> {
     let mut layers = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
-        let opened = open_local_when_made(store, &layer.descriptor.digest)
+        let opened = open_local_when_made(store, &image.manifest_digest, &layer.descriptor.digest)
             .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) })?;
         let Some(content) = opened else { return Ok(None) };
         layers.push(content);
     }
-    let (tree, pending) = merged_tree(store, name, tree_identity(image), layers)?;
+    let identity = tree_identity(image, &layers);
+    let (tree, pending) = merged_tree(store, name, identity, layers)?;
     if let Some(pending) = pending {
         pending
             .commit()

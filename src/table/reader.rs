@@ -124,6 +124,11 @@ impl Table {
         self.bytes.as_slice().get(self.sections[section as usize].clone()).unwrap_or_default()
     }
 
+    /// What it was made from.
+    pub fn identity(&self) -> &[u8; 32] {
+        &self.header.identity
+    }
+
     /// All inodes; number 0 is the root.
     pub fn inodes(&self) -> &[InodeRecord] {
         <[InodeRecord]>::ref_from_bytes(self.section(Section::Inodes)).unwrap_or_default()
