@@ -5,9 +5,12 @@
 
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use super::content::LayerContent;
 use super::lazy::FetchError;
-use crate::layer::soci::headers::{self, Claim, HeadersError};
+use crate::image::Layer;
+use crate::layer::soci::headers::{self, Claim, HeadersError, Voucher};
 
 /// How often headers are fetched for one proof: what was fetched may be evicted before it could be read.
 const FETCHES: u32 = 4;
@@ -16,6 +19,31 @@ impl LayerContent {
     /// Whether its files with content must be proved before they are read.
     pub fn must_be_proved(&self) -> bool {
         self.claims().is_some()
+    }
+
+    /// Whether that layer of an image may be shown by this: always, if it was made from the archive; else only if the image names the
+    /// same index, or is the one for which it was made.
+    pub fn is_vouched_for(&self, layer: &Layer) -> bool {
+        let is = |hash: [u8; 32], digest: &peelfs_registry::Digest| {
+            hash == <[u8; 32]>::from(Sha256::digest(digest.as_str()))
+        };
+        match self.claims() {
+            None => true,
+            Some(None) => false,
+            Some(Some(claims)) => {
+                let Voucher { ztoc, manifest } = *claims.voucher();
+                let named = layer.lazy_index.as_ref().map(|index| &index.descriptor.digest);
+                is(manifest, &layer.manifest) || named.is_some_and(|named| is(ztoc, named))
+            }
+        }
+    }
+
+    /// What tells this from the same layer made by another index or from its archive; nothing for the latter.
+    pub fn distinction(&self) -> &[u8] {
+        match self.claims() {
+            Some(Some(claims)) => &claims.voucher().ztoc,
+            _ => &[],
+        }
     }
 
     /// Brings the headers of the file whose content begins at that byte of the decoded space, proves it, and then calls `done`: on

@@ -29,6 +29,7 @@ use crate::layer::entry::{Chunk, Entry};
 use crate::layer::gzip::checkpoint::Checkpoints;
 use crate::layer::lookup::{Lookup, LookupError, is_bookkeeping};
 use crate::layer::soci::SociError;
+use crate::layer::soci::headers::Claims;
 use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::{SinkError, TarSink};
 use crate::layer::toc::TableOfContents;
@@ -120,6 +121,11 @@ impl Indexer {
         Arc::new(Indexer { store, origin, fetcher, progress, streams, commits: Mutex::default() })
     }
 
+    /// Where it brings layers to.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Where it brings layers from.
     pub fn origin(&self) -> &Origin {
         &self.origin
@@ -130,7 +136,9 @@ impl Indexer {
         let Some((table, files)) = open_files(&self.store, &layer.descriptor.digest)? else {
             return Ok(None);
         };
-        Ok(Some(self.content(layer, table, files)))
+        let content = self.content(layer, table, files);
+        // What another image's index says of it does not count for this one.
+        Ok(content.is_vouched_for(layer).then_some(content))
     }
 
     fn content(&self, layer: &Layer, table: Table, files: LayerFiles) -> Arc<LayerContent> {
@@ -349,7 +357,7 @@ fn open_files(store: &Store, layer: &Digest) -> Result<Option<(Table, LayerFiles
     match Table::open(&files.table, &identity(layer)) {
         Ok(table) if has_checkpoints(&table, &files)? => Ok(Some((table, files))),
         Ok(_) => {
-            tracing::warn!(%layer, "the layer is made again: its checkpoints are damaged");
+            tracing::warn!(%layer, "the layer is made again: what its chunks need is damaged");
             Ok(None)
         }
         Err(error) => {
@@ -397,13 +405,18 @@ pub(super) fn draft_of(
 
 /// Whether the checkpoints and claims are there that the table needs. They are looked at when they are needed.
 fn has_checkpoints(table: &Table, files: &LayerFiles) -> Result<bool, StoreError> {
+    let is_sealed = |chunk: &ChunkRecord| chunk.codec == Codec::SealedGzipSpan as u8;
+    let claims = match &files.headers {
+        None if table.chunks().iter().any(is_sealed) => return Ok(false),
+        None => None,
+        Some(file) => Some(file.try_clone().map_err(|error| StoreError::from_io("open", "headers", error))?),
+    };
+    if claims.is_some_and(|file| Claims::open(file).is_err()) {
+        return Ok(false);
+    }
     let needs_one = |codec| Codec::from_number(codec).is_some_and(Codec::needs_checkpoint);
     let named = table.chunks().iter().filter(|chunk| needs_one(chunk.codec));
     let Some(last) = named.map(|chunk| chunk.checkpoint.get() as usize).max() else { return Ok(true) };
-    let is_sealed = |chunk: &ChunkRecord| chunk.codec == Codec::SealedGzipSpan as u8;
-    if files.headers.is_none() && table.chunks().iter().any(is_sealed) {
-        return Ok(false);
-    }
     let Some(file) = &files.checkpoints else { return Ok(false) };
     let file = file.try_clone().map_err(|error| StoreError::from_io("open", "checkpoints", error))?;
     Ok(Checkpoints::open(file).is_ok_and(|checkpoints| last < checkpoints.count()))

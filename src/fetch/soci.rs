@@ -2,6 +2,7 @@
 //!
 //! - An index that the manifest names (v2) is part of the image: what has another digest than named, or makes no sense, is an error.
 //!   One that is gone is none: the layers are streamed, and the log says so. Likewise for a zTOC.
+//! - What a zTOC says of a layer counts for those images only that name it: see [`LayerContent::is_vouched_for`](super::LayerContent).
 //! - An index that refers to the image (v1) is attached by whoever found it and was told to trust it.
 
 use std::io::Write;
@@ -9,10 +10,11 @@ use std::sync::Arc;
 
 use peelfs_registry::{BlobDescriptor, Digest, ErrorKind, Target};
 
-use super::index::{Draft, DraftCheckpoints, IndexError, blocking, draft_of};
+use super::index::{Draft, DraftCheckpoints, IndexError, Indexer, blocking, draft_of};
 use crate::image::origin::Origin;
 use crate::image::{Image, IndexSource, Layer, LazyIndex};
 use crate::layer::gzip::checkpoint::CheckpointWriter;
+use crate::layer::soci::headers::Voucher;
 use crate::layer::soci::index::SociIndex;
 use crate::layer::soci::ztoc::{MAXIMUM_ZTOC, ZTOC_MEDIA_TYPE, Ztoc};
 use crate::layer::soci::{SociContents, SociError, headers};
@@ -35,14 +37,30 @@ pub fn attach(index: &SociIndex, source: IndexSource, layers: &mut [Layer]) {
     }
 }
 
-/// The layers of an image with the zTOCs of the index that its manifest names, if it names one. One request.
+/// The layers of an image with the zTOCs of the index that its manifest names, if that was fetched once. Asks nobody.
+pub fn with_known_index(store: &Store, image: &Image) -> Result<Vec<Layer>, StoreError> {
+    let mut layers = image.layers.clone();
+    if let Some(digest) = &image.soci_index
+        && let Some(bytes) = store.content().get(digest.as_str())?
+        && let Ok(index) = SociIndex::parse(digest, &bytes)
+    {
+        attach(&index, IndexSource::Manifest, &mut layers);
+    }
+    Ok(layers)
+}
+
+/// The same; an index that was not fetched yet is fetched with one request, and kept.
 ///
 /// # Errors
 /// If it is not what the manifest names, or no index; or if the registry fails otherwise than by not having it.
-pub async fn with_index(origin: &Origin, image: &Image) -> Result<Vec<Layer>, IndexError> {
-    let mut layers = image.layers.clone();
+pub async fn with_index(indexer: &Indexer, image: &Image) -> Result<Vec<Layer>, IndexError> {
+    let mut layers = with_known_index(indexer.store(), image)?;
     let Some(digest) = &image.soci_index else { return Ok(layers) };
-    let document = match origin.repository().await?.manifest(&Target::Digest(digest.clone())).await {
+    if layers.iter().any(|layer| layer.lazy_index.is_some()) {
+        return Ok(layers);
+    }
+    let document = match indexer.origin().repository().await?.manifest(&Target::Digest(digest.clone())).await
+    {
         Ok(document) => document,
         Err(error) if error.kind() == ErrorKind::NotFound => {
             tracing::warn!(index = %digest, "the manifest names a SOCI index that is not there; the layers are streamed");
@@ -51,6 +69,7 @@ pub async fn with_index(origin: &Origin, image: &Image) -> Result<Vec<Layer>, In
         Err(error) => return Err(error.into()),
     };
     let index = SociIndex::parse(digest, &document.bytes).map_err(Box::new)?;
+    indexer.store().content().put_unsynced(digest.as_str(), &document.bytes)?;
     attach(&index, IndexSource::Manifest, &mut layers);
     Ok(layers)
 }
@@ -83,6 +102,7 @@ pub(super) async fn index_by_ztoc(
         streamed("its host does not read by ranges".to_owned());
         return Ok(None);
     }
+    let voucher = Voucher::new(&lazy_index.descriptor.digest, &layer.manifest);
     let (store, descriptor) = (store.clone(), layer.descriptor.clone());
     let brought = blocking(move || {
         let ztoc = Ztoc::read(&bytes)?;
@@ -92,7 +112,9 @@ pub(super) async fn index_by_ztoc(
     });
     match brought.await {
         Ok((contents, store, descriptor)) => {
-            blocking(move || draft_of_contents(&store, &descriptor.digest, contents)).await.map(Some)
+            blocking(move || draft_of_contents(&store, &descriptor.digest, &voucher, contents))
+                .await
+                .map(Some)
         }
         Err(SociError::Insufficient(shortfall)) => {
             streamed(shortfall.to_string());
@@ -105,6 +127,7 @@ pub(super) async fn index_by_ztoc(
 fn draft_of_contents(
     store: &Store,
     layer: &Digest,
+    voucher: &Voucher,
     mut contents: SociContents,
 ) -> Result<(LayerFiles, PendingPublish), IndexError> {
     let draft = Draft {
@@ -118,7 +141,7 @@ fn draft_of_contents(
         contents
             .write_checkpoints(CheckpointWriter::new(&mut checkpoints))
             .map_err(|error| written("checkpoints", error))?;
-        let claims = headers::written(&contents.claims);
+        let claims = headers::written(voucher, &contents.claims);
         draft.headers()?.write_all(&claims).map_err(|error| written("headers", error))
     })
 }

@@ -52,6 +52,8 @@ pub struct Layer {
     pub descriptor: BlobDescriptor,
     /// Digest of the uncompressed tar, as the config states it.
     pub diff_id: Digest,
+    /// Digest of the manifest that lists it.
+    pub manifest: Digest,
     /// What lies beside the layer and tells how to read it lazily, once it was found. [`Image::parse`] finds none.
     pub lazy_index: Option<LazyIndex>,
 }
@@ -147,7 +149,7 @@ impl Image {
                 digest: digest.clone(),
                 reason: error.to_string(),
             })?;
-            Ok(Layer { descriptor, diff_id, lazy_index: None })
+            Ok(Layer { descriptor, diff_id, manifest: digest.clone(), lazy_index: None })
         });
         let layers = layers.collect::<Result<_, _>>()?;
         let annotations = manifest.annotations().as_ref();

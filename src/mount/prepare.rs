@@ -17,11 +17,12 @@ use crate::table::Table;
 use crate::tree::merge::merge;
 use crate::tree::serve::MergedTree;
 
-/// What a merged tree is known by: its layers, and their order.
-fn tree_identity(image: &Image) -> [u8; 32] {
+/// What a merged tree is known by: its layers, their order, and what they were made by if that is no part of them.
+fn tree_identity(layers: &[Arc<LayerContent>]) -> [u8; 32] {
     let mut hasher = Sha256::new();
-    for layer in &image.layers {
-        hasher.update(layer.descriptor.digest.as_str());
+    for layer in layers {
+        hasher.update(layer.layer().as_bytes());
+        hasher.update(layer.distinction());
         hasher.update("\n");
     }
     hasher.finalize().into()
@@ -97,7 +98,7 @@ pub fn prepare(
             host,
             cause: Box::new(cause),
         })?;
-    let identity = tree_identity(&image);
+    let identity = tree_identity(&layers);
     let (tree, pending_tree) = merged_tree(&store, &name, identity, layers)?;
     let tree = Arc::new(tree);
     let unsettled = Mutex::new(Unsettled {
@@ -124,13 +125,16 @@ pub fn prepare(
 /// there.
 pub fn local_tree(store: &Store, name: &str, image: &Image) -> Result<Option<MergedTree>, ImageMountError> {
     let mut layers = Vec::with_capacity(image.layers.len());
-    for layer in &image.layers {
+    let known = soci::with_known_index(store, image)
+        .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) })?;
+    for layer in &known {
         let opened = open_local_when_made(store, &layer.descriptor.digest)
             .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) })?;
+        let opened = opened.filter(|content| content.is_vouched_for(layer));
         let Some(content) = opened else { return Ok(None) };
         layers.push(content);
     }
-    let (tree, pending) = merged_tree(store, name, tree_identity(image), layers)?;
+    let (tree, pending) = merged_tree(store, name, tree_identity(&layers), layers)?;
     if let Some(pending) = pending {
         pending
             .commit()
@@ -159,7 +163,8 @@ fn open_layers(
     image: &Image,
 ) -> Result<Vec<Arc<LayerContent>>, (usize, IndexError)> {
     let mut layers = Vec::with_capacity(image.layers.len());
-    for (number, layer) in image.layers.iter().enumerate() {
+    let known = soci::with_known_index(indexer.store(), image).map_err(|cause| (0, cause.into()))?;
+    for (number, layer) in known.iter().enumerate() {
         layers.push(indexer.open_known(layer).map_err(|cause| (number, cause.into()))?);
     }
     if layers.iter().any(Option::is_none) {
@@ -175,7 +180,7 @@ async fn bring_layers(
 ) -> Result<(), (usize, IndexError)> {
     let mut tasks = tokio::task::JoinSet::new();
     let first = layers.iter().position(Option::is_none).unwrap_or(0);
-    let wanted = soci::with_index(indexer.origin(), image).await.map_err(|error| (first, error))?;
+    let wanted = soci::with_index(indexer, image).await.map_err(|error| (first, error))?;
     for (number, layer) in wanted.into_iter().enumerate().filter(|(number, _)| layers[*number].is_none()) {
         let indexer = indexer.clone();
         tasks.spawn(async move { (number, indexer.open(layer).await) });

@@ -2,11 +2,14 @@
 //! same, or the zTOC lied.
 //!
 //! ```text
-//! header    magic "peelhead", version u32, incompatible features u32, n u64, CRC-32 of all this u32
+//! header    magic "peelhead", version u32, incompatible features u32, two hashes that tell who vouches [64], n u64, CRC-32 of all this u32
 //! records   n × { first byte of the content u64, first byte of its headers u64, digest [32], CRC-32 of all this u32 }
 //! ```
 //!
 //! All numbers are little-endian, offsets those of the archive, records sorted by the content's. Files without content have none.
+//!
+//! A zTOC is no part of the layer, and two images may have different ones for one layer. So the file says for whom the layer was made
+//! ([`Voucher`]): the author of one image must not decide what another one shows.
 //!
 //! The digest covers all that the tree shows of a file, in the one way in which [`fingerprint`] writes it: the author of an image must
 //! not find two files for one digest, so it is a whole SHA-256. What it does not show (names of owners) need not agree.
@@ -36,6 +39,8 @@ struct FileHeader {
     magic: [u8; 8],
     version: U32,
     incompatible: U32,
+    ztoc: [u8; 32],
+    manifest: [u8; 32],
     count: U64,
     checksum: U32,
 }
@@ -47,6 +52,23 @@ struct Record {
     headers: U64,
     digest: [u8; 32],
     checksum: U32,
+}
+
+/// Who says that the zTOC is the layer's: whoever named that zTOC, and above all the author of that image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Voucher {
+    /// SHA-256 of the zTOC's digest, as it is written.
+    pub ztoc: [u8; 32],
+    /// The same of the digest of the image's manifest.
+    pub manifest: [u8; 32],
+}
+
+impl Voucher {
+    /// Of that zTOC for the image of that manifest.
+    pub fn new(ztoc: &peelfs_registry::Digest, manifest: &peelfs_registry::Digest) -> Voucher {
+        let hash = |digest: &peelfs_registry::Digest| Sha256::digest(digest.as_str()).into();
+        Voucher { ztoc: hash(ztoc), manifest: hash(manifest) }
+    }
 }
 
 /// What is claimed of one file.
@@ -149,11 +171,13 @@ impl TarSink for Found {
 }
 
 /// The bytes of a file of claims, which are sorted by the end of their headers.
-pub fn written(claims: &[Claim]) -> Vec<u8> {
+pub fn written(voucher: &Voucher, claims: &[Claim]) -> Vec<u8> {
     let mut header = FileHeader {
         magic: MAGIC,
         version: VERSION.into(),
         incompatible: 0.into(),
+        ztoc: voucher.ztoc,
+        manifest: voucher.manifest,
         count: (claims.len() as u64).into(),
         checksum: 0.into(),
     };
@@ -189,6 +213,7 @@ impl Record {
 #[derive(Debug)]
 pub struct Claims {
     file: File,
+    voucher: Voucher,
     count: u64,
 }
 
@@ -214,7 +239,13 @@ impl Claims {
         if records.and_then(|records| records.checked_add(size_of::<FileHeader>() as u64)) != Some(length) {
             return Err(HeadersError::Damaged("its length is not what its header says"));
         }
-        Ok(Claims { file, count })
+        let voucher = Voucher { ztoc: header.ztoc, manifest: header.manifest };
+        Ok(Claims { file, voucher, count })
+    }
+
+    /// Who vouches for them.
+    pub fn voucher(&self) -> &Voucher {
+        &self.voucher
     }
 
     /// What is claimed of the file whose content begins at that byte of the archive.
@@ -259,6 +290,8 @@ mod tests {
     use super::*;
     use crate::layer::entry::Timestamp;
 
+    const VOUCHER: Voucher = Voucher { ztoc: [1; 32], manifest: [2; 32] };
+
     fn claims(count: u64) -> Vec<Claim> {
         (0..count)
             .map(|number| Claim {
@@ -278,7 +311,8 @@ mod tests {
     fn each_claim_is_found_by_where_its_content_begins() {
         for count in [0, 1, 2, 7, 100] {
             let claims = claims(count);
-            let read = Claims::open(file(&written(&claims))).unwrap();
+            let read = Claims::open(file(&written(&VOUCHER, &claims))).unwrap();
+            assert_eq!(*read.voucher(), VOUCHER);
             for claim in &claims {
                 assert_eq!(read.get(claim.headers.end).unwrap(), *claim);
                 assert!(read.get(claim.headers.start).is_err());
@@ -290,7 +324,7 @@ mod tests {
     #[test]
     fn no_damage_goes_unnoticed() {
         let claims = claims(3);
-        let whole = written(&claims);
+        let whole = written(&VOUCHER, &claims);
         for length in 0..whole.len() {
             assert!(Claims::open(file(&whole[..length])).is_err(), "{length} bytes");
         }
