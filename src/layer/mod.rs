@@ -5,6 +5,7 @@
 //! eStargz:              tail of the blob ─▶ footer, TOC ─▶ entries, chunks    estargz
 //! zstd:chunked:         annotated place ─▶ TOC ─▶ entries, chunks    zstd_chunked; lookup tells which of the two it is
 //!                       blob range ─▶ chunk ─▶ verified bytes    chunk, whenever somebody reads
+//! the other way:        entries ─▶ pieces ─▶ blob, annotations    write, and the writer in each format's folder
 //! ```
 
 pub mod arrange;
@@ -22,6 +23,7 @@ pub mod stream;
 pub mod tar;
 pub mod toc;
 pub mod walk;
+pub mod write;
 pub mod zstd;
 pub mod zstd_chunked;
 
