@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use peelfs::convert::{Converted, Platforms, Request, convert};
+use peelfs::convert::{self, Converted, Platforms, Request};
 use peelfs::layer::estargz::writer::{
-    DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, EstargzOptions, MAXIMUM_CHUNK_SIZE, MAXIMUM_MINIMUM_CHUNK,
+    self as estargz, EstargzOptions, MAXIMUM_CHUNK_SIZE, MAXIMUM_MINIMUM_CHUNK,
 };
+use peelfs::layer::zstd_chunked::writer::{self as zstd_chunked, ZstdChunkedOptions};
 use peelfs_registry::{ImageReference, Platform};
 use serde::Serialize;
 
 use super::network::{self, NetworkArguments};
-use super::{environment, output, progress};
+use super::{environment, failure, output, progress};
 
 /// Write an image anew in a format that can be mounted lazily
 ///
@@ -39,15 +40,16 @@ pub struct Arguments {
     /// Put the files listed in FILE first, one path a line, in that order; they are fetched before anything else
     #[arg(long, value_name = "FILE")]
     order: Option<PathBuf>,
-    /// Let small files share what is fetched together until it has BYTES, uncompressed: fewer requests, a smaller image
-    #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAXIMUM_MINIMUM_CHUNK))]
-    min_chunk: u64,
-    /// Split files longer than BYTES into chunks of that length
-    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_CHUNK_SIZE.get(), value_parser = clap::value_parser!(u64).range(4096..=MAXIMUM_CHUNK_SIZE))]
-    chunk_size: u64,
-    /// How hard to compress
-    #[arg(long, value_name = "1-9", default_value_t = DEFAULT_LEVEL, value_parser = clap::value_parser!(u32).range(1..=9))]
-    level: u32,
+    /// estargz: let small files share what is fetched together until it has BYTES, uncompressed: fewer requests, a smaller image
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(..=MAXIMUM_MINIMUM_CHUNK))]
+    min_chunk: Option<u64>,
+    /// Split files longer than BYTES into chunks of that length [default: 4194304 for estargz; where their content says so, into
+    /// chunks of about 65536, for zstd-chunked]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(4096..=MAXIMUM_CHUNK_SIZE))]
+    chunk_size: Option<u64>,
+    /// How hard to compress: 1 to 9 for estargz, to 19 for zstd-chunked [default: 7, 9]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u32).range(1..=i64::from(zstd_chunked::MAXIMUM_LEVEL)))]
+    level: Option<u32>,
     /// Threads that compress [default: one for each core]
     #[arg(long, value_name = "COUNT")]
     threads: Option<NonZeroUsize>,
@@ -65,6 +67,8 @@ pub struct Arguments {
 enum Format {
     /// A tar.gz with a table of contents; every tool can still unpack it
     Estargz,
+    /// A tar.zst with a table of contents, of podman's dialect: podman pulls the parts that it lacks, and the image keeps its ID
+    ZstdChunked,
     /// The layers as they are, with a SOCI index beside them that the new image names
     Soci,
 }
@@ -95,14 +99,15 @@ struct LayerReport {
     size: u64,
     diff_id: String,
     uncompressed_size: u64,
-    toc_digest: String,
-    names_are_lossy: bool,
+    toc_digest: Option<String>,
+    /// What its table of contents cannot say, if something.
+    not_lazy: Option<String>,
 }
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, verbose: u8) -> anyhow::Result<ExitCode> {
     environment::log(verbose, std::io::stderr);
-    if let Format::Soci = arguments.format {
+    let Some(format) = format(arguments)? else {
         return super::index::convert(&super::index::Conversion {
             source: &arguments.source,
             destination: &arguments.destination,
@@ -112,10 +117,10 @@ pub fn run(arguments: &Arguments, verbose: u8) -> anyhow::Result<ExitCode> {
             json: arguments.json,
             quiet: arguments.quiet,
         });
-    }
-    let request = request(arguments)?;
+    };
+    let request = request(arguments, format)?;
     let runtime = network::runtime()?;
-    let converted = runtime.block_on(convert(request))?;
+    let converted = runtime.block_on(convert::convert(request))?;
     let report = report(&arguments.destination, &converted);
     warn(&report);
     if arguments.json {
@@ -126,11 +131,7 @@ pub fn run(arguments: &Arguments, verbose: u8) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn request(arguments: &Arguments) -> anyhow::Result<Request> {
-    let threads = match arguments.threads {
-        Some(threads) => threads,
-        None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-    };
+fn request(arguments: &Arguments, format: convert::Format) -> anyhow::Result<Request> {
     Ok(Request {
         source: arguments.source.clone(),
         destination: arguments.destination.clone(),
@@ -138,17 +139,51 @@ fn request(arguments: &Arguments) -> anyhow::Result<Request> {
             true => Platforms::All,
             false => Platforms::One(environment::platform(arguments.platform.clone())),
         },
-        options: EstargzOptions {
-            chunk_size: NonZeroU64::new(arguments.chunk_size).unwrap_or(DEFAULT_CHUNK_SIZE),
-            minimum_chunk: arguments.min_chunk,
-            level: arguments.level,
-            threads,
-        },
+        format,
         wanted: arguments.order.as_deref().map(wanted).transpose()?.unwrap_or_default(),
         client: arguments.network.client(),
         scratch: environment::scratch(),
         progress: progress::of_conversion(arguments.quiet),
     })
+}
+
+/// How the layers are written anew; nothing if they stay as they are.
+fn format(arguments: &Arguments) -> anyhow::Result<Option<convert::Format>> {
+    let threads = match arguments.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+    };
+    let chunk_size = arguments.chunk_size.and_then(NonZeroU64::new);
+    let writes = arguments.level.is_some() || arguments.threads.is_some() || arguments.order.is_some();
+    let cuts = arguments.min_chunk.is_some() || arguments.chunk_size.is_some();
+    Ok(Some(match arguments.format {
+        Format::Soci if writes || cuts => {
+            let reason = "soci leaves the layers as they are: it has no --order, --min-chunk, --chunk-size, --level, --threads";
+            return Err(failure::Usage(reason.to_owned()).into());
+        }
+        Format::Soci => return Ok(None),
+        Format::Estargz if arguments.level.is_some_and(|level| level > estargz::MAXIMUM_LEVEL) => {
+            let reason = format!("estargz has no --level above {}", estargz::MAXIMUM_LEVEL);
+            return Err(failure::Usage(reason).into());
+        }
+        Format::Estargz => convert::Format::Estargz(EstargzOptions {
+            chunk_size: chunk_size.unwrap_or(estargz::DEFAULT_CHUNK_SIZE),
+            minimum_chunk: arguments.min_chunk.unwrap_or(0),
+            level: arguments.level.unwrap_or(estargz::DEFAULT_LEVEL),
+            threads,
+        }),
+        Format::ZstdChunked if arguments.min_chunk.is_some() => {
+            return Err(failure::Usage(
+                "--min-chunk is for estargz: in zstd-chunked no two files share a chunk".to_owned(),
+            )
+            .into());
+        }
+        Format::ZstdChunked => convert::Format::ZstdChunked(ZstdChunkedOptions {
+            chunk_size,
+            level: arguments.level.unwrap_or(zstd_chunked::DEFAULT_LEVEL),
+            threads,
+        }),
+    }))
 }
 
 /// The lines of a file that are not empty, as paths.
@@ -171,10 +206,10 @@ fn report(destination: &ImageReference, converted: &Converted) -> Report {
                 source_size: source.descriptor.size,
                 digest: layer.digest.to_string(),
                 size: layer.size,
-                diff_id: layer.diff_id.to_string(),
-                uncompressed_size: layer.uncompressed_size,
-                toc_digest: layer.toc_digest.to_string(),
-                names_are_lossy: layer.names_are_lossy,
+                diff_id: layer.written.diff_id.to_string(),
+                uncompressed_size: layer.written.uncompressed_size,
+                toc_digest: layer.written.toc_digest.as_ref().map(ToString::to_string),
+                not_lazy: layer.written.not_lazy.map(|reason| reason.to_string()),
             })
             .collect(),
     });
@@ -196,11 +231,13 @@ fn warn(report: &Report) {
     for digest in &report.left_out {
         tracing::warn!(digest, "no image: it was said of images that are others now, and is left out");
     }
-    for layer in report.images.iter().flat_map(|image| &image.layers).filter(|layer| layer.names_are_lossy) {
-        tracing::warn!(
-            layer = layer.digest,
-            "names that are not UTF-8 cannot be in its table of contents: it will be mounted, but not lazily"
-        );
+    for layer in report.images.iter().flat_map(|image| &image.layers) {
+        if let Some(reason) = &layer.not_lazy {
+            tracing::warn!(
+                layer = layer.digest,
+                "it will be mounted, but not lazily: its table of contents cannot say {reason}"
+            );
+        }
     }
 }
 

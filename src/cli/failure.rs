@@ -19,8 +19,8 @@ use std::process::ExitCode;
 use peelfs::convert::ConvertError;
 use peelfs::fetch::index::IndexError;
 use peelfs::image::origin::ResolveError;
-use peelfs::layer::estargz::writer::WriteError;
 use peelfs::layer::stream::StreamError;
+use peelfs::layer::write::WriteError;
 use peelfs::mount::ImageMountError;
 use peelfs::store::StoreError;
 use peelfs_fuse::{MountError, UnmountError};
@@ -30,6 +30,11 @@ use peelfs_registry::ErrorKind;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct NotFound(pub String);
+
+/// Options that do not go together.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
 
 /// Tells the error with its causes and a hint, and gives the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
@@ -90,6 +95,9 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     }
     if as_type::<NotFound>(error).is_some() {
         return Some(3);
+    }
+    if as_type::<Usage>(error).is_some() {
+        return Some(2);
     }
     if as_type::<MountError>(error).is_some() || as_type::<UnmountError>(error).is_some() {
         return Some(7);

@@ -25,6 +25,7 @@ mod fault;
 mod header;
 mod number;
 mod pax;
+mod plain;
 mod raw_headers;
 mod sparse;
 mod write;
@@ -41,6 +42,7 @@ use zerocopy::FromBytes;
 
 pub use self::fault::{TarError, TarFault};
 use self::pax::Records;
+pub use self::plain::{HeaderFields, plain_fields};
 pub use self::raw_headers::{OwnerNames, RawHeaders, owner_names, raw_headers};
 use self::sparse::{MapReader, PaxMap};
 pub use self::write::{END_OF_ARCHIVE, entry_headers};
