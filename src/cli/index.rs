@@ -8,9 +8,10 @@ use peelfs::convert::soci::{
     DEFAULT_MINIMUM_LAYER, DEFAULT_SPAN_SIZE, IndexRequest, IndexVersion, MAXIMUM_SPAN_SIZE,
     MINIMUM_SPAN_SIZE, Published, ZtocOptions, index,
 };
-use peelfs_registry::{ImageReference, LayoutReference, Platform};
+use peelfs_registry::{ClientConfiguration, ImageReference, LayoutReference, Platform};
 use serde::Serialize;
 
+use super::network::{self, NetworkArguments};
 use super::{environment, output, progress};
 
 /// What says that it made an index.
@@ -46,9 +47,8 @@ pub struct Arguments {
     /// Leave out layers of less than BYTES, compressed: they are fetched whole
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MINIMUM_LAYER)]
     min_layer_size: u64,
-    /// Speak plain HTTP to registries (loopback hosts are spoken to so anyway)
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -67,8 +67,8 @@ pub struct Conversion<'a> {
     pub platform: Option<Platform>,
     /// Whether all were.
     pub all_platforms: bool,
-    /// Whether registries are spoken to without TLS.
-    pub plain_http: bool,
+    /// How registries are reached.
+    pub client: ClientConfiguration,
     /// Whether JSON is printed.
     pub json: bool,
     /// Whether no progress is shown.
@@ -117,7 +117,7 @@ pub fn run(command: &Command, verbose: u8) -> anyhow::Result<ExitCode> {
         version: if arguments.v1 { IndexVersion::V1 } else { IndexVersion::V2 },
         options: ZtocOptions { span_size: arguments.span_size, build_tool: BUILD_TOOL.to_owned() },
         minimum_layer: arguments.min_layer_size,
-        client: environment::client(arguments.plain_http),
+        client: arguments.network.client(),
         scratch: environment::scratch(),
         progress: progress::of_indexing(arguments.quiet),
     };
@@ -136,7 +136,7 @@ pub fn convert(conversion: &Conversion<'_>) -> anyhow::Result<ExitCode> {
         version: IndexVersion::V2,
         options: ZtocOptions { span_size: DEFAULT_SPAN_SIZE, build_tool: BUILD_TOOL.to_owned() },
         minimum_layer: DEFAULT_MINIMUM_LAYER,
-        client: environment::client(conversion.plain_http),
+        client: conversion.client.clone(),
         scratch: environment::scratch(),
         progress: progress::of_indexing(conversion.quiet),
     };
@@ -145,12 +145,7 @@ pub fn convert(conversion: &Conversion<'_>) -> anyhow::Result<ExitCode> {
 
 fn publish(request: IndexRequest, json: bool) -> anyhow::Result<ExitCode> {
     let destination = request.destination.to_string();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("peel-network")
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
+    let runtime = network::runtime()?;
     let report = report(destination, &runtime.block_on(index(request))?);
     for digest in &report.left_out {
         tracing::warn!(digest, "no image: it was said of images that are others now, and is left out");

@@ -21,6 +21,7 @@ use super::lazy::Fetcher;
 use super::names;
 use super::soci;
 use super::source::OriginBlob;
+use super::toc_image::TocImage;
 use crate::error::chain;
 use crate::image::origin::Origin;
 use crate::image::{IndexSource, Layer};
@@ -28,7 +29,7 @@ use crate::layer::builder::{BuildError, LayerBuilder};
 use crate::layer::compression::{MediaTypeError, check_media_type};
 use crate::layer::entry::{Chunk, Entry};
 use crate::layer::gzip::checkpoint::Checkpoints;
-use crate::layer::lookup::{Lookup, LookupError, is_bookkeeping};
+use crate::layer::lookup::{Lookup, LookupError, TocPlace, is_bookkeeping};
 use crate::layer::soci::SociError;
 use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::{SinkError, TarSink};
@@ -98,6 +99,7 @@ enum Indexed {
 pub struct Indexer {
     store: Arc<Store>,
     origin: Arc<Origin>,
+    toc_image: TocImage,
     fetcher: Arc<Fetcher>,
     progress: Progress,
     streams: Semaphore,
@@ -125,9 +127,10 @@ impl Indexer {
         fetcher: Arc<Fetcher>,
         progress: Progress,
     ) -> Arc<Indexer> {
-        let streams = Semaphore::new(STREAMS);
-        let (commits, image) = (Mutex::default(), OnceLock::new());
-        Arc::new(Indexer { store, origin, fetcher, progress, streams, commits, image })
+        let (streams, commits) = (Semaphore::new(STREAMS), Mutex::default());
+        let toc_image = TocImage::new(origin.clone());
+        let image = OnceLock::new();
+        Arc::new(Indexer { store, origin, toc_image, fetcher, progress, streams, commits, image })
     }
 
     /// From now on, layers may also be those that were made of an index of the image with this manifest; of one that only refers to
@@ -172,8 +175,7 @@ impl Indexer {
         if files.chunk_map.is_none() {
             return LayerContent::local(descriptor.digest.as_str(), table, files);
         }
-        let source =
-            Arc::new(OriginBlob::new(self.origin.clone(), descriptor.digest.clone(), descriptor.size));
+        let source = Arc::new(OriginBlob::new(self.origin.clone(), descriptor.clone()));
         LayerContent::lazy_from(descriptor.digest.as_str(), table, files, source, self.fetcher.clone())
     }
 
@@ -189,8 +191,7 @@ impl Indexer {
         if let Some(content) = self.open_known(&layer)? {
             return Ok(content);
         }
-        let blob =
-            OriginBlob::new(self.origin.clone(), layer.descriptor.digest.clone(), layer.descriptor.size);
+        let blob = OriginBlob::new(self.origin.clone(), layer.descriptor.clone());
         let digest = &layer.descriptor.digest;
         let (name, (files, pending)) = match self.index(&layer, &blob).await? {
             Indexed::Lazily(brought) => (digest.clone(), *brought),
@@ -248,11 +249,19 @@ impl Indexer {
         if !blob.ranges_work() {
             return Ok(Indexed::Not { whole_blob });
         }
-        let range = located.range();
-        let toc = if first_range.start <= range.start && range.end <= first_range.end {
-            first.slice((range.start - first_range.start) as usize..(range.end - first_range.start) as usize)
-        } else {
-            blob.read(range).await?
+        let toc = match located.place().clone() {
+            TocPlace::Blob(range) if first_range.start <= range.start && range.end <= first_range.end => {
+                first.slice(
+                    (range.start - first_range.start) as usize..(range.end - first_range.start) as usize,
+                )
+            }
+            TocPlace::Blob(range) => blob.read(range).await?,
+            // What is here already is streamed sooner than its table is asked for.
+            TocPlace::TocImage if whole_blob.is_some() => return Ok(Indexed::Not { whole_blob }),
+            TocPlace::TocImage => match self.toc_image.table_of(&descriptor.digest).await? {
+                Some(toc) => toc,
+                None => return Ok(Indexed::Not { whole_blob }),
+            },
         };
         let (store, digest) = (self.store.clone(), descriptor.digest.clone());
         let brought = blocking(move || {
@@ -401,7 +410,11 @@ fn open_files(store: &Store, layer: &Digest) -> Result<Option<(Table, LayerFiles
         Err(error) => return Err(error),
     };
     match Table::open(&files.table, &identity(layer)) {
-        Ok(table) if has_checkpoints(&table, &files)? => Ok(Some((table, files))),
+        Ok(table) if has_checkpoints(&table, &files)? => {
+            // Little of it is looked at again: what is read is found through the merged table.
+            table.release();
+            Ok(Some((table, files)))
+        }
         Ok(_) => {
             tracing::warn!(%layer, "the layer is made again: its checkpoints are damaged");
             Ok(None)

@@ -25,6 +25,9 @@ pub mod referrers;
 pub mod soci;
 pub mod source;
 mod span;
+mod threads;
+mod toc_image;
 
 pub use content::LayerContent;
 pub use lazy::{FetchError, Fetcher};
+pub use threads::{NetworkThreads, ThreadStarter};
