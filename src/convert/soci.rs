@@ -264,7 +264,10 @@ impl Publisher<'_> {
             if entries.contains_key(&digest) {
                 continue;
             }
-            let changed = |value: &str| self.plan.images.contains_key(value);
+            let changed = |value: &str| {
+                let of_source = |image: &&PublishedImage| image.source.as_str() == value;
+                done.images.iter().find(of_source).is_some_and(|image| image.digest != image.source)
+            };
             let kept = self.in_place && !documents::speaks_of(entry, &changed);
             if !kept {
                 done.left_out.push(digest.clone());

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use peelfs_registry::{BlobDescriptor, Digest, ErrorKind, ImageReference, NewReferrer, Repository, Target};
 use serde_json::{Value, json};
 
-use super::{client, hasty_client};
+use super::client;
 use crate::support::docker_registry::{DockerRegistry, Options};
 use crate::support::registry::{FakeRegistry, Fault, Referrers};
 
@@ -173,16 +173,15 @@ async fn a_list_that_is_none_or_never_ends_is_an_error_or_an_end() {
     let tag = subject.as_str().replace(':', "-");
     let registry = FakeRegistry::start();
     registry.put_manifest("name", &tag, MANIFEST, format!(r#"{{"schemaVersion":2,"layers":[],"config":{{"mediaType":"{OTHER}","digest":"{subject}","size":1}}}}"#).as_bytes());
-    let here = hasty_client().repository(&registry.reference("name", "tag")).unwrap();
+    let here = repository(&registry.reference("name", "tag"));
     let error = here.referrers(&subject, WANTED).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadDocument, "{error}");
 
     registry.list_referrers(Referrers { page: 10, filters: true });
     for (fault, kind) in [
         (Fault::Status(403), ErrorKind::Unauthorized),
-        (Fault::Status(503), ErrorKind::Server),
         (Fault::Header("link", "<http://elsewhere.example/>; rel=next".to_owned()), ErrorKind::BadResponse),
-        (Fault::CutAfter(10), ErrorKind::BadResponse),
+        (Fault::WrongLength(5 << 20), ErrorKind::TooLarge),
     ] {
         registry.set_fault("/referrers/", fault.clone());
         let error = here.referrers(&subject, WANTED).await.unwrap_err();

@@ -149,6 +149,8 @@ pub(super) fn index(
         }
         true
     });
+    // That of an image which is what it was may have stayed.
+    indexes.retain(|entry| !descriptors.iter().any(|other| other["digest"] == entry["digest"]));
     descriptors.extend(indexes);
     written(&source.digest, index)
 }

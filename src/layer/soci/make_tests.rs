@@ -31,6 +31,14 @@ fn text(length: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
+fn fill(header: &mut tar::Header, mode: u32) {
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(0);
+}
+
 fn archive() -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_ustar();
@@ -61,16 +69,14 @@ fn archive() -> Vec<u8> {
     for (name, kind) in [("link", tar::EntryType::Symlink), ("hard", tar::EntryType::Link)] {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(kind);
-        (header.set_mode(0o777), header.set_uid(0), header.set_gid(0), header.set_mtime(0));
-        header.set_size(0);
+        fill(&mut header, 0o777);
         builder.append_link(&mut header, name, "etc/file-1").unwrap();
     }
     let mut header = tar::Header::new_ustar();
     header.set_entry_type(tar::EntryType::Char);
     header.set_device_major(1).unwrap();
     header.set_device_minor(3).unwrap();
-    (header.set_mode(0o600), header.set_uid(0), header.set_gid(0), header.set_mtime(0));
-    header.set_size(0);
+    fill(&mut header, 0o600);
     builder.append_data(&mut header, "null", std::io::empty()).unwrap();
     builder.into_inner().unwrap()
 }
