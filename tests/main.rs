@@ -13,3 +13,4 @@ mod merge_rules;
 mod registry;
 mod store_life;
 mod support;
+mod zstd_chunked;
