@@ -1,5 +1,6 @@
 //! Promise: a converted image is the same image, in a form that other tools read, mount lazily and verify; and the same input gives
-//! the same digests. Judged by umoci, skopeo, the stargz project's library, a real registry and the reference model.
+//! the same digests. Judged by umoci, skopeo, the stargz project's library, a real registry and the reference model; zstd:chunked,
+//! beside this, in `zstd_chunked.rs`.
 
 use std::fs;
 use std::path::Path;
@@ -29,8 +30,15 @@ fn additions() -> [Allowed; 1] {
     })]
 }
 
+const ESTARGZ: &str = "estargz";
+const ZSTD_CHUNKED: &str = "zstd-chunked";
+
 fn convert(peel: &Peel, source: &str, destination: &str, options: &[&str]) -> Value {
-    let arguments = ["convert", source, destination, "--format", "estargz", "--quiet", "--json"];
+    convert_as(ESTARGZ, peel, source, destination, options)
+}
+
+fn convert_as(format: &str, peel: &Peel, source: &str, destination: &str, options: &[&str]) -> Value {
+    let arguments = ["convert", source, destination, "--format", format, "--quiet", "--json"];
     peel.json(&[&arguments, options].concat())
 }
 
@@ -63,31 +71,37 @@ fn a_converted_debian_python_is_what_it_was() {
     let peel = Peel::new();
     let images = real_images().join("python");
     let source = format!("oci:{}:gzip", images.display());
-    let out = peel.scratch().join("converted");
-    let destination = format!("oci:{}:estargz", out.display());
-    let report = convert(&peel, &source, &destination, &[]);
-
     let expected = Unpacked::by_umoci(&format!("{}:gzip", images.display())).unwrap();
-    let unpacked = Unpacked::by_umoci(&format!("{}:estargz", out.display())).unwrap();
     let expected = Tree::walk(&expected.path());
-    assert_same(&Tree::walk(&unpacked.path()), &expected, &additions());
+    for format in [ESTARGZ, ZSTD_CHUNKED] {
+        let out = peel.scratch().join(format);
+        let destination = format!("oci:{}:converted", out.display());
+        let report = convert_as(format, &peel, &source, &destination, &[]);
 
-    let mount = peel.mount(&destination);
-    let listed = peel.json(&["ls", "--json"]);
-    // One has a name that JSON cannot hold; the others are not here before somebody reads them.
-    assert_eq!((&listed[0]["layers"], &listed[0]["lazy_layers"]), (&json!(3), &json!(2)));
-    assert_same(&Tree::walk(mount.path()), &expected, &additions());
-    mount.unmount();
+        // umoci knows no zstd. As a copy of it in gzip the image must be the same.
+        let copy = peel.scratch().join(format!("{format}-copied"));
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["copy", "--quiet", "--dest-compress-format", "gzip", &destination]);
+        skopeo.arg(format!("oci:{}:converted", copy.display()));
+        let outcome = run_to_end(skopeo, peel.scratch());
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        let unpacked = Unpacked::by_umoci(&format!("{}:converted", copy.display())).unwrap();
+        assert_same(&Tree::walk(&unpacked.path()), &expected, &additions());
 
-    let copy = peel.scratch().join("copied");
-    let mut skopeo = Command::new("skopeo");
-    skopeo.args(["copy", "--quiet", &destination]).arg(format!("dir:{}", copy.display()));
-    let outcome = run_to_end(skopeo, peel.scratch());
-    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        let mount = peel.mount(&destination);
+        let listed = peel.json(&["ls", "--json"]);
+        let listed = listed.as_array().unwrap().iter().find(|image| image["reference"] == json!(destination));
+        // One has a name that JSON cannot hold; the others are not here before somebody reads them.
+        let layers_of = listed.map(|image| (&image["layers"], &image["lazy_layers"]));
+        assert_eq!(layers_of, Some((&json!(3), &json!(2))), "{format}");
+        assert_same(&Tree::walk(mount.path()), &expected, &additions());
+        mount.unmount();
 
-    let layout = Layout::open(&out);
-    for (_, layer) in layers(&report, &layout) {
-        stargz_library_verifies(&layout.blob_path(layer["digest"].as_str().unwrap()), layer, peel.scratch());
+        let layout = Layout::open(&out);
+        for (_, layer) in layers(&report, &layout).filter(|_| format == ESTARGZ) {
+            let blob = layout.blob_path(layer["digest"].as_str().unwrap());
+            stargz_library_verifies(&blob, layer, peel.scratch());
+        }
     }
 }
 
@@ -104,15 +118,18 @@ fn stargz_library_verifies(blob: &Path, layer: &Value, scratch: &Path) {
 
 #[test]
 fn every_case_is_what_the_model_says_after_conversion() {
-    for (cases, options) in [
-        (every_case(), &["--chunk-size", "100000"][..]),
-        (every_case(), &["--min-chunk", "50000", "--level", "1"]),
-        (every_case_of_archives(), &["--min-chunk", "1000"]),
+    for (cases, format, options) in [
+        (every_case(), ESTARGZ, &["--chunk-size", "100000"][..]),
+        (every_case(), ESTARGZ, &["--min-chunk", "50000", "--level", "1"]),
+        (every_case_of_archives(), ESTARGZ, &["--min-chunk", "1000"]),
+        (every_case(), ZSTD_CHUNKED, &[]),
+        (every_case(), ZSTD_CHUNKED, &["--chunk-size", "100000", "--level", "1"]),
+        (every_case_of_archives(), ZSTD_CHUNKED, &[]),
     ] {
         let peel = Peel::new();
         let source = Layout::create(peel.scratch().join("source")).image("test", &cases, Form::ZSTD);
         let destination = format!("oci:{}:test", peel.scratch().join("converted").display());
-        convert(&peel, &source, &destination, options);
+        convert_as(format, &peel, &source, &destination, options);
         let model = Model::of(&cases).unwrap_or_else(|refusal| panic!("{}", refusal.0)).tree();
         let mount = peel.mount(&destination);
         assert_same(&Tree::walk(mount.path()), &model, &additions());
@@ -129,17 +146,20 @@ fn digests_depend_on_content_and_options_alone() {
             .concat();
     let gzip = layout.image("gzip", std::slice::from_ref(&files), Form::GZIP);
     let zstd = layout.image("zstd", &[files], Form::ZSTD);
-    let convert_to = |name: &str, source: &str, options: &[&str]| {
-        let destination = format!("oci:{}:{name}", peel.scratch().join(name).display());
-        convert(&peel, source, &destination, options)["digest"].clone()
-    };
-    let first = convert_to("one", &gzip, &["--threads", "1"]);
-    assert_eq!(convert_to("seven", &gzip, &["--threads", "7"]), first);
-    assert_eq!(convert_to("from-zstd", &zstd, &["--threads", "2"]), first);
-    // What was made is made again from itself: all that the format adds is left behind.
-    let made = format!("oci:{}:one", peel.scratch().join("one").display());
-    assert_eq!(convert_to("again", &made, &[]), first);
-    assert_ne!(convert_to("other", &gzip, &["--level", "1"]), first);
+    for format in [ESTARGZ, ZSTD_CHUNKED] {
+        let out = |name: &str| peel.scratch().join(format!("{format}-{name}"));
+        let convert_to = |name: &str, source: &str, options: &[&str]| {
+            let destination = format!("oci:{}:{name}", out(name).display());
+            convert_as(format, &peel, source, &destination, options)["digest"].clone()
+        };
+        let first = convert_to("one", &gzip, &["--threads", "1"]);
+        assert_eq!(convert_to("seven", &gzip, &["--threads", "7"]), first);
+        assert_eq!(convert_to("from-zstd", &zstd, &["--threads", "2"]), first);
+        // What was made is made again from itself: all that the format adds is left behind.
+        let made = format!("oci:{}:one", out("one").display());
+        assert_eq!(convert_to("again", &made, &[]), first);
+        assert_ne!(convert_to("other", &gzip, &["--level", "1"]), first);
+    }
 }
 
 #[test]
@@ -289,11 +309,21 @@ fn what_cannot_be_converted_is_refused_and_nothing_is_named() {
     layout.image("hole", &[vec![TestEntry::sparse("hole", hole, SparseEncoding::Pax10)]], Form::GZIP);
     let out = peel.scratch().join("converted");
     for (tag, said) in [("lying", "diff ID"), ("replaced", "hardlink to \"a\""), ("hole", "more than")] {
-        let destination = format!("oci:{}:{tag}", out.display());
-        let outcome = peel.run(&["convert", &layout.reference(tag), &destination, "--format", "estargz"]);
-        assert_eq!(outcome.code, Some(6), "{tag}: {}", outcome.stderr);
-        assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
-        assert!(!out.join("index.json").exists());
+        for format in [ESTARGZ, ZSTD_CHUNKED] {
+            let destination = format!("oci:{}:{tag}", out.display());
+            let outcome = peel.run(&["convert", &layout.reference(tag), &destination, "--format", format]);
+            assert_eq!(outcome.code, Some(6), "{tag}: {}", outcome.stderr);
+            assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
+            assert!(!out.join("index.json").exists());
+        }
+    }
+    for (format, option, value) in [(ZSTD_CHUNKED, "--min-chunk", "1000"), (ESTARGZ, "--level", "10")] {
+        let destination = format!("oci:{}:options", out.display());
+        let arguments =
+            ["convert", &layout.reference("lying"), &destination, "--format", format, option, value];
+        let outcome = peel.run(&arguments);
+        assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(option), "{}", outcome.stderr);
     }
     let pinned = format!("oci:{}@sha256:{:064}", out.display(), 0);
     let outcome = peel.run(&["convert", &layout.reference("lying"), &pinned, "--format", "estargz"]);

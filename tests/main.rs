@@ -17,3 +17,4 @@ mod registry;
 mod soci;
 mod store_life;
 mod support;
+mod zstd_chunked;

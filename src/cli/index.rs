@@ -8,7 +8,7 @@ use peelfs::convert::soci::{
     DEFAULT_MINIMUM_LAYER, DEFAULT_SPAN_SIZE, IndexRequest, IndexVersion, MAXIMUM_SPAN_SIZE,
     MINIMUM_SPAN_SIZE, Published, ZtocOptions, index,
 };
-use peelfs_registry::{ClientConfiguration, ImageReference, LayoutReference, Platform};
+use peelfs_registry::{ImageReference, LayoutReference, Platform};
 use serde::Serialize;
 
 use super::network::{self, NetworkArguments};

@@ -4,6 +4,7 @@ mod lies;
 
 use std::collections::BTreeMap;
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -287,4 +288,51 @@ fn a_layer_for_which_nothing_vouches_is_an_ordinary_one() {
         ("io.containers.zstd-chunked.manifest-position".to_owned(), "900:101:500:1".to_owned()),
     ];
     assert!(Lookup::new(&annotations.into(), 1000).is_err(), "a place outside the blob");
+}
+
+#[test]
+fn tar_split_data_that_nothing_vouches_for_are_refused() {
+    let json = b"{\"type\":2,\"payload\":\"AA==\",\"position\":0}\n";
+    let compressed = frame(json);
+    let place = TarSplitPlace {
+        blob_range: 0..compressed.len() as u64,
+        decoded_length: json.len() as u64,
+        digest: Sha256::digest(&compressed).into(),
+    };
+    assert_eq!(read_tar_split(&compressed, &place).unwrap().archive_length(), 1);
+    let refusal = |bytes: &[u8], place: &TarSplitPlace| read_tar_split(bytes, place).unwrap_err();
+    let changed = [&compressed[..], b"x"].concat();
+    assert!(matches!(refusal(&changed, &place), ZstdChunkedError::Digest { .. }));
+    for stated in [place.decoded_length - 1, place.decoded_length + 1] {
+        let place = TarSplitPlace { decoded_length: stated, ..place.clone() };
+        assert!(matches!(refusal(&compressed, &place), ZstdChunkedError::Length { .. }));
+    }
+    let long = TarSplitPlace { decoded_length: MAXIMUM_TAR_SPLIT + 1, ..place.clone() };
+    assert!(matches!(refusal(&compressed, &long), ZstdChunkedError::TooLarge { .. }));
+    // What is vouched for may still make no sense.
+    for bytes in [frame(b"{"), frame(b"{\"type\":7}"), b"no zstd".to_vec()] {
+        let digest = Sha256::digest(&bytes).into();
+        let decoded_length = zstd::decode_all(&bytes[..]).map_or(1, |json| json.len() as u64);
+        read_tar_split(&bytes, &TarSplitPlace { digest, decoded_length, ..place.clone() }).unwrap_err();
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_tar_split_data_make_it_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        kinds in proptest::collection::vec((0..4_i64, -1..600_i64, any::<[u8; 8]>()), 0..8),
+    ) {
+        let _ = tar_split::TarSplit::parse(&bytes);
+        let lines = kinds.into_iter().map(|(kind, size, payload)| {
+            use base64::Engine;
+            let payload = base64::engine::general_purpose::STANDARD.encode(payload);
+            format!("{}\n", json!({"type": kind, "name": "n", "size": size, "payload": payload}))
+        });
+        if let Ok(split) = tar_split::TarSplit::parse(lines.collect::<String>().as_bytes()) {
+            let _ = tar_split::compare(&split, &[]);
+            let nothing = split.rebuild(&mut |_, _, _| Ok(()), &mut |_| Ok(()));
+            prop_assert_eq!(nothing.is_ok(), !split.pieces().any(|piece| matches!(piece, tar_split::Piece::File { .. })));
+        }
+    }
 }
