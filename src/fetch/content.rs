@@ -2,9 +2,10 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::lazy::{FetchError, Fetcher, Lazy};
+use super::proof::Trust;
 use super::source::BlobSource;
 use crate::layer::entry::Chunk;
 use crate::layer::gzip::checkpoint::{Checkpoint, CheckpointError, Checkpoints};
@@ -20,6 +21,8 @@ pub struct LayerContent {
     /// If its chunks need any, and they are whole.
     checkpoints: Option<Checkpoints>,
     lazy: Option<Lazy>,
+    trust: Trust,
+    this: Weak<LayerContent>,
 }
 
 /// How much of a layer is here.
@@ -55,7 +58,29 @@ impl LayerContent {
     fn new(layer: &str, table: Table, mut files: LayerFiles, lazy: Option<Lazy>) -> Arc<LayerContent> {
         // Damaged ones matter only if they are needed some day, and are missed then.
         let checkpoints = files.checkpoints.take().and_then(|file| Checkpoints::open(file).ok());
-        Arc::new(LayerContent { layer: layer.into(), table, files, checkpoints, lazy })
+        let trust = Trust::default();
+        Arc::new_cyclic(|this| LayerContent {
+            layer: layer.into(),
+            table,
+            files,
+            checkpoints,
+            lazy,
+            trust,
+            this: this.clone(),
+        })
+    }
+
+    pub(super) fn files(&self) -> &LayerFiles {
+        &self.files
+    }
+
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Itself, as it is shared; nothing while it is dropped.
+    pub(super) fn shared(&self) -> Option<Arc<LayerContent>> {
+        self.this.upgrade()
     }
 
     /// The checkpoint at which that chunk is decoded, if it needs one.
@@ -156,8 +181,8 @@ impl LayerContent {
             .is_none_or(|map| map.all_present(chunk_numbers(self.table.chunks_of(decoded))))
     }
 
-    /// Reads bytes of the decoded space. False if not all of them are present, or some were evicted meanwhile: then what is in the
-    /// buffer is worth nothing.
+    /// Reads bytes of the decoded space. False if not all of them are present, some were evicted meanwhile, or the layer is poisoned:
+    /// then what is in the buffer is worth nothing.
     ///
     /// # Errors
     ///
@@ -166,6 +191,9 @@ impl LayerContent {
         let Some(map) = &self.files.chunk_map else {
             return self.read_data(decoded_offset, buffer).map(|()| true);
         };
+        if self.is_poisoned() {
+            return Ok(false);
+        }
         let end = decoded_offset.saturating_add(buffer.len() as u64);
         let chunks = chunk_numbers(self.table.chunks_of(decoded_offset..end));
         map.read_present(chunks, || self.read_data(decoded_offset, buffer))
@@ -195,6 +223,7 @@ impl LayerContent {
             bytes = rest;
         }
         map.mark(number as u64);
+        self.prove_if_complete();
         Ok(())
     }
 
@@ -219,6 +248,10 @@ impl LayerContent {
         decoded: Range<u64>,
         done: impl FnOnce(Result<(), FetchError>) + Send + 'static,
     ) {
+        if self.is_poisoned() {
+            let reason = self.poison().unwrap_or_default().into();
+            return done(Err(FetchError::Poisoned { layer: self.layer.clone(), reason }));
+        }
         match &self.lazy {
             Some(lazy) => lazy.request(self, self.table.chunks_of(decoded), Box::new(done)),
             None if self.is_present(decoded) => done(Ok(())),
@@ -232,7 +265,8 @@ impl LayerContent {
         let mut pieces = self.table.pieces(decoded_offset, size);
         let piece = pieces.next()?;
         let DataFile::Large(number) = piece.file else { return None };
-        if piece.file_offset != 0
+        if self.is_poisoned()
+            || piece.file_offset != 0
             || piece.length != size
             || !self.is_present(decoded_offset..decoded_offset + size)
         {

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::content::LayerContent;
 use super::lazy::Fetcher;
+use super::proof::{Prover, now};
 use super::source::OriginBlob;
 use crate::error::chain;
 use crate::image::Layer;
@@ -30,7 +31,9 @@ use crate::layer::lookup::{Lookup, LookupError, is_bookkeeping};
 use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::{SinkError, TarSink};
 use crate::layer::toc::TableOfContents;
-use crate::store::{LayerDraft, LayerFiles, PendingPublish, Store, StoreError};
+use crate::store::{
+    IndexSource, LayerDraft, LayerFiles, PendingPublish, Provenance, Store, StoreError, Verdict,
+};
 use crate::table::placement::{DataFile, pieces};
 use crate::table::{Codec, Table, TableError};
 
@@ -58,6 +61,14 @@ pub enum IndexError {
     /// An entry.
     #[error("its entries cannot be used")]
     Build(#[from] BuildError),
+    /// It was proved to be false.
+    #[error(
+        "its table of contents does not say what its archive says, so nothing of it is read: {reason}; use another image, or `peel convert` this one, which goes by the archive alone"
+    )]
+    Poisoned {
+        /// What is wrong, naming an entry if it is one.
+        reason: String,
+    },
     /// The table that was just written.
     #[error("its inode table cannot be used")]
     Table(#[from] TableError),
@@ -84,7 +95,7 @@ enum Indexed {
     /// It is, and is to be published.
     Lazily(Box<(LayerFiles, PendingPublish)>),
     /// It cannot be, and is to be streamed: from here, if all of its blob came meanwhile.
-    Not { whole_blob: Option<Bytes> },
+    Not { whole_blob: Option<Bytes>, because: &'static str },
 }
 
 /// Brings the layers of one image.
@@ -96,6 +107,9 @@ pub struct Indexer {
     streams: Semaphore,
     commits: Mutex<Vec<JoinHandle<Result<(), StoreError>>>>,
 }
+
+/// Why a layer with a table of contents is streamed all the same.
+const NO_RANGES: &str = "its host does not read by ranges";
 
 /// What a layer's table is known by.
 pub fn identity(layer: &Digest) -> [u8; 32] {
@@ -115,10 +129,16 @@ impl Indexer {
     }
 
     /// Opens a layer that is in the store.
-    pub fn open_known(&self, layer: &Layer) -> Result<Option<Arc<LayerContent>>, StoreError> {
+    ///
+    /// # Errors
+    /// [`IndexError::Store`], [`IndexError::Poisoned`].
+    pub fn open_known(&self, layer: &Layer) -> Result<Option<Arc<LayerContent>>, IndexError> {
         let Some((table, files)) = open_files(&self.store, &layer.descriptor.digest)? else {
             return Ok(None);
         };
+        if let Some(Verdict::Poisoned { reason, .. }) = files.verdict()? {
+            return Err(IndexError::Poisoned { reason });
+        }
         Ok(Some(self.content(layer, table, files)))
     }
 
@@ -127,9 +147,12 @@ impl Indexer {
         if files.chunk_map.is_none() {
             return LayerContent::local(descriptor.digest.as_str(), table, files);
         }
-        let source =
-            Arc::new(OriginBlob::new(self.origin.clone(), descriptor.digest.clone(), descriptor.size));
-        LayerContent::lazy_from(descriptor.digest.as_str(), table, files, source, self.fetcher.clone())
+        let blob = OriginBlob::new(self.origin.clone(), descriptor.digest.clone(), descriptor.size);
+        let prover = Prover::new(layer.clone(), self.store.clone(), blob.clone(), self.fetcher.clone());
+        let (source, fetcher) = (Arc::new(blob), self.fetcher.clone());
+        let content = LayerContent::lazy_from(descriptor.digest.as_str(), table, files, source, fetcher);
+        content.prove_by(prover);
+        content
     }
 
     /// Opens a layer, bringing it into the store if it is not there. What was brought is usable at once, and visible to
@@ -148,7 +171,7 @@ impl Indexer {
             OriginBlob::new(self.origin.clone(), layer.descriptor.digest.clone(), layer.descriptor.size);
         let (files, pending) = match self.index(&layer, &blob).await? {
             Indexed::Lazily(brought) => *brought,
-            Indexed::Not { whole_blob } => self.stream(&layer, &blob, whole_blob).await?,
+            Indexed::Not { whole_blob, because } => self.stream(&layer, &blob, whole_blob, because).await?,
         };
         let table = Table::open(&files.table, &identity(&layer.descriptor.digest))?;
         // Not after the last layer: two processes that each held a layer for which the other waits would never end.
@@ -179,14 +202,14 @@ impl Indexer {
     async fn index(&self, layer: &Layer, blob: &OriginBlob) -> Result<Indexed, IndexError> {
         let Layer { descriptor, .. } = layer;
         let Some(lookup) = Lookup::new(&descriptor.annotations, descriptor.size).map_err(Box::new)? else {
-            return Ok(Indexed::Not { whole_blob: None });
+            return Ok(Indexed::Not { whole_blob: None, because: "its descriptor names none" });
         };
         let blob = blob.open().await?;
         let first_range = lookup.first_range();
         let first = match blob.read(first_range.clone()).await {
             Ok(first) => first,
             Err(error) if error.kind() == peelfs_registry::ErrorKind::RangeUnsupported => {
-                return Ok(Indexed::Not { whole_blob: None });
+                return Ok(Indexed::Not { whole_blob: None, because: NO_RANGES });
             }
             Err(error) => return Err(error.into()),
         };
@@ -194,10 +217,10 @@ impl Indexer {
         let whole_blob = (first_range == (0..descriptor.size)).then(|| first.clone());
         let Some(located) = lookup.locate(&first).map_err(Box::new)? else {
             tracing::warn!(layer = %descriptor.digest, "the manifest names a table of contents that the layer does not have; it is streamed");
-            return Ok(Indexed::Not { whole_blob });
+            return Ok(Indexed::Not { whole_blob, because: "there is none where its descriptor says" });
         };
         if !blob.ranges_work() {
-            return Ok(Indexed::Not { whole_blob });
+            return Ok(Indexed::Not { whole_blob, because: NO_RANGES });
         }
         let range = located.range();
         let toc = if first_range.start <= range.start && range.end <= first_range.end {
@@ -212,9 +235,11 @@ impl Indexer {
                 tracing::info!(layer = %digest, "a table of contents cannot tell all names of this layer; it is streamed");
                 return Ok(None);
             }
-            draft_of(&store, &digest, contents).map(Some)
+            draft_of(&store, &digest, contents, located.format()).map(Some)
         });
-        let Some(brought) = brought.await? else { return Ok(Indexed::Not { whole_blob }) };
+        let Some(brought) = brought.await? else {
+            return Ok(Indexed::Not { whole_blob, because: "it cannot tell all names of the layer" });
+        };
         (self.progress)(Event::Indexed(descriptor.digest.clone()));
         Ok(Indexed::Lazily(Box::new(brought)))
     }
@@ -225,6 +250,7 @@ impl Indexer {
         layer: &Layer,
         blob: &OriginBlob,
         whole_blob: Option<Bytes>,
+        because: &'static str,
     ) -> Result<(LayerFiles, PendingPublish), IndexError> {
         // The semaphore is never closed, so this is always a permit.
         let _permit = self.streams.acquire().await;
@@ -236,6 +262,11 @@ impl Indexer {
             tokio::task::spawn_blocking(move || {
                 let descriptor = &layer.descriptor;
                 let draft = store.layers().layer(descriptor.digest.as_str())?.create()?;
+                draft.provenance(&Provenance {
+                    format: layer.archive_format().to_owned(),
+                    index: IndexSource::Stream { because: because.to_owned() },
+                    made_at: now(),
+                })?;
                 let annotations = descriptor.annotations.clone();
                 let expectation = StreamExpectation {
                     blob_digest: descriptor.digest.clone(),
@@ -335,12 +366,14 @@ fn draft_of(
     store: &Store,
     layer: &Digest,
     contents: TableOfContents,
+    format: &str,
 ) -> Result<(LayerFiles, PendingPublish), IndexError> {
     let mut builder = LayerBuilder::new();
     for entry in contents.entries {
         builder.add(entry)?;
     }
     let draft = store.layers().layer(layer.as_str())?.create()?;
+    draft.provenance(&Provenance { format: format.to_owned(), index: IndexSource::Toc, made_at: now() })?;
     for (number, length) in builder.large_sizes().iter().enumerate() {
         draft.large_file(number as u32, *length)?;
     }

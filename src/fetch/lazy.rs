@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::content::LayerContent;
 use super::planner::{self, Limits, Request, blob_range};
@@ -74,6 +74,16 @@ pub enum FetchError {
         /// The layer's digest.
         layer: Arc<str>,
     },
+    /// Its table of contents was proved to be false.
+    #[error(
+        "{layer}: nothing of it is read, as its table of contents does not say what its archive says: {reason}"
+    )]
+    Poisoned {
+        /// The layer's digest.
+        layer: Arc<str>,
+        /// What is wrong, naming an entry if it is one.
+        reason: Arc<str>,
+    },
     /// It took too long.
     #[error("{layer}: no answer within {} s", deadline.as_secs())]
     Deadline {
@@ -91,6 +101,8 @@ pub struct Fetcher {
     memory: Semaphore,
     deadline: Duration,
     observer: Box<dyn Fn() + Send + Sync>,
+    /// Requests under way that readers wait for.
+    wanted: watch::Sender<usize>,
 }
 
 /// Blob bytes in memory at once, in KiB.
@@ -104,7 +116,8 @@ impl Fetcher {
         observer: impl Fn() + Send + Sync + 'static,
     ) -> Arc<Fetcher> {
         let memory = Semaphore::new(MEMORY as usize);
-        Arc::new(Fetcher { runtime, memory, deadline, observer: Box::new(observer) })
+        let wanted = watch::Sender::new(0);
+        Arc::new(Fetcher { runtime, memory, deadline, observer: Box::new(observer), wanted })
     }
 }
 
@@ -116,9 +129,37 @@ impl Fetcher {
         self.memory.acquire_many(permits).await.ok()
     }
 
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Says that a reader waits for the network, until it is dropped.
+    pub(super) fn wanted(&self) -> Wanted<'_> {
+        self.wanted.send_modify(|count| *count += 1);
+        Wanted(self)
+    }
+
+    /// Waits until no reader waits for the network, but no longer than [`COURTESY`]: a connection that nobody reads is closed.
+    pub(super) async fn wait_for_readers(&self) {
+        let mut wanted = self.wanted.subscribe();
+        let _ = tokio::time::timeout(COURTESY, wanted.wait_for(|count| *count == 0)).await;
+    }
+
     /// Tells the observer of a request that ended.
     pub(super) fn observed(&self) {
         (self.observer)();
+    }
+}
+
+/// Most time that background work lets pass for readers, before each piece.
+const COURTESY: Duration = Duration::from_secs(1);
+
+/// See [`Fetcher::wanted`].
+pub(super) struct Wanted<'a>(&'a Fetcher);
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        self.0.wanted.send_modify(|count| *count -= 1);
     }
 }
 
@@ -293,6 +334,7 @@ fn settle(waiter: &Mutex<Waiter>, result: Result<(), FetchError>) {
 async fn bring(content: Arc<LayerContent>, request: Request) {
     let Some(lazy) = content.lazy() else { return };
     let length = request.range.end - request.range.start;
+    let _wanted = lazy.fetcher.wanted();
     let _permit = lazy.fetcher.reserve(length).await;
     let bytes = if length == 0 {
         bytes::Bytes::new()

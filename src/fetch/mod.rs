@@ -18,6 +18,7 @@ mod eviction_tests;
 pub mod index;
 mod lazy;
 pub mod planner;
+pub mod proof;
 mod readahead;
 pub mod source;
 mod span;

@@ -5,6 +5,7 @@
 //! eStargz:              tail of the blob ─▶ footer, TOC ─▶ entries, chunks    estargz
 //! zstd:chunked:         annotated place ─▶ TOC ─▶ entries, chunks    zstd_chunked; lookup tells which of the two it is
 //!                       blob range ─▶ chunk ─▶ verified bytes    chunk, whenever somebody reads
+//! once all is here:     archive ─▶ is it what the table says?    proof
 //! ```
 
 pub mod arrange;
@@ -17,6 +18,7 @@ pub mod gzip;
 pub mod lookup;
 pub mod ordered;
 pub mod path;
+pub mod proof;
 pub mod spool;
 pub mod stream;
 pub mod tar;

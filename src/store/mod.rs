@@ -34,6 +34,7 @@ mod eviction;
 mod layers;
 mod lock;
 mod open;
+mod provenance;
 mod records;
 mod schema;
 mod shared_words;
@@ -53,6 +54,7 @@ pub use error::StoreError;
 pub use eviction::ChunkPlace;
 pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore};
 pub use lock::FileLock;
+pub use provenance::{IndexSource, Provenance, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
 pub use trees::{PendingTree, Trees};
 
