@@ -10,6 +10,7 @@ mod formats;
 mod fuse;
 mod laziness;
 mod merge_rules;
+mod proof;
 mod registry;
 mod store_life;
 mod support;

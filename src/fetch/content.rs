@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 
 use super::lazy::{FetchError, Fetcher, Lazy};
 use super::proof::Trust;
+use super::rebuild::RestKeeper;
 use super::source::BlobSource;
 use crate::layer::entry::Chunk;
 use crate::layer::gzip::checkpoint::{Checkpoint, CheckpointError, Checkpoints};
@@ -22,6 +23,7 @@ pub struct LayerContent {
     checkpoints: Option<Checkpoints>,
     lazy: Option<Lazy>,
     trust: Trust,
+    rests: RestKeeper,
     this: Weak<LayerContent>,
 }
 
@@ -66,6 +68,7 @@ impl LayerContent {
             checkpoints,
             lazy,
             trust,
+            rests: RestKeeper::default(),
             this: this.clone(),
         })
     }
@@ -76,6 +79,10 @@ impl LayerContent {
 
     pub(super) fn trust(&self) -> &Trust {
         &self.trust
+    }
+
+    pub(super) fn rest_keeper(&self) -> &RestKeeper {
+        &self.rests
     }
 
     /// Itself, as it is shared; nothing while it is dropped.

@@ -333,20 +333,17 @@ fn settle(waiter: &Mutex<Waiter>, result: Result<(), FetchError>) {
 /// Fetches one request, and delivers its chunks.
 async fn bring(content: Arc<LayerContent>, request: Request) {
     let Some(lazy) = content.lazy() else { return };
-    let length = request.range.end - request.range.start;
+    let range = content.with_rest(&request);
+    let length = range.end - range.start;
     let _wanted = lazy.fetcher.wanted();
     let _permit = lazy.fetcher.reserve(length).await;
     let bytes = if length == 0 {
         bytes::Bytes::new()
     } else {
-        match lazy.source.read(request.range.clone()).await {
+        match lazy.source.read(range.clone()).await {
             Ok(bytes) => bytes,
             Err(cause) => {
-                let error = FetchError::Source {
-                    layer: content.layer().clone(),
-                    range: request.range,
-                    cause: cause.into(),
-                };
+                let error = FetchError::Source { layer: content.layer().clone(), range, cause: cause.into() };
                 return lazy.finish(&request.chunks, Err(error));
             }
         }
@@ -357,7 +354,7 @@ async fn bring(content: Arc<LayerContent>, request: Request) {
         tokio::task::spawn_blocking(move || {
             let Some(lazy) = content.lazy() else { return };
             for number in &request.chunks {
-                let result = deliver(&content, *number, request.range.start, &bytes);
+                let result = deliver(&content, *number, range.start, &bytes);
                 if let Err(error) = &result {
                     tracing::error!(layer = %content.layer(), chunk = number, error = %chain(error), "a chunk did not arrive");
                 }
@@ -377,7 +374,10 @@ fn deliver(content: &LayerContent, number: u32, start: u64, bytes: &[u8]) -> Res
         // A chunk of zeros is a hole.
         Vec::new()
     } else {
-        decode(content, record, start, bytes)?
+        match content.keeps_rests() {
+            true => content.decode_and_keep_rest(number, start, bytes)?,
+            false => decode(content, record, start, bytes)?,
+        }
     };
     deliver_decoded(content, number, &chunk, &decoded)
 }

@@ -20,6 +20,7 @@ mod lazy;
 pub mod planner;
 pub mod proof;
 mod readahead;
+mod rebuild;
 pub mod source;
 mod span;
 

@@ -9,7 +9,8 @@
 //!
 //! - The work is done on a thread of its own, of low priority, once for all processes: whoever has the layer's proof lock. Others
 //!   wait for it on such threads and take over what it found.
-//! - The blob is streamed from its origin again; a reader who waits for chunks of any layer of this process goes first.
+//! - The archive is put together from what is here ([`rebuild`](super::rebuild)), or the blob is streamed from its origin again; a
+//!   reader who waits for chunks of any layer of this process goes first.
 //! - Only a blob that has its digest can poison a layer. A registry that sends something else is told of, and asked again some day.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -80,6 +81,8 @@ pub struct Prover {
 #[derive(Default)]
 pub(super) struct Trust {
     prover: OnceLock<Prover>,
+    /// No verdict was recorded when this process first wanted to know, and none was needless.
+    was_open: OnceLock<bool>,
     /// Proved, or without need of it.
     is_settled: AtomicBool,
     is_running: AtomicBool,
@@ -110,6 +113,18 @@ impl Prover {
         Prover { layer, store, blob, fetcher }
     }
 
+    pub(super) fn layer(&self) -> &Layer {
+        &self.layer
+    }
+
+    pub(super) fn blob(&self) -> &OriginBlob {
+        &self.blob
+    }
+
+    pub(super) fn fetcher(&self) -> &Arc<Fetcher> {
+        &self.fetcher
+    }
+
     /// Proves the layer, unless that was done. Waits for another process that does it at this moment.
     fn prove(&self, content: &LayerContent) -> Result<Standing, ProofError> {
         let digest = self.layer.descriptor.digest.as_str();
@@ -122,7 +137,10 @@ impl Prover {
             return Ok(Standing::Incomplete);
         }
         let verdict = self.judge(content)?;
-        files.record_verdict(&verdict)?;
+        files.record_verdict(verdict.clone())?;
+        if let Err(error) = files.remove_rests() {
+            tracing::warn!(layer = digest, error = %chain(&error), "what is of no more use stays behind");
+        }
         let state = match verdict {
             Verdict::Proved { .. } => LayerState::Extracted,
             Verdict::Poisoned { .. } => LayerState::Poisoned,
@@ -135,8 +153,17 @@ impl Prover {
     }
 
     fn judge(&self, content: &LayerContent) -> Result<Verdict, ProofError> {
-        let mut sink = ArchiveSink::new(self.layer.descriptor.annotations.clone());
-        let reason = match self.stream(&mut sink) {
+        let new_sink = || ArchiveSink::new(self.layer.descriptor.annotations.clone());
+        let mut sink = new_sink();
+        let streamed = match self.rebuild(content, &mut sink) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                tracing::info!(layer = %content.layer(), %error, "the layer is proved by streaming its blob again");
+                sink = new_sink();
+                self.stream(&mut sink)
+            }
+        };
+        let reason = match streamed {
             Ok(()) => {
                 let differences =
                     sink.differences(content.table(), |inode| digest_of_content(content, inode));
@@ -256,13 +283,25 @@ impl LayerContent {
         first.is_none()
     }
 
+    /// Whether the layer is still to be proved, as far as this process knows.
+    pub(super) fn needs_proof(&self) -> bool {
+        let trust = self.trust();
+        let Some(prover) = trust.prover.get() else { return false };
+        let was_open = || {
+            let files = self.files();
+            let recorded =
+                |provenance| Ok::<_, StoreError>(recorded(&prover.layer, provenance, files.verdict()?));
+            matches!(files.provenance().and_then(recorded), Ok(None))
+        };
+        *trust.was_open.get_or_init(was_open)
+            && !trust.is_settled.load(Ordering::Relaxed)
+            && trust.poison.get().is_none()
+    }
+
     /// Begins to prove the layer if all of it is here and that was not done yet; returns at once.
     pub fn prove_if_complete(&self) {
         let trust = self.trust();
-        let has_need = trust.prover.get().is_some()
-            && !trust.is_settled.load(Ordering::Relaxed)
-            && trust.poison.get().is_none();
-        if !has_need || !self.is_complete() || trust.is_running.swap(true, Ordering::AcqRel) {
+        if !self.needs_proof() || !self.is_complete() || trust.is_running.swap(true, Ordering::AcqRel) {
             return;
         }
         let Some(content) = self.shared() else { return };

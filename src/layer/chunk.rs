@@ -105,6 +105,22 @@ fn decode_from(
     checkpoint: Option<&Checkpoint>,
     blob_bytes: &[u8],
 ) -> Result<Vec<u8>, ChunkError> {
+    Ok(decode_and_go_on(chunk, checkpoint, blob_bytes)?.0)
+}
+
+/// A decoder that has given the bytes of a chunk, and what it has not taken yet of its input.
+pub type Remainder<'a> = (Box<dyn Decode + Send>, &'a [u8]);
+
+/// The bytes of `chunk`, as [`decode_chunk`] and [`decode_span`] give them, and what is left to decode, if it is encoded at all.
+/// `blob_bytes` may go on after the chunk's range.
+///
+/// # Errors
+/// As there.
+pub fn decode_and_go_on<'a>(
+    chunk: &Chunk,
+    checkpoint: Option<&Checkpoint>,
+    mut blob_bytes: &'a [u8],
+) -> Result<(Vec<u8>, Option<Remainder<'a>>), ChunkError> {
     let too_large = |length, limit| ChunkError::TooLarge { blob_offset: chunk.blob_offset, length, limit };
     if chunk.decoded_length > MAXIMUM_CHUNK {
         return Err(too_large(chunk.decoded_length, MAXIMUM_CHUNK));
@@ -115,15 +131,16 @@ fn decode_from(
     // Both fit: the bounds are below 2³².
     let (skip, length) = (chunk.skip as usize, chunk.decoded_length as usize);
     let short = || ChunkError::Short { blob_offset: chunk.blob_offset, length: chunk.decoded_length };
-    let decoded = match decoder(chunk, checkpoint)? {
-        Some(mut decoder) => decode_part(decoder.as_mut(), blob_bytes, skip, length)
+    let mut decoder = decoder(chunk, checkpoint)?;
+    let decoded = match &mut decoder {
+        Some(decoder) => decode_part(decoder.as_mut(), &mut blob_bytes, skip, length)
             .map_err(|source| ChunkError::Decode { blob_offset: chunk.blob_offset, source })?
             .ok_or_else(short)?,
-        None if chunk.codec == Codec::Zeros => return Ok(vec![0; length]),
+        None if chunk.codec == Codec::Zeros => return Ok((vec![0; length], None)),
         None => blob_bytes.get(skip..skip + length).ok_or_else(short)?.to_vec(),
     };
     verify_chunk(chunk, &decoded)?;
-    Ok(decoded)
+    Ok((decoded, decoder.map(|decoder| (decoder, blob_bytes))))
 }
 
 /// Checks decoded bytes against the digest of their chunk.
@@ -138,10 +155,10 @@ pub fn verify_chunk(chunk: &Chunk, decoded: &[u8]) -> Result<(), ChunkError> {
     }
 }
 
-/// `length` decoded bytes after the first `skip` ones, or none if there are not as many.
+/// `length` decoded bytes after the first `skip` ones, or none if there are not as many. What was decoded is taken off the input.
 fn decode_part(
     decoder: &mut dyn Decode,
-    mut input: &[u8],
+    input: &mut &[u8],
     mut skip: usize,
     length: usize,
 ) -> Result<Option<Vec<u8>>, DecodeError> {
@@ -149,7 +166,7 @@ fn decode_part(
     while skip > 0 {
         let room = skip.min(discarded.len());
         let Progress { consumed, produced } = decoder.decode(input, &mut discarded[..room])?;
-        input = &input[consumed..];
+        *input = &input[consumed..];
         skip -= produced;
         if consumed == 0 && produced == 0 {
             return Ok(None);
@@ -159,7 +176,7 @@ fn decode_part(
     let mut filled = 0;
     while filled < length {
         let Progress { consumed, produced } = decoder.decode(input, &mut decoded[filled..])?;
-        input = &input[consumed..];
+        *input = &input[consumed..];
         filled += produced;
         if consumed == 0 && produced == 0 {
             return Ok(None);

@@ -19,6 +19,7 @@ pub mod lookup;
 pub mod ordered;
 pub mod path;
 pub mod proof;
+pub mod rebuild;
 pub mod spool;
 pub mod stream;
 pub mod tar;

@@ -8,6 +8,7 @@
 //! complete   empty: no byte is missing     ┘ counts as lazy with nothing present
 //! provenance    where the table came from     ┐ see provenance
 //! verdict       whether the layer was proved   ┘
+//! rests         what came between the chunks of a layer that is not proved yet: see rests
 //! checkpoints   of a streamed gzip layer: its decoder's states, in the format that the layer's reader gave it
 //! ```
 //!

@@ -36,6 +36,7 @@ mod lock;
 mod open;
 mod provenance;
 mod records;
+mod rests;
 mod schema;
 mod shared_words;
 pub mod space;
@@ -56,6 +57,7 @@ pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore};
 pub use lock::FileLock;
 pub use provenance::{IndexSource, Provenance, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
+pub use rests::{MAXIMUM_REST, Rest, RestWriter, Rests};
 pub use trees::{PendingTree, Trees};
 
 /// Where temporaries are made, within each part of the store.

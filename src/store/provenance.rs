@@ -86,23 +86,31 @@ impl LayerFiles {
 
     /// What came of proving it, if it was proved.
     pub fn verdict(&self) -> Result<Option<Verdict>, StoreError> {
-        read(self.data.home(), VERDICT)
+        let verdict = read(self.data.home(), VERDICT)?;
+        self.tell(&verdict);
+        Ok(verdict)
+    }
+
+    /// Tells all processes of poison. Whoever reads such a verdict does so too: who recorded it may have been killed before, or the
+    /// chunk map may be another since.
+    fn tell(&self, verdict: &Option<Verdict>) {
+        if let (Some(Verdict::Poisoned { .. }), Some(map)) = (verdict, &self.chunk_map) {
+            map.poison();
+        }
     }
 
     /// Records what came of proving it, on disk when this returns. A verdict of poison counts in all processes at once.
-    pub fn record_verdict(&self, verdict: &Verdict) -> Result<(), StoreError> {
+    pub fn record_verdict(&self, verdict: Verdict) -> Result<(), StoreError> {
         let home = self.data.home();
         let path = home.path().join(VERDICT);
-        let file = write(home, NEW_VERDICT, verdict)?;
+        let file = write(home, NEW_VERDICT, &verdict)?;
         sync_data(&file, &path)?;
         crash_point();
         rustix::fs::renameat(home.directory(), NEW_VERDICT, home.directory(), VERDICT)
             .context("record the verdict", &path)?;
         crash_point();
         rustix::fs::fsync(home.directory()).context("sync directory", home.path())?;
-        if let (Verdict::Poisoned { .. }, Some(map)) = (verdict, &self.chunk_map) {
-            map.poison();
-        }
+        self.tell(&Some(verdict));
         Ok(())
     }
 }
@@ -165,7 +173,7 @@ mod tests {
         for verdict in [Verdict::Proved { at: 5 }, Verdict::Poisoned { at: 6, reason: "\"/a\" lies".into() }]
         {
             assert!(!opened().chunk_map.unwrap().is_poisoned());
-            made.record_verdict(&verdict).unwrap();
+            made.record_verdict(verdict.clone()).unwrap();
             assert_eq!(opened().verdict().unwrap(), Some(verdict));
         }
         assert!(opened().chunk_map.unwrap().is_poisoned(), "it is told to those who have it open");
@@ -177,11 +185,11 @@ mod tests {
         let store = Store::open(directory.path()).unwrap();
         let layer = store.layers().layer(DIGEST).unwrap();
         let old = layer.create().unwrap().publish(&table(), Some(0)).unwrap();
-        old.record_verdict(&Verdict::Proved { at: 1 }).unwrap();
+        old.record_verdict(Verdict::Proved { at: 1 }).unwrap();
         layer.create().unwrap().replace(&table(), Some(0)).unwrap();
         assert_eq!(layer.open().unwrap().unwrap().verdict().unwrap(), None);
         // Who judges the files of the old one does not judge the new one.
-        old.record_verdict(&Verdict::Proved { at: 2 }).unwrap();
+        old.record_verdict(Verdict::Proved { at: 2 }).unwrap();
         assert_eq!(layer.open().unwrap().unwrap().verdict().unwrap(), None);
     }
 
