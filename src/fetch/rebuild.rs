@@ -4,7 +4,8 @@
 //! This proves a layer or finds differences, never more: whatever else goes wrong, its blob is streamed, and that decides.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use peelfs_registry::Digest;
 use peelfs_registry::digest::Digester;
@@ -32,12 +33,18 @@ const STEP: u64 = 4 << 20;
 
 /// Where the rests of a layer go, as long as it is to be proved.
 #[derive(Default)]
-pub(super) struct RestKeeper(std::sync::OnceLock<Option<RestWriter>>);
+pub(super) struct RestKeeper {
+    writer: OnceLock<Option<RestWriter>>,
+    /// They could not be kept: they are not worth the room that files may need.
+    has_failed: AtomicBool,
+}
 
 impl LayerContent {
     /// Whether what comes with chunks is kept: for a layer that is still to be proved.
     pub(super) fn keeps_rests(&self) -> bool {
-        self.rest_writer().is_some() && self.needs_proof()
+        !self.rest_keeper().has_failed.load(Ordering::Relaxed)
+            && self.rest_writer().is_some()
+            && self.needs_proof()
     }
 
     fn rest_writer(&self) -> Option<&RestWriter> {
@@ -52,7 +59,7 @@ impl LayerContent {
                 .inspect_err(|error| tracing::debug!(layer = %self.layer(), %error, "no rests are kept"))
                 .ok()
         };
-        self.rest_keeper().0.get_or_init(open).as_ref()
+        self.rest_keeper().writer.get_or_init(open).as_ref()
     }
 
     /// The bytes of the blob to ask for: those of the request, and what lies between its last chunk and the next if that is little.
@@ -99,7 +106,9 @@ impl LayerContent {
         if let (Some(bytes), Some(writer)) = (rest, self.rest_writer())
             && let Err(error) = writer.add(number, &Rest { bytes, blob_end: end })
         {
-            tracing::debug!(layer = %self.layer(), %error, "a rest is not kept");
+            tracing::debug!(layer = %self.layer(), %error, "no more rests are kept");
+            self.rest_keeper().has_failed.store(true, Ordering::Relaxed);
+            writer.give_up();
         }
         Ok(decoded)
     }

@@ -9,6 +9,9 @@
 //!
 //! Nothing here is trusted: what comes out has the layer's diff ID, or is worth nothing.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 use super::chunk::{self, ChunkError};

@@ -136,6 +136,13 @@ impl LayerFiles {
 }
 
 impl RestWriter {
+    /// Frees the room that all rests take.
+    pub fn give_up(&self) {
+        if let Err(error) = self.file.set_len(0) {
+            tracing::debug!(%error, "rests stay");
+        }
+    }
+
     /// Keeps what follows a chunk; false if it is too much.
     ///
     /// # Errors
