@@ -160,7 +160,7 @@ fn open_layers(
 ) -> Result<Vec<Arc<LayerContent>>, (usize, IndexError)> {
     let mut layers = Vec::with_capacity(image.layers.len());
     for (number, layer) in image.layers.iter().enumerate() {
-        layers.push(indexer.open_known(layer).map_err(|cause| (number, cause.into()))?);
+        layers.push(indexer.open_known(layer).map_err(|cause| (number, cause))?);
     }
     if layers.iter().any(Option::is_none) {
         runtime.block_on(bring_layers(indexer, &image.layers, &mut layers))?;
