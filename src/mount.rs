@@ -24,6 +24,7 @@ use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
 use self::counters::Counters;
 use crate::error::chain;
+use crate::fetch::ThreadStarter;
 use crate::fetch::index::{IndexError, Indexer, Progress};
 use crate::image::origin::{Origin, ResolveError};
 use crate::image::{Image, Layer};
@@ -125,6 +126,15 @@ pub enum ImageMountError {
         #[source]
         cause: Box<StoreError>,
     },
+    /// The system gives no threads.
+    #[error("cannot start the threads that fetch {image}")]
+    Threads {
+        /// The reference.
+        image: String,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
     /// The kernel.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -136,7 +146,7 @@ pub struct Prepared {
     origin: Arc<Origin>,
     indexer: Arc<Indexer>,
     counters: Arc<Counters>,
-    runtime: tokio::runtime::Handle,
+    threads: ThreadStarter,
     image: Image,
     /// How the image was found, if the registry was asked.
     resolved: Option<Found>,
@@ -206,8 +216,6 @@ impl Prepared {
             let layers: Vec<_> =
                 layers.into_iter().map(|(layer, content)| layer_record(layer, content)).collect();
             database.remember_image(&record, &layers)?;
-        } else {
-            database.use_image(&reference, &platform, now())?;
         }
         self.counters.write(self.origin.statistics());
         let pid = std::process::id();
@@ -276,17 +284,25 @@ impl Mounted {
     /// Brings to disk what this mount put into the store, so that it outlasts this process and a crash of the machine. What
     /// cannot be kept is fetched again some day: the mount goes on.
     pub fn settle(&self) {
-        let Prepared { runtime, indexer, tree, .. } = &self.prepared;
+        let Prepared { threads, indexer, tree, .. } = &self.prepared;
         if let Err(error) = self.keep_documents() {
             tracing::error!(error = %chain(&error), "the image could not be kept in the store");
         }
-        if let Err(error) = runtime.block_on(indexer.committed()) {
+        if let Err(error) = self.record_use() {
+            tracing::warn!(error = %chain(&error), "the image counts as unused since it was last mounted");
+        }
+        // Where no threads run, nothing was brought.
+        if let Some(threads) = threads.running()
+            && let Err(error) = threads.block_on(indexer.committed())
+        {
             tracing::error!(error = %chain(&error), "a layer could not be kept in the store");
         }
         for layer in tree.layers() {
             if let Err(error) = layer.checkpoint() {
                 tracing::warn!(layer = %layer.layer(), error = %chain(&error), "what was fetched may be fetched again after a crash");
             }
+            // To merge it was to look at all of it.
+            layer.table().release();
         }
     }
 
@@ -295,6 +311,15 @@ impl Mounted {
         for layer in self.prepared.tree.layers() {
             layer.prove_if_complete();
         }
+    }
+
+    /// Says when an image that was known was used.
+    fn record_use(&self) -> Result<(), StoreError> {
+        let Prepared { store, origin, platform, resolved, .. } = &self.prepared;
+        if resolved.is_none() {
+            store.database().use_image(&origin.reference().to_string(), &platform.to_string(), now())?;
+        }
+        Ok(())
     }
 
     fn keep_documents(&self) -> Result<(), StoreError> {

@@ -7,11 +7,12 @@ use crate::support::image::{Layout, this_architecture};
 use crate::support::model::Model;
 use crate::support::peel::{Peel, is_mount_point, run_to_end, wait_or_kill};
 use crate::support::tree::{NodeKind, Tree, assert_same};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 fn small_image(peel: &Peel, form: Form) -> String {
@@ -131,6 +132,27 @@ fn a_mount_in_the_foreground_ends_with_sigint_and_sigterm_and_leaves_nothing() {
         rest.join().unwrap();
         assert!(status.success(), "{status:?}");
         assert!(!is_mount_point(&path));
+    }
+}
+
+#[test]
+fn sigterm_as_soon_as_a_mount_appears_unmounts_it_and_leaves_no_dead_one() {
+    let peel = Peel::new();
+    let reference = small_image(&peel, Form::GZIP);
+    for round in 0..20 {
+        let path = peel.mount_point();
+        let mut command = peel.command(&["mount", "--quiet", &reference, path.to_str().unwrap()]);
+        command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        while !is_mount_point(&path) && child.try_wait().unwrap().is_none() {}
+        // It reaches the serving process if that has not left the group yet; the second one if it has.
+        let _ = kill_process_group(Pid::from_child(&child), Signal::TERM);
+        child.wait().unwrap();
+        for server in peel.servers() {
+            let _ = kill_process(Pid::from_raw(server).unwrap(), Signal::TERM);
+        }
+        peel.wait_for_servers_to_end();
+        assert!(!is_mount_point(&path), "round {round}");
     }
 }
 

@@ -197,6 +197,97 @@ fn mounting_and_reading_one_byte_costs_its_chunk_and_readahead() {
     assert!((1..=2 * MEBIBYTE).contains(&fetched), "one byte cost {fetched}");
 }
 
+/// An eStargz in a registry, of files that share gzip members of at least so many bytes.
+struct SharedMembers {
+    registry: FakeRegistry,
+    reference: String,
+    layer_size: u64,
+    /// Each file, and where its member begins in the blob.
+    files: Vec<(String, u64)>,
+    _directory: TempDir,
+}
+
+impl SharedMembers {
+    /// Written by our own converter, which has tests of its own.
+    fn new(files: &[TestEntry], minimum: &str) -> SharedMembers {
+        let (registry, directory) = (FakeRegistry::start(), tempfile::tempdir().unwrap());
+        let [from, to] = ["from", "to"].map(|name| directory.path().join(name));
+        let ordinary = Layout::create(from).image("test", &[files.to_vec()], Form::GZIP);
+        let estargz = format!("oci:{}:test", to.display());
+        let peel = Peel::new();
+        peel.succeed(&["convert", &ordinary, &estargz, "--format", "estargz", "--min-chunk", minimum]);
+        let layout = Layout::open(to);
+        let manifest = layout.manifest("test");
+        let (toc, _) =
+            table_of_contents(&layout.blob_path(manifest["layers"][0]["digest"].as_str().unwrap()));
+        let files = toc["entries"].as_array().unwrap().iter().filter_map(|entry| {
+            let name = entry["name"].as_str().unwrap();
+            (!name.starts_with('.')).then(|| (name.to_owned(), entry["offset"].as_u64().unwrap()))
+        });
+        SharedMembers {
+            reference: layout.serve(&registry, "name", "test"),
+            layer_size: layer_sizes(&layout, "test")[0],
+            files: files.collect(),
+            registry,
+            _directory: directory,
+        }
+    }
+}
+
+fn small_content(number: u64, length: u64) -> Content {
+    Content::Noise { seed: number, length }
+}
+
+#[test]
+fn mounted_files_that_share_a_member_come_with_one_request() {
+    let entries: Vec<TestEntry> =
+        (0..200).map(|number| TestEntry::file(format!("{number:03}"), small_content(number, 3000))).collect();
+    let image = SharedMembers::new(&entries, "65536");
+    let peel = Peel::new();
+    let mount = peel.mount(&image.reference);
+    let in_middle = image.files[100].1;
+    let together: Vec<&str> = image
+        .files
+        .iter()
+        .filter(|(_, member)| *member == in_middle)
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert!((10..50).contains(&together.len()), "{together:?}");
+    image.registry.reset_counters();
+    // The last one first, so that nothing is due to reading ahead.
+    for name in together.iter().rev() {
+        let expected = small_content(name.parse().unwrap(), 3000).to_vec();
+        assert!(fs::read(mount.join(name)).unwrap() == expected, "{name}");
+    }
+    let counters = image.registry.counters();
+    assert_eq!(counters.blobs, 1, "{counters:?}");
+    assert!(counters.blob_bytes < 100_000, "{counters:?}");
+}
+
+#[test]
+fn mounted_files_that_share_a_long_member_are_not_fetched_anew_for_each_of_them() {
+    // None of it compresses, so each file needs more of the member than the one before.
+    let entries: Vec<TestEntry> = (0..800)
+        .map(|number| TestEntry::file(format!("{number:03}"), small_content(number, 20_000)))
+        .collect();
+    let image = SharedMembers::new(&entries, "33554432");
+    assert!(image.files.iter().all(|(_, member)| *member == image.files[0].1), "one member");
+    for is_reversed in [false, true] {
+        let peel = Peel::new();
+        let mount = peel.mount(&image.reference);
+        image.registry.reset_counters();
+        for number in 0..800 {
+            let number = if is_reversed { 799 - number } else { number };
+            let expected = small_content(number, 20_000).to_vec();
+            assert!(fs::read(mount.join(&format!("{number:03}"))).unwrap() == expected, "{number}");
+        }
+        let counters = image.registry.counters();
+        assert!(counters.blob_bytes < 4 * image.layer_size, "{counters:?} of {} bytes", image.layer_size);
+        assert!(counters.blobs < 20, "{counters:?}");
+        mount.unmount();
+    }
+}
+
 #[test]
 fn mounted_content_is_fetched_once_by_all_readers_mounts_and_processes() {
     let (registry, reference, _blobs) = noise_in_registry();

@@ -20,7 +20,7 @@ use crate::errno;
 use crate::fusermount;
 use crate::kernel_mount::{self, Failure};
 use crate::mount_error::MountError;
-use crate::mountinfo::{MountEntry, mount_at, mount_id};
+use crate::mountinfo::{MountEntry, device_of, mount_at, mount_id};
 use crate::session::{self, Session};
 use crate::tree::{ROOT_INODE, Tree};
 
@@ -60,11 +60,17 @@ impl MountOptions {
             default_permissions: true,
             nosuid: true,
             nodev: true,
-            threads: std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 8)),
+            threads: processors().clamp(2, 8),
             passthrough: false,
             readahead_bytes: 1 << 20,
         }
     }
+}
+
+/// How many processors this process may use. Quotas are left out: to look them up takes as long as starting two threads, and
+/// a thread more than a quota pays for does no harm.
+fn processors() -> usize {
+    rustix::thread::sched_getaffinity(None).map_or(2, |processors| processors.count() as usize)
 }
 
 /// Makes `tree` appear at `options.mountpoint`. When this returns, the directory can be used. The mount lasts
@@ -79,14 +85,14 @@ pub fn mount(tree: Arc<impl Tree>, options: &MountOptions) -> Result<Session, Mo
     let directory = claim(&options.mountpoint)?;
     match kernel_mount::create(options) {
         Ok(detached) => {
-            let id = mount_id(&detached.mount).map_err(|error| MountError::Kernel {
-                mountpoint: mountpoint(),
-                step: "fsmount",
-                error,
-            })?;
+            let made = |error| MountError::Kernel { mountpoint: mountpoint(), step: "fsmount", error };
+            let id = mount_id(&detached.mount).map_err(made)?;
+            let device = device_of(&detached.mount).map_err(made)?;
             let service = session::serve(tree, detached.device, options)
                 .map_err(|error| MountError::Serve { mountpoint: mountpoint(), error })?;
-            let device = try_out(fstat(&detached.mount), options)?;
+            // While the threads start.
+            set_readahead(device, options.readahead_bytes);
+            try_out(fstat(&detached.mount), options)?;
             // The path without symlinks, as mountinfo shows it.
             let place = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
                 .map_err(|error| MountError::Directory { mountpoint: mountpoint(), error })?;
@@ -134,6 +140,7 @@ fn mount_with_helper(
         .map_err(|error| MountError::Serve { mountpoint: mountpoint(), error })
         .and_then(|service| {
             let device = try_out(stat(&options.mountpoint), options)?;
+            set_readahead(device, options.readahead_bytes);
             let entry = mount_at(&options.mountpoint)
                 .map_err(|error| MountError::Directory { mountpoint: mountpoint(), error })?
                 .filter(MountEntry::is_ours)
@@ -151,17 +158,14 @@ fn mount_with_helper(
     served
 }
 
-/// Checks that the mount answers, by the attributes of its root, and sets its readahead. Gives its device
-/// number.
+/// Checks that the mount answers, by the attributes of its root. Gives its device number.
 fn try_out(
     root: rustix::io::Result<rustix::fs::Stat>,
     options: &MountOptions,
 ) -> Result<(u32, u32), MountError> {
     let root = root
         .map_err(|errno| MountError::Serve { mountpoint: options.mountpoint.clone(), error: errno.into() })?;
-    let device = (rustix::fs::major(root.st_dev), rustix::fs::minor(root.st_dev));
-    set_readahead(device, options.readahead_bytes);
-    Ok(device)
+    Ok((rustix::fs::major(root.st_dev), rustix::fs::minor(root.st_dev)))
 }
 
 /// The kernel starts every FUSE mount with 128 KiB, and INIT can only lower that.

@@ -2,7 +2,7 @@
 //!
 //! A mount whose server was killed answers `ENOTCONN` to nearly everything, so nothing here asks the file
 //! system itself, except [`MountEntry::is_dead`]: a path is opened with `O_PATH`, and the kernel tells on
-//! which mount it lies.
+//! which mount it lies. `statx(2)` is told to answer from what the kernel has.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, openat, statfs};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxAttributes, StatxFlags, openat, statfs, statx};
 use rustix::io::Errno;
 
 /// The type under which our mounts appear: `fuse`, and our subtype.
@@ -65,13 +65,36 @@ pub fn is_mountpoint(path: &Path) -> io::Result<bool> {
 
 /// The mount whose root is the open file `place`.
 pub(crate) fn mount_with_root(place: impl AsFd) -> io::Result<Option<MountEntry>> {
+    if let Ok(found) = look(&place)
+        && found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)
+        && !found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+    {
+        return Ok(None);
+    }
     let id = mount_id(&place)?;
     let path = fs::read_link(format!("/proc/self/fd/{}", place.as_fd().as_raw_fd()))?;
     Ok(all_mounts()?.into_iter().find(|mount| mount.id == id && mount.mountpoint == path))
 }
 
+/// What the kernel knows of an open file without asking its file system.
+fn look(place: impl AsFd) -> rustix::io::Result<Statx> {
+    statx(place, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID)
+}
+
+/// The device number (major, minor) of the file system that an open file lies on.
+pub(crate) fn device_of(place: impl AsFd) -> io::Result<(u32, u32)> {
+    let found = look(place)?;
+    Ok((found.stx_dev_major, found.stx_dev_minor))
+}
+
 /// The id of the mount that an open file lies on.
 pub(crate) fn mount_id(place: impl AsFd) -> io::Result<u64> {
+    // Linux 5.8.
+    if let Ok(found) = look(&place)
+        && StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID)
+    {
+        return Ok(found.stx_mnt_id);
+    }
     let information = fs::read_to_string(format!("/proc/self/fdinfo/{}", place.as_fd().as_raw_fd()))?;
     information
         .lines()

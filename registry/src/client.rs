@@ -114,20 +114,26 @@ impl Repository {
 
     /// A handle on a blob. Nothing is asked for yet; `size` is the descriptor's, in bytes.
     pub fn blob(&self, digest: Digest, size: u64) -> Blob {
+        self.blob_or_foreign(digest, size, &[])
+    }
+
+    fn blob_or_foreign(&self, digest: Digest, size: u64, urls: &[String]) -> Blob {
         let place = match &self.place {
             Place::Registry { endpoint, client } => {
                 let ranges = client.ranges.of(&endpoint.origin);
                 let transport = client.transport.clone();
-                BlobPlace::Registry(RemoteBlob::new(transport, endpoint.clone(), ranges, digest, size))
+                let (endpoint, urls) = (endpoint.clone(), urls.to_vec());
+                BlobPlace::Registry(RemoteBlob::new(transport, endpoint, ranges, digest, size, urls))
             }
             Place::Layout(layout) => BlobPlace::Layout(LayoutBlob::new(layout, digest, size)),
         };
         Blob { place }
     }
 
-    /// A handle on the blob of a descriptor.
+    /// A handle on the blob of a descriptor. If the registry lacks it, it is fetched from the descriptor's URLs where
+    /// [`ClientConfiguration::follow_foreign_urls`] allows that.
     pub fn blob_of(&self, descriptor: &BlobDescriptor) -> Blob {
-        self.blob(descriptor.digest.clone(), descriptor.size)
+        self.blob_or_foreign(descriptor.digest.clone(), descriptor.size, &descriptor.urls)
     }
 
     /// Gets a small blob whole, such as an image's config, and proves it by its digest.

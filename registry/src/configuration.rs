@@ -16,6 +16,8 @@ use reqwest::Url;
 pub struct ClientConfiguration {
     /// Speak plain HTTP to every registry. Loopback hosts without TLS settings of their own are spoken to so anyway.
     pub plain_http: bool,
+    /// Fetch a blob that the registry lacks from the URLs of its descriptor.
+    pub follow_foreign_urls: bool,
     /// Files in the format of Docker's `config.json` and podman's `auth.json`; the first that knows a host decides. A file
     /// that does not exist is skipped.
     pub credential_files: Vec<PathBuf>,
@@ -99,14 +101,22 @@ pub struct Timeouts {
     pub credential_helper: Duration,
 }
 
-impl Default for Timeouts {
-    fn default() -> Self {
+impl Timeouts {
+    /// An operation without progress is given up after so long, and never before it was tried twice.
+    pub fn of_operations(operation: Duration) -> Timeouts {
+        let half = operation / 2;
         Timeouts {
-            connect: Duration::from_secs(10),
-            idle: Duration::from_secs(30),
-            operation: Duration::from_secs(60),
+            connect: half.min(Duration::from_secs(10)),
+            idle: half,
+            operation,
             credential_helper: Duration::from_secs(30),
         }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts::of_operations(Duration::from_secs(60))
     }
 }
 

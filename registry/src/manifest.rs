@@ -202,7 +202,7 @@ pub struct BlobDescriptor {
     pub media_type: String,
     /// Annotations; empty if there are none.
     pub annotations: BTreeMap<String, String>,
-    /// Foreign URLs. They are shown, never followed.
+    /// Where the blob is if the registry lacks it: followed only if the user allows it.
     pub urls: Vec<String>,
 }
 

@@ -48,6 +48,17 @@ impl ImageReference {
         }
     }
 
+    /// What stands beside it under its tag and that suffix, in the same repository or layout; nothing if it has no tag, or none that
+    /// can be made longer.
+    pub fn sibling(&self, suffix: &str) -> Option<Target> {
+        let (tag, is_valid): (_, fn(&str) -> bool) = match self {
+            ImageReference::Registry(reference) => (reference.tag(), is_tag),
+            ImageReference::Layout(layout) => (layout.name.as_deref(), is_layout_name),
+        };
+        let tag = format!("{}{suffix}", tag?);
+        is_valid(&tag).then_some(Target::Tag(tag))
+    }
+
     /// The digest, if the reference is pinned by one.
     pub fn digest(&self) -> Option<&Digest> {
         match self {
@@ -408,6 +419,21 @@ mod tests {
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?} was accepted");
         }
+    }
+
+    #[test]
+    fn a_sibling_has_a_longer_tag() {
+        let sibling = |text: &str| text.parse::<ImageReference>().unwrap().sibling("-more");
+        let tag = |tag: &str| Some(Target::Tag(tag.to_owned()));
+        assert_eq!(sibling("host:5000/name:tag"), tag("tag-more"));
+        assert_eq!(sibling("name"), tag("latest-more"));
+        assert_eq!(sibling(&format!("name:tag@{DIGEST}")), tag("tag-more"));
+        assert_eq!(sibling("oci:dir:host/name:tag"), tag("host/name:tag-more"));
+        for without in [format!("name@{DIGEST}"), "oci:dir".to_owned(), format!("oci:dir@{DIGEST}")] {
+            assert_eq!(sibling(&without), None, "{without}");
+        }
+        assert_eq!(sibling(&format!("name:{}", "t".repeat(123))), tag(&format!("{}-more", "t".repeat(123))));
+        assert_eq!(sibling(&format!("name:{}", "t".repeat(124))), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //!                 206 exactly what was asked: pass it on
 //!                 200 the range was ignored: skip to it, stop after it, remember that
 //!                 400, 416, 501: ranges are refused, remember that
+//!                 404: ask the hosts that the descriptor names (a foreign layer), if that is allowed
 //! ```
 //!
 //! Whatever the host sends, no more than the range asked for is kept, and no fewer bytes are taken for all of it. Whether they
@@ -81,6 +82,8 @@ struct Shared {
     endpoint: Endpoint,
     digest: Digest,
     size: u64,
+    /// Where the blob is if the registry lacks it.
+    foreign: Vec<String>,
     /// Where the registry sent us last. It may be a signed URL, so it is never shown.
     location: Mutex<Option<Url>>,
     ranges: RangeSupport,
@@ -94,10 +97,11 @@ impl RemoteBlob {
         host_ranges: Arc<RangeSupport>,
         digest: Digest,
         size: u64,
+        foreign: Vec<String>,
     ) -> RemoteBlob {
         let ranges = RangeSupport::default();
         let location = Mutex::new(None);
-        let shared = Shared { transport, endpoint, digest, size, location, ranges, host_ranges };
+        let shared = Shared { transport, endpoint, digest, size, foreign, location, ranges, host_ranges };
         RemoteBlob { shared: Arc::new(shared) }
     }
 
@@ -253,11 +257,40 @@ impl RemoteBlob {
             }
         }
         let start = endpoint.url(&format!("blobs/{digest}"))?;
-        let answer = transport.get(endpoint, &start, request).await?;
+        let answer = match transport.get(endpoint, &start, request).await {
+            Err(missing) if missing.kind == ErrorKind::NotFound && !self.shared.foreign.is_empty() => {
+                self.locate_foreign(missing, request).await?
+            }
+            other => other?,
+        };
         if answer.url != start {
             *self.shared.location.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.url.clone());
         }
         Ok(answer)
+    }
+
+    /// Asks the hosts that the descriptor names, one after the other, if the user allows it. Our credentials are not theirs.
+    async fn locate_foreign(&self, missing: Failure, request: Request<'_>) -> Result<Answer, Failure> {
+        let Shared { transport, endpoint, foreign, .. } = &*self.shared;
+        let urls: Vec<Url> = foreign.iter().filter_map(|url| foreign_url(url)).collect();
+        let hosts: Vec<String> = urls.iter().map(|url| Origin::of(url).to_string()).collect();
+        let mut failure = missing;
+        if hosts.is_empty() {
+            failure.message.push_str("; it is a foreign blob, said to be where nobody can ask for it");
+            return Err(failure);
+        }
+        failure.message =
+            format!("{}; it is a foreign blob, said to be at {}", failure.message, hosts.join(" and "));
+        if !transport.configuration.follow_foreign_urls {
+            return Err(failure.hinted("use --foreign-urls if it is to be fetched from there"));
+        }
+        for url in &urls {
+            match transport.get(endpoint, url, request).await {
+                Ok(answer) => return Ok(answer),
+                Err(refused) => failure = refused,
+            }
+        }
+        Err(failure)
     }
 }
 
@@ -378,6 +411,13 @@ impl Body {
             return Ok(Some(piece));
         }
     }
+}
+
+/// A URL of a descriptor as far as it can be asked: one of HTTP, and without credentials, which would be an image author's.
+fn foreign_url(url: &str) -> Option<Url> {
+    let url = Url::parse(url).ok()?;
+    let is_plain = url.has_host() && url.username().is_empty() && url.password().is_none();
+    (matches!(url.scheme(), "http" | "https") && is_plain).then_some(url)
 }
 
 fn check_content_range(

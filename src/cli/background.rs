@@ -7,48 +7,43 @@
 //!   └─ read the pipe ◀────┘          end of file without a word: the child died
 //! ```
 
+use rustix::process::setsid;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
-
-use rustix::process::setsid;
-
-/// Which of the two processes this is.
-pub enum Side {
-    /// The one that was started; it has nothing to do but to leave with this code.
-    Parent(ExitCode),
-    /// The one that works.
-    Child(Word),
-}
 
 /// The child's end of the pipe.
 pub struct Word(File);
 
-/// Forks. Must be called before the process has a second thread.
-pub fn fork() -> io::Result<Side> {
+/// Forks, and returns in the child alone. Must be called before the process has a second thread, and before it has written anything
+/// that may not have left it yet.
+pub fn fork() -> io::Result<Word> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // SAFETY: the process has one thread, so the child is a whole copy, with no lock held by a thread that it does not have.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop(reader);
-            Ok(Side::Child(Word(File::from(writer))))
+            Ok(Word(File::from(writer)))
         }
         _ => {
             drop(writer);
-            Ok(Side::Parent(wait(reader)))
+            let code = wait(reader);
+            // SAFETY: ends the process without a look back: there is nothing to write and no other thread. What the usual end tidies up
+            // are pages that the child still shares, each of which would be copied first.
+            unsafe { libc::_exit(code.into()) }
         }
     }
 }
 
-fn wait(reader: OwnedFd) -> ExitCode {
+/// The exit code that the child tells.
+fn wait(reader: OwnedFd) -> u8 {
     let mut word = [0];
     match File::from(reader).read_exact(&mut word) {
-        Ok(()) => ExitCode::from(word[0]),
+        Ok(()) => word[0],
         Err(_) => {
             eprintln!("peel: the serving process died before the directory was usable");
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -13,6 +13,7 @@ use peelfs::layer::estargz::writer::{
 use peelfs_registry::{ImageReference, Platform};
 use serde::Serialize;
 
+use super::network::{self, NetworkArguments};
 use super::{environment, output, progress};
 
 /// Write an image anew in a format that can be mounted lazily
@@ -50,9 +51,8 @@ pub struct Arguments {
     /// Threads that compress [default: one for each core]
     #[arg(long, value_name = "COUNT")]
     threads: Option<NonZeroUsize>,
-    /// Speak plain HTTP to registries (loopback hosts are spoken to so anyway)
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -101,12 +101,7 @@ struct LayerReport {
 pub fn run(arguments: &Arguments, verbose: u8) -> anyhow::Result<ExitCode> {
     environment::log(verbose, std::io::stderr);
     let request = request(arguments)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("peel-network")
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
+    let runtime = network::runtime()?;
     let converted = runtime.block_on(convert(request))?;
     let report = report(&arguments.destination, &converted);
     warn(&report);
@@ -138,7 +133,7 @@ fn request(arguments: &Arguments) -> anyhow::Result<Request> {
             threads,
         },
         wanted: arguments.order.as_deref().map(wanted).transpose()?.unwrap_or_default(),
-        client: environment::client(arguments.plain_http),
+        client: arguments.network.client(),
         scratch: environment::scratch(),
         progress: progress::of_conversion(arguments.quiet),
     })

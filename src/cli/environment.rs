@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use peelfs_registry::{ClientConfiguration, Platform};
+use peelfs_registry::Platform;
 use tracing_subscriber::EnvFilter;
 
 /// Where the store is when nobody says: `/var/lib/peel` for root, else below the user's data directory (XDG base directory
@@ -15,11 +15,6 @@ pub fn default_store() -> anyhow::Result<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let data = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")));
     Ok(data.context("neither XDG_DATA_HOME nor HOME is set; name the store with --store")?.join("peel"))
-}
-
-/// How registries are reached.
-pub fn client(plain_http: bool) -> ClientConfiguration {
-    ClientConfiguration { plain_http, ..ClientConfiguration::from_environment(|name| std::env::var_os(name)) }
 }
 
 /// Where large files are kept for a while: `TMPDIR`, else `/var/tmp`, which is on disk where `/tmp` may be in memory.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use peelfs::error::chain;
+use peelfs::fetch::NetworkThreads;
 use peelfs::fetch::proof::Standing;
 use peelfs::image::Image;
 use peelfs::image::origin::Origin;
@@ -17,6 +18,7 @@ use peelfs_registry::{ImageReference, Platform};
 use serde::Serialize;
 
 use super::environment;
+use super::network::NetworkArguments;
 use super::output;
 
 /// Explain how each layer of an image is read, why so, and what has been proved of it
@@ -33,9 +35,8 @@ pub struct Arguments {
     /// First prove the layers that are wholly here, by reading their blobs once more
     #[arg(long)]
     prove: bool,
-    /// Speak plain HTTP to the registry (loopback hosts are spoken to so anyway)
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -88,25 +89,22 @@ struct LayerSheet {
 pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     let store = Arc::new(Store::open(store)?);
     let platform = environment::platform(arguments.platform.clone());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    let client = environment::client(arguments.plain_http);
+    let threads = NetworkThreads::new(|| {});
+    let client = arguments.network.client();
     let known = known_image(&store, &arguments.reference, &platform)?;
     let is_known = known.is_some();
     let image = match known {
         Some(image) => image,
         None => {
             let origin = Origin::new(arguments.reference.clone(), client.clone());
-            let resolved = runtime.block_on(origin.resolve(&platform));
+            let running = threads.starter().handle().context("cannot start threads")?;
+            let resolved = running.block_on(origin.resolve(&platform));
             resolved.with_context(|| format!("cannot resolve {}", arguments.reference))?.image
         }
     };
     let mut unprovable = Vec::new();
     if arguments.prove {
-        unprovable = prove(&store, runtime.handle(), &arguments.reference, client, &image)?;
+        unprovable = prove(&store, threads.starter(), &arguments.reference, client, &image)?;
     }
     let mut layers = layers(&store, &image)?;
     for (number, error) in unprovable {

@@ -104,7 +104,7 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     }
     match as_type::<ImageMountError>(error) {
         Some(ImageMountError::Unknown { .. }) => return Some(3),
-        Some(ImageMountError::Mount(_)) => return Some(7),
+        Some(ImageMountError::Mount(_) | ImageMountError::Threads { .. }) => return Some(7),
         Some(ImageMountError::Merge { .. }) => return Some(6),
         _ => {}
     }

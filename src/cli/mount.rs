@@ -6,13 +6,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
+use peelfs::fetch::{NetworkThreads, ThreadStarter};
 use peelfs::mount::{Mounted, Pull, Request, prepare};
 use peelfs::store::Store;
 use peelfs_fuse::{MountOptions, Unmounter};
 use peelfs_registry::{ImageReference, Platform};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::background::{self, Side};
+use super::background;
+use super::log_file::LogFile;
+use super::network::NetworkArguments;
+use super::signals::{self, Held};
 use super::{environment, failure, memory, progress};
 
 /// Mount an image as a directory
@@ -35,9 +39,8 @@ pub struct Arguments {
     /// When to ask the registry what REF means
     #[arg(long, value_enum, default_value_t = PullArgument::Missing)]
     pull: PullArgument,
-    /// Speak plain HTTP to the registry (loopback hosts are spoken to so anyway)
-    #[arg(long)]
-    plain_http: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
     /// Seconds after which a read that waits for the registry fails with an I/O error
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     read_timeout: u64,
@@ -76,24 +79,19 @@ pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<Ex
         serve(&arguments, &store, verbose, || Ok(()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    match background::fork().context("cannot start the serving process")? {
-        Side::Parent(code) => Ok(code),
-        Side::Child(word) => {
-            let mut word = Some(word);
-            let told = serve(&arguments, &store, verbose, || match word.take() {
-                Some(word) => Ok(word.usable()?),
-                None => Ok(()),
-            });
-            if let Err(error) = told {
-                let code = failure::report(&error);
-                if let Some(word) = word {
-                    word.failed(failure::code(&error));
-                }
-                return Ok(code);
-            }
-            Ok(ExitCode::SUCCESS)
+    let mut word = Some(background::fork().context("cannot start the serving process")?);
+    let told = serve(&arguments, &store, verbose, || match word.take() {
+        Some(word) => Ok(word.usable()?),
+        None => Ok(()),
+    });
+    if let Err(error) = told {
+        let code = failure::report(&error);
+        if let Some(word) = word {
+            word.failed(failure::code(&error));
         }
+        return Ok(code);
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn serve(
@@ -104,16 +102,15 @@ fn serve(
 ) -> anyhow::Result<()> {
     let store = Arc::new(Store::open(store)?);
     start_log(arguments, &store, verbose)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("peel-network")
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    let prepared = prepare(store.clone(), runtime.handle(), request(arguments))?;
+    let threads = NetworkThreads::new(|| {
+        signals::hold();
+    });
+    let prepared = prepare(store.clone(), threads.starter(), request(arguments))?;
+    let held = Held::new();
     let mounted = prepared.mount(&options(arguments))?;
-    stop_on_signals(&runtime, mounted.session().unmounter())?;
     usable()?;
+    stop_on_signals(threads.starter(), mounted.session().unmounter())?;
+    drop(held);
     tracing::info!(image = %arguments.reference, mountpoint = %mounted.session().mountpoint().display(), "mounted");
     keep_house(&store, &mounted);
     mounted.wait();
@@ -129,7 +126,7 @@ fn request(arguments: &Arguments) -> Request {
             PullArgument::Always => Pull::Always,
             PullArgument::Never => Pull::Never,
         },
-        client: environment::client(arguments.plain_http),
+        client: arguments.network.client(),
         read_deadline: Duration::from_secs(arguments.read_timeout),
         progress: progress::to_terminal(arguments.quiet),
     }
@@ -146,31 +143,28 @@ fn options(arguments: &Arguments) -> MountOptions {
 
 /// In the foreground the log goes to standard error, in the background to a file of the store.
 fn start_log(arguments: &Arguments, store: &Store, verbose: u8) -> anyhow::Result<()> {
-    let path = match (&arguments.log, arguments.foreground) {
-        (Some(path), _) => path.clone(),
-        (None, true) => {
-            environment::log(verbose, std::io::stderr);
-            return Ok(());
+    match (&arguments.log, arguments.foreground) {
+        (Some(path), _) => {
+            let file = std::fs::File::options().create(true).append(true).open(path);
+            let file = file.with_context(|| format!("cannot write the log {}", path.display()))?;
+            environment::log(verbose, Mutex::new(file));
         }
+        (None, true) => environment::log(verbose, std::io::stderr),
         (None, false) => {
-            let directory = store.path().join("log");
-            std::fs::create_dir_all(&directory)
-                .with_context(|| format!("cannot make {}", directory.display()))?;
-            directory.join(format!("{}.log", std::process::id()))
+            let path = store.path().join("log").join(format!("{}.log", std::process::id()));
+            environment::log(verbose, Mutex::new(LogFile::new(path)));
         }
-    };
-    let file = std::fs::File::options().create(true).append(true).open(&path);
-    let file = file.with_context(|| format!("cannot write the log {}", path.display()))?;
-    environment::log(verbose, Mutex::new(file));
+    }
     Ok(())
 }
 
 /// SIGINT and SIGTERM unmount; a mount in use disappears from its directory and is served until nobody uses it any more.
-fn stop_on_signals(runtime: &tokio::runtime::Runtime, unmounter: Unmounter) -> anyhow::Result<()> {
-    let _guard = runtime.enter();
+fn stop_on_signals(threads: &ThreadStarter, unmounter: Unmounter) -> anyhow::Result<()> {
+    let threads = threads.handle().context("cannot start threads")?;
+    let _guard = threads.enter();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    runtime.spawn(async move {
+    threads.spawn(async move {
         loop {
             tokio::select! {
                 _ = interrupt.recv() => {}
@@ -192,6 +186,9 @@ fn stop_on_signals(runtime: &tokio::runtime::Runtime, unmounter: Unmounter) -> a
 fn keep_house(store: &Store, mounted: &Mounted) {
     mounted.settle();
     memory::give_back();
+    if let Err(error) = store.database().shorten_log() {
+        tracing::warn!(error = %peelfs::error::chain(&error), "the log of the records stays long");
+    }
     if let Err(error) = store.sweep() {
         tracing::warn!(error = %peelfs::error::chain(&error), "leftovers in the store were not removed");
     }

@@ -6,24 +6,17 @@ use std::process::ExitCode;
 
 use peelfs::fetch::index::open_local_when_made;
 use peelfs::image::Image;
-use peelfs::mount::known_image;
 use peelfs::store::Store;
-use peelfs_registry::{ImageReference, Platform};
 use serde::Serialize;
 
-use super::environment;
-use super::failure::NotFound;
+use super::known::KnownImage;
 use super::output::{self, Align};
 
 /// Show what an image of the store is made of
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The image, as it was mounted
-    #[arg(value_name = "REF")]
-    reference: ImageReference,
-    /// The platform, if it was mounted for another than this machine's
-    #[arg(long)]
-    platform: Option<Platform>,
+    #[command(flatten)]
+    image: KnownImage,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -59,25 +52,14 @@ struct LayerLine {
     inodes: usize,
 }
 
-/// The image of that reference and platform, which must be in the store.
-pub fn find(store: &Store, reference: &ImageReference, platform: &Platform) -> anyhow::Result<Image> {
-    let found = known_image(store, reference, platform)?;
-    Ok(found.ok_or_else(|| {
-        NotFound(format!(
-            "{reference} for {platform} is not in the store; `peel ls` lists what is, `peel mount` brings it"
-        ))
-    })?)
-}
-
 /// Runs the command.
 pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     let store = Store::open(store)?;
-    let platform = environment::platform(arguments.platform.clone());
-    let image = find(&store, &arguments.reference, &platform)?;
+    let image = arguments.image.find(&store)?;
     let settings = image.configuration.config().clone().unwrap_or_default();
     let sheet = ImageSheet {
-        reference: arguments.reference.to_string(),
-        platform: platform.to_string(),
+        reference: arguments.image.reference.to_string(),
+        platform: arguments.image.platform().to_string(),
         manifest_digest: image.manifest_digest.to_string(),
         config_digest: image.config.digest.to_string(),
         entrypoint: settings.entrypoint().clone().unwrap_or_default(),

@@ -8,21 +8,16 @@ use peelfs::mount::local_tree;
 use peelfs::store::Store;
 use peelfs::table::format::InodeRecord;
 use peelfs::tree::serve::MergedTree;
-use peelfs_registry::{ImageReference, Platform};
 use serde::Serialize;
 
 use super::failure::NotFound;
-use super::{environment, show};
+use super::known::KnownImage;
 
 /// List the files of an image: their size, and where their bytes are
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The image, as it was mounted
-    #[arg(value_name = "REF")]
-    reference: ImageReference,
-    /// The platform, if it was mounted for another than this machine's
-    #[arg(long)]
-    platform: Option<Platform>,
+    #[command(flatten)]
+    image: KnownImage,
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
@@ -54,9 +49,8 @@ struct FileLine<'a> {
 /// Runs the command.
 pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     let store = Store::open(store)?;
-    let platform = environment::platform(arguments.platform.clone());
-    let image = show::find(&store, &arguments.reference, &platform)?;
-    let name = arguments.reference.to_string();
+    let image = arguments.image.find(&store)?;
+    let name = arguments.image.reference.to_string();
     let tree = local_tree(&store, &name, &image)?.ok_or_else(|| {
         NotFound(format!("not all layers of {name} are in the store; `peel mount` brings them"))
     })?;

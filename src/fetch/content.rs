@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use super::lazy::{FetchError, Fetcher, Lazy};
+use super::planner::blob_range;
 use super::proof::Trust;
 use super::rebuild::RestKeeper;
 use super::source::BlobSource;
@@ -110,12 +111,13 @@ impl LayerContent {
     pub fn presence(&self) -> Presence {
         let Some(map) = &self.files.chunk_map else { return Presence::default() };
         let mut presence = Presence { all_chunks: map.len(), ..Presence::default() };
-        let mut before = None;
+        let mut before = 0..0;
         for (number, chunk) in self.table.chunks().iter().enumerate() {
             // What several chunks share counts with the first.
-            let range = Some((chunk.blob_offset.get(), chunk.blob_length.get()));
-            let length = if before == range { 0 } else { chunk.blob_length.get() };
-            before = range;
+            let range = blob_range(chunk);
+            let counted = if before.start == range.start { before.end } else { range.start };
+            let length = range.end.saturating_sub(counted);
+            before = range.start..range.end.max(counted);
             presence.all_blob_bytes += length;
             if map.is_present(number as u64) {
                 presence.chunks += 1;

@@ -13,7 +13,7 @@ use peelfs_registry::Digest;
 use super::index::{identity, open_local, unpack};
 use super::planner::blob_range;
 use super::source::{BlobSource, ReadFuture};
-use super::{FetchError, Fetcher, LayerContent};
+use super::{FetchError, Fetcher, LayerContent, NetworkThreads};
 use crate::layer::stream::StreamExpectation;
 use crate::layer::stream::spans::PART;
 use crate::layer::tar::SinkError;
@@ -43,7 +43,7 @@ struct Fixture {
     fetched: Arc<AtomicU64>,
     store: Store,
     directory: tempfile::TempDir,
-    _runtime: tokio::runtime::Runtime,
+    _threads: NetworkThreads,
 }
 
 struct Random(u64);
@@ -106,15 +106,14 @@ impl Fixture {
         let (files, pending) = unpack(draft, Default::default(), pieces, &expectation, &|_| {}).unwrap();
         pending.commit().unwrap();
         drop(files);
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let threads = NetworkThreads::new(|| {});
         let fetched = Arc::new(AtomicU64::new(0));
         let source = Counted { blob: blob.into(), bytes: fetched.clone() };
         let files = store.layers().layer(digest.as_str()).unwrap().open().unwrap().unwrap();
         let table = Table::open(&files.table, &identity(&digest)).unwrap();
-        let fetcher = Fetcher::new(runtime.handle().clone(), Duration::from_secs(60), || {});
+        let fetcher = Fetcher::new(threads.starter().clone(), Duration::from_secs(60), || {});
         let content = LayerContent::lazy_from(digest.as_str(), table, files, Arc::new(source), fetcher);
-        Fixture { content, layer, digest, fetched, store, directory, _runtime: runtime }
+        Fixture { content, layer, digest, fetched, store, directory, _threads: threads }
     }
 
     fn chunks(&self) -> usize {

@@ -20,6 +20,7 @@ use super::content::LayerContent;
 use super::lazy::Fetcher;
 use super::proof::{Prover, now};
 use super::source::OriginBlob;
+use super::toc_image::TocImage;
 use crate::error::chain;
 use crate::image::Layer;
 use crate::image::origin::Origin;
@@ -27,7 +28,7 @@ use crate::layer::builder::{BuildError, LayerBuilder};
 use crate::layer::compression::{MediaTypeError, check_media_type};
 use crate::layer::entry::Entry;
 use crate::layer::gzip::checkpoint::Checkpoints;
-use crate::layer::lookup::{Lookup, LookupError, is_bookkeeping};
+use crate::layer::lookup::{Lookup, LookupError, TocPlace, is_bookkeeping};
 use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::{SinkError, TarSink};
 use crate::layer::toc::TableOfContents;
@@ -102,6 +103,7 @@ enum Indexed {
 pub struct Indexer {
     store: Arc<Store>,
     origin: Arc<Origin>,
+    toc_image: TocImage,
     fetcher: Arc<Fetcher>,
     progress: Progress,
     streams: Semaphore,
@@ -124,8 +126,9 @@ impl Indexer {
         fetcher: Arc<Fetcher>,
         progress: Progress,
     ) -> Arc<Indexer> {
-        let streams = Semaphore::new(STREAMS);
-        Arc::new(Indexer { store, origin, fetcher, progress, streams, commits: Mutex::default() })
+        let (streams, commits) = (Semaphore::new(STREAMS), Mutex::default());
+        let toc_image = TocImage::new(origin.clone());
+        Arc::new(Indexer { store, origin, toc_image, fetcher, progress, streams, commits })
     }
 
     /// Opens a layer that is in the store.
@@ -147,7 +150,7 @@ impl Indexer {
         if files.chunk_map.is_none() {
             return LayerContent::local(descriptor.digest.as_str(), table, files);
         }
-        let blob = OriginBlob::new(self.origin.clone(), descriptor.digest.clone(), descriptor.size);
+        let blob = OriginBlob::new(self.origin.clone(), descriptor.clone());
         let prover = Prover::new(layer.clone(), self.store.clone(), blob.clone(), self.fetcher.clone());
         let (source, fetcher) = (Arc::new(blob), self.fetcher.clone());
         let content = LayerContent::lazy_from(descriptor.digest.as_str(), table, files, source, fetcher);
@@ -167,8 +170,7 @@ impl Indexer {
         if let Some(content) = self.open_known(&layer)? {
             return Ok(content);
         }
-        let blob =
-            OriginBlob::new(self.origin.clone(), layer.descriptor.digest.clone(), layer.descriptor.size);
+        let blob = OriginBlob::new(self.origin.clone(), layer.descriptor.clone());
         let (files, pending) = match self.index(&layer, &blob).await? {
             Indexed::Lazily(brought) => *brought,
             Indexed::Not { whole_blob, because } => self.stream(&layer, &blob, whole_blob, because).await?,
@@ -222,11 +224,26 @@ impl Indexer {
         if !blob.ranges_work() {
             return Ok(Indexed::Not { whole_blob, because: NO_RANGES });
         }
-        let range = located.range();
-        let toc = if first_range.start <= range.start && range.end <= first_range.end {
-            first.slice((range.start - first_range.start) as usize..(range.end - first_range.start) as usize)
-        } else {
-            blob.read(range).await?
+        let toc = match located.place().clone() {
+            TocPlace::Blob(range) if first_range.start <= range.start && range.end <= first_range.end => {
+                first.slice(
+                    (range.start - first_range.start) as usize..(range.end - first_range.start) as usize,
+                )
+            }
+            TocPlace::Blob(range) => blob.read(range).await?,
+            // What is here already is streamed sooner than its table is asked for.
+            TocPlace::TocImage if whole_blob.is_some() => {
+                return Ok(Indexed::Not {
+                    whole_blob,
+                    because: "all of it came before its table was asked for",
+                });
+            }
+            TocPlace::TocImage => match self.toc_image.table_of(&descriptor.digest).await? {
+                Some(toc) => toc,
+                None => {
+                    return Ok(Indexed::Not { whole_blob, because: "its image of tables has none for it" });
+                }
+            },
         };
         let (store, digest) = (self.store.clone(), descriptor.digest.clone());
         let brought = blocking(move || {
@@ -349,7 +366,11 @@ fn open_files(store: &Store, layer: &Digest) -> Result<Option<(Table, LayerFiles
         Err(error) => return Err(error),
     };
     match Table::open(&files.table, &identity(layer)) {
-        Ok(table) if has_checkpoints(&table, &files)? => Ok(Some((table, files))),
+        Ok(table) if has_checkpoints(&table, &files)? => {
+            // Little of it is looked at again: what is read is found through the merged table.
+            table.release();
+            Ok(Some((table, files)))
+        }
         Ok(_) => {
             tracing::warn!(%layer, "the layer is made again: its checkpoints are damaged");
             Ok(None)

@@ -16,12 +16,13 @@ use super::planner::{self, Limits, Request, blob_range};
 use super::readahead::Readahead;
 use super::source::BlobSource;
 use super::span;
+use super::threads::ThreadStarter;
 use crate::error::chain;
-use crate::layer::chunk::{self, ChunkError};
+use crate::layer::chunk::{ChunkError, Stretch};
 use crate::layer::entry::Chunk;
 use crate::layer::gzip::checkpoint::CheckpointError;
 use crate::store::StoreError;
-use crate::table::format::{ChunkRecord, Codec};
+use crate::table::format::Codec;
 
 /// Why chunks did not arrive.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -68,6 +69,15 @@ pub enum FetchError {
         #[source]
         cause: Arc<StoreError>,
     },
+    /// There is nothing to fetch it with.
+    #[error("{layer}: cannot start to fetch")]
+    Threads {
+        /// The layer's digest.
+        layer: Arc<str>,
+        /// What the system said.
+        #[source]
+        cause: Arc<std::io::Error>,
+    },
     /// The layer was opened only to be looked at.
     #[error("{layer}: not all of it is here, and it was opened without a source")]
     NoSource {
@@ -96,7 +106,7 @@ pub enum FetchError {
 
 /// What all layers of a process share for fetching.
 pub struct Fetcher {
-    runtime: Handle,
+    threads: ThreadStarter,
     /// One permit per KiB of blob bytes that may be in memory.
     memory: Semaphore,
     deadline: Duration,
@@ -109,15 +119,15 @@ pub struct Fetcher {
 const MEMORY: u32 = 96 << 10;
 
 impl Fetcher {
-    /// Fetches on that runtime. A reader waits at most `deadline`. `observer` is called after each request.
+    /// Fetches on those threads. A reader waits at most `deadline`. `observer` is called after each request.
     pub fn new(
-        runtime: Handle,
+        threads: ThreadStarter,
         deadline: Duration,
         observer: impl Fn() + Send + Sync + 'static,
     ) -> Arc<Fetcher> {
         let memory = Semaphore::new(MEMORY as usize);
         let wanted = watch::Sender::new(0);
-        Arc::new(Fetcher { runtime, memory, deadline, observer: Box::new(observer), wanted })
+        Arc::new(Fetcher { threads, memory, deadline, observer: Box::new(observer), wanted })
     }
 }
 
@@ -129,8 +139,9 @@ impl Fetcher {
         self.memory.acquire_many(permits).await.ok()
     }
 
-    pub(super) fn runtime(&self) -> &Handle {
-        &self.runtime
+    /// The runtime of the network's threads, which are started if they do not run.
+    pub(super) fn runtime(&self) -> std::io::Result<Handle> {
+        self.threads.handle()
     }
 
     /// Says that a reader waits for the network, until it is dropped.
@@ -222,7 +233,8 @@ impl Lazy {
                 waited += 1;
             }
             if !fresh.is_empty() {
-                self.read_ahead(content, chunks, &mut state, &mut fresh);
+                let brought = bring_along(content, &mut state, &mut fresh);
+                self.read_ahead(content, chunks, brought, &mut state, &mut fresh);
             }
             if waited > 0 {
                 // Nobody counts down before the state is unlocked: the waiters are found through it.
@@ -232,13 +244,20 @@ impl Lazy {
         if let Some(done) = done {
             return done(Ok(()));
         }
-        self.watch(&waiter, content);
+        let threads = match self.fetcher.threads.handle() {
+            Ok(threads) => threads,
+            Err(error) => {
+                let (layer, cause) = (content.layer().clone(), Arc::new(error));
+                return self.finish(&fresh, Err(FetchError::Threads { layer, cause }));
+            }
+        };
+        self.watch(&threads, &waiter, content);
         let chunks = content.table().chunks();
         for span in self.take_long_spans(content, &mut fresh) {
-            self.fetcher.runtime.spawn(span::bring(content.clone(), span));
+            threads.spawn(span::bring(content.clone(), span));
         }
         for request in planner::plan(chunks, fresh, Limits::default()) {
-            self.fetcher.runtime.spawn(bring(content.clone(), request));
+            threads.spawn(bring(content.clone(), request));
         }
     }
 
@@ -265,21 +284,28 @@ impl Lazy {
         spans.into_values().map(|wanted| wanted.into_iter().collect()).collect()
     }
 
-    /// Adds chunks that follow on `wanted` in the blob, as many as the readahead says.
+    /// Adds chunks that follow on `wanted` in the blob, as many as the readahead says; those before `brought` are asked for anyway.
     fn read_ahead(
         &self,
         content: &LayerContent,
         wanted: Range<usize>,
+        brought: usize,
         state: &mut State,
         fresh: &mut Vec<u32>,
     ) {
-        let mut left = state.readahead.missed(wanted.clone());
-        for (number, chunk) in content.table().chunks().iter().enumerate().skip(wanted.end) {
-            let length = blob_range(chunk).end - blob_range(chunk).start;
+        let begin = wanted.end.max(brought);
+        let mut left = state.readahead.missed(wanted);
+        state.readahead.extended(begin);
+        let chunks = content.table().chunks();
+        let mut covered = chunks.get(begin.saturating_sub(1)).map_or(0, |chunk| blob_range(chunk).end);
+        for (number, chunk) in chunks.iter().enumerate().skip(begin) {
+            let range = blob_range(chunk);
+            let length = range.end.saturating_sub(range.start.max(covered));
             if left < length {
                 break;
             }
             left -= length;
+            covered = covered.max(range.end);
             state.readahead.extended(number + 1);
             if !content.has_chunk(number) {
                 state.in_flight.entry(number as u32).or_insert_with(|| {
@@ -291,10 +317,10 @@ impl Lazy {
     }
 
     /// Ends the wait at the deadline.
-    fn watch(&self, waiter: &Arc<Mutex<Waiter>>, content: &LayerContent) {
+    fn watch(&self, threads: &Handle, waiter: &Arc<Mutex<Waiter>>, content: &LayerContent) {
         let (waiter, deadline) = (Arc::downgrade(waiter), self.fetcher.deadline);
         let layer = content.layer().clone();
-        self.fetcher.runtime.spawn(async move {
+        threads.spawn(async move {
             tokio::time::sleep(deadline).await;
             if let Some(waiter) = waiter.upgrade() {
                 settle(&waiter, Err(FetchError::Deadline { layer, deadline }));
@@ -312,6 +338,25 @@ impl Lazy {
             settle(&waiter, result.clone());
         }
     }
+}
+
+/// Adds to `fresh` the missing chunks that cost little more once these are fetched. They are all before the chunk that is given.
+fn bring_along(content: &LayerContent, state: &mut State, fresh: &mut Vec<u32>) -> usize {
+    let chunks = content.table().chunks();
+    let mut brought = 0..0;
+    for number in fresh.clone() {
+        if brought.contains(&(number as usize)) {
+            continue;
+        }
+        brought = planner::companions(chunks, number as usize);
+        for number in brought.clone().filter(|number| !content.has_chunk(*number)) {
+            state.in_flight.entry(number as u32).or_insert_with(|| {
+                fresh.push(number as u32);
+                Vec::new()
+            });
+        }
+    }
+    brought.end
 }
 
 fn lock(waiter: &Mutex<Waiter>) -> MutexGuard<'_, Waiter> {
@@ -353,13 +398,15 @@ async fn bring(content: Arc<LayerContent>, request: Request) {
         let content = content.clone();
         tokio::task::spawn_blocking(move || {
             let Some(lazy) = content.lazy() else { return };
+            let mut stretch = Stretch::new(range.start, &bytes);
             for number in &request.chunks {
-                let result = deliver(&content, *number, range.start, &bytes);
+                let result = deliver(&content, *number, &mut stretch);
                 if let Err(error) = &result {
                     tracing::error!(layer = %content.layer(), chunk = number, error = %chain(error), "a chunk did not arrive");
                 }
                 lazy.finish(&[*number], result);
             }
+            tracing::trace!(layer = %content.layer(), chunks = request.chunks.len(), bytes = bytes.len(), decoded = stretch.decoded_bytes(), "delivered");
         })
     };
     // The task ends the waits of all its chunks; should it panic, their deadline does.
@@ -367,17 +414,23 @@ async fn bring(content: Arc<LayerContent>, request: Request) {
 }
 
 /// Decodes, verifies, writes and marks one chunk, in that order.
-fn deliver(content: &LayerContent, number: u32, start: u64, bytes: &[u8]) -> Result<(), FetchError> {
+fn deliver(content: &LayerContent, number: u32, stretch: &mut Stretch<'_>) -> Result<(), FetchError> {
     let Some(record) = content.table().chunks().get(number as usize) else { return Ok(()) };
     let chunk = Chunk::from(record);
     let decoded = if record.codec == Codec::Zeros as u8 {
         // A chunk of zeros is a hole.
         Vec::new()
     } else {
-        match content.keeps_rests() {
-            true => content.decode_and_keep_rest(number, start, bytes)?,
-            false => decode(content, record, start, bytes)?,
+        let checkpoint = content.checkpoint_of(&chunk)?;
+        let decoded = stretch.chunk(&chunk, checkpoint.as_ref()).map_err(|cause| FetchError::Chunk {
+            layer: content.layer().clone(),
+            range: blob_range(record),
+            cause: Arc::new(cause),
+        })?;
+        if content.keeps_rests() {
+            content.keep_rest(number, stretch);
         }
+        decoded
     };
     deliver_decoded(content, number, &chunk, &decoded)
 }
@@ -392,24 +445,4 @@ pub(super) fn deliver_decoded(
     content
         .write_and_mark(number as usize, chunk.decoded_offset, decoded)
         .map_err(|cause| FetchError::Store { layer: content.layer().clone(), cause: Arc::new(cause) })
-}
-
-/// The verified bytes of a chunk, of which `bytes`, from `start` of the blob on, hold the range.
-fn decode(
-    content: &LayerContent,
-    record: &ChunkRecord,
-    start: u64,
-    bytes: &[u8],
-) -> Result<Vec<u8>, FetchError> {
-    let (chunk, range) = (Chunk::from(record), blob_range(record));
-    let part = bytes.get((range.start - start) as usize..(range.end - start) as usize).unwrap_or_default();
-    let decoded = match content.checkpoint_of(&chunk)? {
-        Some(checkpoint) => chunk::decode_span(&chunk, &checkpoint, part),
-        None => chunk::decode_chunk(&chunk, part),
-    };
-    decoded.map_err(|cause| FetchError::Chunk {
-        layer: content.layer().clone(),
-        range,
-        cause: Arc::new(cause),
-    })
 }

@@ -23,6 +23,9 @@ mod readahead;
 mod rebuild;
 pub mod source;
 mod span;
+mod threads;
+mod toc_image;
 
 pub use content::LayerContent;
 pub use lazy::{FetchError, Fetcher};
+pub use threads::{NetworkThreads, ThreadStarter};

@@ -2,6 +2,9 @@
 //!
 //! Chunks that are neighbours in the blob, or whose gap costs less than another request, are got with one request; a request
 //! that would grow too large is split, so that its first bytes can be used while the rest is under way.
+//!
+//! Chunks that share a gzip member or a zstd frame are decoded from its beginning, each of them. So who wants one brings its
+//! [`companions`] along: they are fetched and decoded once then, and not anew for each of a thousand small files.
 
 use std::ops::Range;
 
@@ -12,7 +15,7 @@ use crate::table::format::{ChunkRecord, Codec};
 pub struct Limits {
     /// Bytes between two chunks that are rather fetched than skipped.
     pub gap: u64,
-    /// Most bytes of one request, unless one chunk alone has more.
+    /// Most bytes of one request, unless one chunk alone, or what shares its member, has more.
     pub request: u64,
 }
 
@@ -44,8 +47,9 @@ pub fn plan(chunks: &[ChunkRecord], wanted: impl IntoIterator<Item = u32>, limit
     for (range, number) in wanted {
         if let Some(last) = requests.last_mut() {
             let end = last.range.end.max(range.end);
+            let is_shared = range.start == last.range.start || end == last.range.end;
             let joins = range.start <= last.range.end.saturating_add(limits.gap)
-                && (end - last.range.start <= limits.request || end == last.range.end);
+                && (end - last.range.start <= limits.request || is_shared);
             if joins && last.range.is_empty() == range.is_empty() {
                 last.range.end = end;
                 last.chunks.push(number);
@@ -55,6 +59,28 @@ pub fn plan(chunks: &[ChunkRecord], wanted: impl IntoIterator<Item = u32>, limit
         requests.push(Request { range, chunks: vec![number] });
     }
     requests
+}
+
+/// A chunk of more blob bytes than this is not fetched with one request, but in steps.
+pub const LONGEST_REQUEST: u64 = 64 << 20;
+/// A member or frame of at most so many bytes is fetched whole for any chunk of it.
+const WHOLE_MEMBER: u64 = 1 << 20;
+
+/// The chunks that are brought along with that one, itself included: those of the same member or frame, as far as they make its request
+/// at most twice as long. Of a long one, where each chunk needs more bytes than the one before, a reader so gets to the end in few steps.
+pub fn companions(chunks: &[ChunkRecord], number: usize) -> Range<usize> {
+    let Some(chunk) = chunks.get(number) else { return 0..0 };
+    let Range { start, end } = blob_range(chunk);
+    let length = end - start;
+    let most = length.saturating_mul(2).clamp(WHOLE_MEMBER, LONGEST_REQUEST).max(length);
+    let is_shared = chunk.codec == Codec::Gzip as u8 || chunk.codec == Codec::Zstd as u8;
+    let belongs = |other: &&ChunkRecord| {
+        let range = blob_range(other);
+        is_shared && other.codec == chunk.codec && range.start == start && range.end - range.start <= most
+    };
+    let before = chunks[..number].iter().rev().take_while(belongs).count();
+    let after = chunks[number + 1..].iter().take_while(belongs).count();
+    number - before..number + 1 + after
 }
 
 /// The bytes of the blob that a chunk needs.
@@ -100,6 +126,26 @@ mod tests {
         ];
         for (wanted, expected) in cases {
             assert_eq!(plan(&chunks, wanted.iter().copied(), limits), expected, "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn the_chunks_of_a_member_come_together_if_that_costs_little() {
+        const MEBIBYTE: u64 = 1 << 20;
+        let mut chunks = vec![chunk(0, 10, Codec::Gzip)];
+        // A small member of 5 chunks, then one of 16 MiB in which each chunk needs 1 MiB more.
+        chunks.extend((0..5).map(|number| chunk(10, 50 + number, Codec::Gzip)));
+        chunks.extend((1..=16).map(|number| chunk(100, number * MEBIBYTE, Codec::Gzip)));
+        for (number, expected) in
+            [(0, 0..1), (1, 1..6), (5, 1..6), (6, 6..8), (9, 6..14), (14, 6..22), (21, 6..22), (22, 0..0)]
+        {
+            assert_eq!(companions(&chunks, number), expected, "{number}");
+        }
+        // And then they are one request, however long.
+        let together = Request { range: 100..100 + 16 * MEBIBYTE, chunks: (6..22).collect() };
+        assert_eq!(plan(&chunks, 6..22, Limits::default()), [together]);
+        for codec in [Codec::Raw, Codec::Zeros, Codec::GzipSpan] {
+            assert_eq!(companions(&[chunk(5, 10, codec), chunk(5, 10, codec)], 1), 1..2);
         }
     }
 

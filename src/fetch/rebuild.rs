@@ -4,21 +4,21 @@
 //! This proves a layer or finds differences, never more: whatever else goes wrong, its blob is streamed, and that decides.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use peelfs_registry::Digest;
 use peelfs_registry::digest::Digester;
 
 use super::content::LayerContent;
-use super::lazy::FetchError;
-use super::planner::{Request, blob_range};
+use super::planner::Request;
 use super::proof::Prover;
 use super::source::BlobSource;
+use crate::layer::chunk::Stretch;
 use crate::layer::compression::Compression;
 use crate::layer::entry::Chunk;
 use crate::layer::proof::ArchiveSink;
-use crate::layer::rebuild::{Step, blob_bytes, decode_with_rest, next_stored, steps};
+use crate::layer::rebuild::{Step, blob_bytes, next_stored, rest_of, steps};
 use crate::layer::stream::MAXIMUM_DECODED;
 use crate::layer::tar::{Limits, SinkError, TarReader};
 use crate::store::{MAXIMUM_REST, Rest, RestWriter, Rests};
@@ -75,42 +75,19 @@ impl LayerContent {
         }
     }
 
-    /// The verified bytes of a chunk, of which `bytes`, from `start` of the blob on, hold the range and perhaps what follows it; that is
-    /// kept. That it cannot be kept is no error.
-    pub(super) fn decode_and_keep_rest(
-        &self,
-        number: u32,
-        start: u64,
-        bytes: &[u8],
-    ) -> Result<Vec<u8>, FetchError> {
+    /// Keeps what follows a chunk that `stretch` was just asked for. That it cannot be kept is no error.
+    pub(super) fn keep_rest(&self, number: u32, stretch: &mut Stretch<'_>) {
         let chunks = self.table().chunks();
-        // Whoever delivers a chunk has looked it up.
-        let Some(record) = chunks.get(number as usize) else { return Ok(Vec::new()) };
-        let (chunk, range) = (Chunk::from(record), blob_range(record));
-        let next = next_stored(chunks, number);
-        let came_to = start.saturating_add(bytes.len() as u64);
-        let end = match next.map(|next| next.blob_offset.get()) {
-            Some(next) if next == range.start => range.end,
-            Some(next) if range.end <= next && next <= came_to => next,
-            Some(_) => range.end,
-            // What follows the last chunk is the table of contents, which need not be here.
-            None => range.end,
-        };
-        let place = range.start.saturating_sub(start) as usize..end.saturating_sub(start) as usize;
-        let part = bytes.get(place).unwrap_or_default();
-        let next = next.map(Chunk::from);
-        let (decoded, rest) =
-            decode_with_rest(&chunk, next.as_ref(), part, MAXIMUM_REST).map_err(|cause| {
-                FetchError::Chunk { layer: self.layer().clone(), range, cause: Arc::new(cause) }
-            })?;
-        if let (Some(bytes), Some(writer)) = (rest, self.rest_writer())
-            && let Err(error) = writer.add(number, &Rest { bytes, blob_end: end })
+        let Some(chunk) = chunks.get(number as usize).map(Chunk::from) else { return };
+        let next = next_stored(chunks, number).map(Chunk::from);
+        let Some((bytes, blob_end)) = rest_of(stretch, &chunk, next.as_ref(), MAXIMUM_REST) else { return };
+        if let Some(writer) = self.rest_writer()
+            && let Err(error) = writer.add(number, &Rest { bytes, blob_end })
         {
             tracing::debug!(layer = %self.layer(), %error, "no more rests are kept");
             self.rest_keeper().has_failed.store(true, Ordering::Relaxed);
             writer.give_up();
         }
-        Ok(decoded)
     }
 }
 
@@ -174,7 +151,7 @@ impl Prover {
     fn read(&self, range: Range<u64>) -> Option<bytes::Bytes> {
         let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
         let (blob, fetcher) = (self.blob().clone(), self.fetcher().clone());
-        self.fetcher().runtime().spawn(async move {
+        self.fetcher().runtime().ok()?.spawn(async move {
             fetcher.wait_for_readers().await;
             let read = blob.read(range).await;
             fetcher.observed();

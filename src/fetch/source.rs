@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use peelfs_registry::{Blob, Digest};
+use peelfs_registry::{Blob, BlobDescriptor};
 use tokio::sync::OnceCell;
 
 use crate::image::origin::Origin;
@@ -30,15 +30,14 @@ pub struct OriginBlob(Arc<Unopened>);
 
 struct Unopened {
     origin: Arc<Origin>,
-    digest: Digest,
-    size: u64,
+    descriptor: BlobDescriptor,
     blob: OnceCell<Blob>,
 }
 
 impl OriginBlob {
-    /// The blob of that digest, `size` bytes long.
-    pub fn new(origin: Arc<Origin>, digest: Digest, size: u64) -> OriginBlob {
-        OriginBlob(Arc::new(Unopened { origin, digest, size, blob: OnceCell::new() }))
+    /// The blob of that descriptor.
+    pub fn new(origin: Arc<Origin>, descriptor: BlobDescriptor) -> OriginBlob {
+        OriginBlob(Arc::new(Unopened { origin, descriptor, blob: OnceCell::new() }))
     }
 
     /// The blob itself.
@@ -47,8 +46,8 @@ impl OriginBlob {
     ///
     /// Those of [`Origin::repository`].
     pub async fn open(&self) -> Result<&Blob, peelfs_registry::Error> {
-        let Unopened { origin, digest, size, blob } = &*self.0;
-        blob.get_or_try_init(|| async { Ok(origin.repository().await?.blob(digest.clone(), *size)) }).await
+        let Unopened { origin, descriptor, blob } = &*self.0;
+        blob.get_or_try_init(|| async { Ok(origin.repository().await?.blob_of(descriptor)) }).await
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::content::LayerContent;
 use super::lazy::{FetchError, deliver_decoded};
-use super::planner::blob_range;
+use super::planner::{LONGEST_REQUEST, blob_range};
 use super::source::SourceError;
 use crate::layer::chunk::{self, ChunkError, MAXIMUM_CHUNK};
 use crate::layer::compression::Progress;
@@ -27,8 +27,6 @@ use crate::table::format::{ChunkRecord, Codec};
 
 /// Bytes of the blob that are read at once.
 const STEP: u64 = 4 << 20;
-/// A chunk of more blob bytes than this is not fetched with one request.
-const LONGEST_REQUEST: u64 = 64 << 20;
 
 /// Memory that bringing a long span takes, in bytes.
 pub(super) const MEMORY: u64 = 3 * STEP + PART;
@@ -40,22 +38,28 @@ pub(super) fn long_span(chunks: &[ChunkRecord], number: usize) -> Option<Range<u
         return None;
     }
     let range = blob_range(chunk);
+    let is_longest = |range: &Range<u64>| range.end - range.start > LONGEST_REQUEST;
     let shares = |other: &&ChunkRecord| {
-        other.codec == chunk.codec && other.checkpoint == chunk.checkpoint && blob_range(other) == range
+        let others = blob_range(other);
+        other.codec == chunk.codec
+            && other.checkpoint == chunk.checkpoint
+            // Of a member so long, each chunk needs more bytes than the one before.
+            && (others == range || (others.start == range.start && is_longest(&others) && is_longest(&range)))
     };
     let start = number - chunks[..number].iter().rev().take_while(shares).count();
     let end = number + chunks[number..].iter().take_while(shares).count();
     let last = &chunks[end - 1];
     let decoded = last.skip.get().saturating_add(last.decoded_length.get());
-    let is_long = range.end - range.start > LONGEST_REQUEST || (end - start > 1 && decoded > PART);
+    let is_long = is_longest(&range) || (end - start > 1 && decoded > PART);
     is_long.then_some(start..end)
 }
 
 /// Fetches those chunks of one long span, which are in ascending order, and delivers them.
 pub(super) async fn bring(content: Arc<LayerContent>, wanted: Vec<u32>) {
     let Some(lazy) = content.lazy() else { return };
+    // The last one needs most.
     let Some(range) =
-        wanted.first().and_then(|first| content.table().chunks().get(*first as usize)).map(blob_range)
+        wanted.last().and_then(|last| content.table().chunks().get(*last as usize)).map(blob_range)
     else {
         return;
     };
@@ -165,4 +169,47 @@ fn room_for(chunk: &Chunk) -> Result<Vec<u8>, ChunkError> {
         return Err(ChunkError::TooLarge { blob_offset, length, limit: MAXIMUM_CHUNK });
     }
     Ok(vec![0; chunk.decoded_length as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(blob_offset: u64, blob_length: u64, skip: u64, decoded_length: u64) -> ChunkRecord {
+        ChunkRecord {
+            blob_offset: blob_offset.into(),
+            blob_length: blob_length.into(),
+            decoded_offset: 0.into(),
+            decoded_length: decoded_length.into(),
+            skip: skip.into(),
+            codec: Codec::Gzip as u8,
+            reserved: [0; 3],
+            checkpoint: 0.into(),
+            digest: [0; 32],
+        }
+    }
+
+    #[test]
+    fn what_is_decoded_from_far_before_it_is_got_in_one_pass() {
+        const MEBIBYTE: u64 = 1 << 20;
+        let mut chunks = vec![chunk(10, 90, 0, MEBIBYTE), chunk(10, 90, MEBIBYTE, MEBIBYTE)];
+        // Compressed well: all need the whole member.
+        chunks.extend((0..20).map(|number| chunk(100, 5000, number * MEBIBYTE, MEBIBYTE)));
+        // Not compressed: each needs more of the member, those from 70 MiB on more than one request may bring.
+        chunks
+            .extend((1..=10).map(|number| chunk(10_000, number * 10 * MEBIBYTE, number * 10 * MEBIBYTE, 1)));
+        for (number, expected) in [
+            (0, None),
+            (1, None),
+            (2, Some(2..22)),
+            (21, Some(2..22)),
+            (22, None),
+            (27, None),
+            (28, Some(28..32)),
+            (31, Some(28..32)),
+            (32, None),
+        ] {
+            assert_eq!(long_span(&chunks, number), expected, "{number}");
+        }
+    }
 }

@@ -91,6 +91,16 @@ pub struct LayerBuilder {
     extents: Vec<ExtentRecord>,
     large: Vec<LargePart>,
     large_sizes: Vec<u64>,
+    last_parent: LastParent,
+}
+
+/// Where the last entry's parent was found. Archives list a directory's files one after the other, and need not walk to it for each.
+/// It holds until a name is replaced: nothing else changes where a path leads.
+#[derive(Default)]
+struct LastParent {
+    /// All of the entry's name before its last component, as written.
+    prefix: Vec<u8>,
+    node: Option<u32>,
 }
 
 impl Node {
@@ -120,6 +130,7 @@ impl Default for LayerBuilder {
             extents: vec![],
             large: vec![],
             large_sizes: vec![],
+            last_parent: LastParent::default(),
         }
     }
 }
@@ -142,8 +153,8 @@ impl LayerBuilder {
     }
 
     /// Adds the next entry of the archive.
-    pub fn add(&mut self, entry: Entry) -> Result<(), BuildError> {
-        let name = entry.path.clone();
+    pub fn add(&mut self, mut entry: Entry) -> Result<(), BuildError> {
+        let name = std::mem::take(&mut entry.path);
         let at_path = |reason| BuildError::Path { name: name.escape_ascii().to_string(), reason };
         let wrong = |what| BuildError::Entry { name: name.escape_ascii().to_string(), what };
         let components = path::components(&name).map_err(at_path)?;
@@ -160,8 +171,9 @@ impl LayerBuilder {
             return Ok(());
         }
         let purpose = if matches!(meaning, Meaning::Name(_)) { Purpose::Entry } else { Purpose::Marker };
+        let prefix = &name[..last.as_ptr() as usize - name.as_ptr() as usize];
         let parent = self
-            .directory(parents, purpose)
+            .parent(prefix, parents, purpose)
             .map_err(|reason| BuildError::Parent { name: name.escape_ascii().to_string(), reason })?;
         let Some(parent) = parent else { return Ok(()) };
         match meaning {
@@ -237,6 +249,9 @@ impl LayerBuilder {
         self.nodes[node as usize].names += 1;
         let slot = self.nodes[parent as usize].children.entry(name.into()).or_default();
         let replaced = slot.node.replace(node);
+        if replaced.is_some() {
+            self.last_parent.node = None;
+        }
         let mut unlinked: Vec<u32> = replaced.into_iter().collect();
         while let Some(number) = unlinked.pop() {
             let node = &mut self.nodes[number as usize];
@@ -246,6 +261,28 @@ impl LayerBuilder {
                 self.free.push(number);
             }
         }
+    }
+
+    /// [`Self::directory`] of the parents that `prefix` spells.
+    fn parent(
+        &mut self,
+        prefix: &[u8],
+        parents: &[&[u8]],
+        purpose: Purpose,
+    ) -> Result<Option<u32>, WalkError> {
+        if let Some(node) = self.last_parent.node
+            && self.last_parent.prefix == prefix
+        {
+            return Ok(Some(node));
+        }
+        let found = self.directory(parents, purpose)?;
+        // A marker leaves its directories as they are; for an entry they must become ones that are seen.
+        if purpose == Purpose::Entry {
+            self.last_parent.prefix.clear();
+            self.last_parent.prefix.extend_from_slice(prefix);
+            self.last_parent.node = found;
+        }
+        Ok(found)
     }
 
     /// The directory of that path, made where it is missing. A marker makes none that is seen, and has none below this layer's own

@@ -1,8 +1,11 @@
 //! A chunk's blob range becomes its bytes: decoded within bounds, and verified before anybody sees them.
 
+mod stretch;
+
 use sha2::{Digest, Sha256};
 
-use super::compression::{Decode, DecodeError, Progress};
+pub use self::stretch::Stretch;
+use super::compression::{Decode, DecodeError};
 use super::entry::Chunk;
 use super::gzip::GzipDecoder;
 use super::gzip::checkpoint::Checkpoint;
@@ -70,7 +73,7 @@ pub enum ChunkError {
 /// If the range does not decode to a chunk with that digest. Never are more than `decoded_length` bytes (plus a small buffer) held.
 /// [`ChunkError::NoCheckpoint`] for [`Codec::GzipSpan`]: see [`decode_span`].
 pub fn decode_chunk(chunk: &Chunk, blob_bytes: &[u8]) -> Result<Vec<u8>, ChunkError> {
-    decode_from(chunk, None, blob_bytes)
+    Stretch::new(chunk.blob_offset, blob_bytes).chunk(chunk, None)
 }
 
 /// The same for a chunk that begins at `checkpoint`. The checkpoint need not be trusted: if it is wrong, the digest does not match.
@@ -78,7 +81,7 @@ pub fn decode_chunk(chunk: &Chunk, blob_bytes: &[u8]) -> Result<Vec<u8>, ChunkEr
 /// # Errors
 /// As for [`decode_chunk`].
 pub fn decode_span(chunk: &Chunk, checkpoint: &Checkpoint, blob_bytes: &[u8]) -> Result<Vec<u8>, ChunkError> {
-    decode_from(chunk, Some(checkpoint), blob_bytes)
+    Stretch::new(chunk.blob_offset, blob_bytes).chunk(chunk, Some(checkpoint))
 }
 
 /// A decoder for the blob range of a chunk; none is needed for what is not encoded.
@@ -100,49 +103,6 @@ pub fn decoder(
     })
 }
 
-fn decode_from(
-    chunk: &Chunk,
-    checkpoint: Option<&Checkpoint>,
-    blob_bytes: &[u8],
-) -> Result<Vec<u8>, ChunkError> {
-    Ok(decode_and_go_on(chunk, checkpoint, blob_bytes)?.0)
-}
-
-/// A decoder that has given the bytes of a chunk, and what it has not taken yet of its input.
-pub type Remainder<'a> = (Box<dyn Decode + Send>, &'a [u8]);
-
-/// The bytes of `chunk`, as [`decode_chunk`] and [`decode_span`] give them, and what is left to decode, if it is encoded at all.
-/// `blob_bytes` may go on after the chunk's range.
-///
-/// # Errors
-/// As there.
-pub fn decode_and_go_on<'a>(
-    chunk: &Chunk,
-    checkpoint: Option<&Checkpoint>,
-    mut blob_bytes: &'a [u8],
-) -> Result<(Vec<u8>, Option<Remainder<'a>>), ChunkError> {
-    let too_large = |length, limit| ChunkError::TooLarge { blob_offset: chunk.blob_offset, length, limit };
-    if chunk.decoded_length > MAXIMUM_CHUNK {
-        return Err(too_large(chunk.decoded_length, MAXIMUM_CHUNK));
-    }
-    if chunk.skip > MAXIMUM_SKIP {
-        return Err(too_large(chunk.skip, MAXIMUM_SKIP));
-    }
-    // Both fit: the bounds are below 2³².
-    let (skip, length) = (chunk.skip as usize, chunk.decoded_length as usize);
-    let short = || ChunkError::Short { blob_offset: chunk.blob_offset, length: chunk.decoded_length };
-    let mut decoder = decoder(chunk, checkpoint)?;
-    let decoded = match &mut decoder {
-        Some(decoder) => decode_part(decoder.as_mut(), &mut blob_bytes, skip, length)
-            .map_err(|source| ChunkError::Decode { blob_offset: chunk.blob_offset, source })?
-            .ok_or_else(short)?,
-        None if chunk.codec == Codec::Zeros => return Ok((vec![0; length], None)),
-        None => blob_bytes.get(skip..skip + length).ok_or_else(short)?.to_vec(),
-    };
-    verify_chunk(chunk, &decoded)?;
-    Ok((decoded, decoder.map(|decoder| (decoder, blob_bytes))))
-}
-
 /// Checks decoded bytes against the digest of their chunk.
 ///
 /// # Errors
@@ -153,36 +113,6 @@ pub fn verify_chunk(chunk: &Chunk, decoded: &[u8]) -> Result<(), ChunkError> {
     } else {
         Err(ChunkError::Digest { blob_offset: chunk.blob_offset })
     }
-}
-
-/// `length` decoded bytes after the first `skip` ones, or none if there are not as many. What was decoded is taken off the input.
-fn decode_part(
-    decoder: &mut dyn Decode,
-    input: &mut &[u8],
-    mut skip: usize,
-    length: usize,
-) -> Result<Option<Vec<u8>>, DecodeError> {
-    let mut discarded = vec![0; skip.min(64 << 10)];
-    while skip > 0 {
-        let room = skip.min(discarded.len());
-        let Progress { consumed, produced } = decoder.decode(input, &mut discarded[..room])?;
-        *input = &input[consumed..];
-        skip -= produced;
-        if consumed == 0 && produced == 0 {
-            return Ok(None);
-        }
-    }
-    let mut decoded = vec![0; length];
-    let mut filled = 0;
-    while filled < length {
-        let Progress { consumed, produced } = decoder.decode(input, &mut decoded[filled..])?;
-        *input = &input[consumed..];
-        filled += produced;
-        if consumed == 0 && produced == 0 {
-            return Ok(None);
-        }
-    }
-    Ok(Some(decoded))
 }
 
 #[cfg(test)]
@@ -201,7 +131,8 @@ mod tests {
     fn chunk(codec: Codec, skip: u64, bytes: &[u8]) -> Chunk {
         Chunk {
             blob_offset: 100,
-            blob_length: 0,
+            // Whatever is given.
+            blob_length: u64::MAX,
             decoded_offset: 0,
             decoded_length: bytes.len() as u64,
             skip,

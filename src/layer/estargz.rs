@@ -9,6 +9,10 @@
 //! The digest of the JSON bytes is in the layer's descriptor ([`TOC_DIGEST_ANNOTATION`]), and so vouched for by the manifest; the JSON
 //! has the digest of each chunk. A layer without the annotation is an ordinary tar.gz.
 //! What the JSON says is read by [`toc`].
+//!
+//! An *external* TOC is not in the blob, which so can be the archive that it was before: the tag of the image with
+//! [`TOC_IMAGE_SUFFIX`] names another image, each layer of which is a tar.gz with the TOC of the layer that it is annotated with
+//! ([`LAYER_DIGEST_ANNOTATION`]). It is trusted no more than the blob is: the digest of the JSON is where it always is.
 
 mod fault;
 mod footer;
@@ -31,6 +35,12 @@ use crate::table::Codec;
 /// Annotation of a layer's descriptor: digest of the TOC's JSON bytes, as `sha256:…`.
 pub const TOC_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
 
+/// Annotation of a layer of a TOC image: digest of the layer that it describes.
+pub const LAYER_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/layer.digest";
+
+/// What the tag of a TOC image has after that of its image.
+pub const TOC_IMAGE_SUFFIX: &str = "-esgztoc";
+
 /// Longest TOC that is read, in bytes of JSON: 500,000 entries or more.
 pub const MAXIMUM_TOC: u64 = 256 << 20;
 
@@ -47,12 +57,24 @@ pub fn read_toc(
     if toc_offset.checked_add(toc_member.len() as u64).is_none_or(|end| end > blob_size) {
         return Err(EstargzError::Place { toc_offset, blob_size });
     }
-    let json = read_json(toc_member)?;
+    read_external_toc(toc_member, expected, toc_offset)
+}
+
+/// The same of a TOC that is a blob of its own; of the blob that it describes, `payload_end` bytes may be payload.
+///
+/// # Errors
+/// As for [`read_toc`].
+pub fn read_external_toc(
+    toc_blob: &[u8],
+    expected: [u8; 32],
+    payload_end: u64,
+) -> Result<TableOfContents, EstargzError> {
+    let json = read_json(toc_blob)?;
     let actual: [u8; 32] = Sha256::digest(&json).into();
     if actual != expected {
         return Err(EstargzError::Digest { expected, actual });
     }
-    let rules = PayloadRules { end: toc_offset, codec: Codec::Gzip, ends: Some(Ends::Implied) };
+    let rules = PayloadRules { end: payload_end, codec: Codec::Gzip, ends: Some(Ends::Implied) };
     Ok(toc::parse(&json, rules)?.contents)
 }
 

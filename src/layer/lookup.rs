@@ -2,7 +2,7 @@
 //! has the blob reads them.
 //!
 //! ```text
-//! annotations ─▶ Lookup ─▶ first_range ── read ──▶ locate ─▶ Located ── read its range, if it is another ──▶ read_toc
+//! annotations ─▶ Lookup ─▶ first_range ── read ──▶ locate ─▶ Located ── read its place, if it is another ──▶ read_toc
 //! ```
 //!
 //! - An annotated place of a zstd:chunked TOC is read, and nothing else.
@@ -38,14 +38,24 @@ pub struct Lookup {
 /// A TOC that was found.
 #[derive(Clone, Debug)]
 pub struct Located {
-    range: Range<u64>,
+    place: TocPlace,
     blob_size: u64,
     format: Format,
 }
 
+/// Where a TOC is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TocPlace {
+    /// In these bytes of the layer's blob.
+    Blob(Range<u64>),
+    /// In a layer of the image's TOC image ([`estargz::TOC_IMAGE_SUFFIX`]), all of whose bytes are wanted.
+    TocImage,
+}
+
 #[derive(Clone, Debug)]
 enum Format {
-    Estargz { digest: [u8; 32] },
+    Estargz { digest: [u8; 32], toc_offset: u64 },
+    ExternalEstargz { digest: [u8; 32], payload_end: u64 },
     ZstdChunked { positions: Positions, claims: Claims },
 }
 
@@ -98,14 +108,22 @@ impl Lookup {
         let annotated = self.claims.as_ref().and_then(|claims| claims.positions);
         let gzip_footer = if annotated.is_none() { estargz::Footer::parse(first, blob_size) } else { None };
         if let (Some(footer), Some(digest)) = (gzip_footer, self.estargz_digest) {
-            // The footer's own check: the sum is within the blob.
-            let range = footer.toc_offset..footer.toc_offset + footer.toc_length;
-            return Ok(Some(Located { range, blob_size, format: Format::Estargz { digest } }));
+            let (place, format) = match footer {
+                // The footer's own check: the sum is within the blob.
+                estargz::Footer::Internal { toc_offset, toc_length } => (
+                    TocPlace::Blob(toc_offset..toc_offset + toc_length),
+                    Format::Estargz { digest, toc_offset },
+                ),
+                estargz::Footer::External { payload_end } => {
+                    (TocPlace::TocImage, Format::ExternalEstargz { digest, payload_end })
+                }
+            };
+            return Ok(Some(Located { place, blob_size, format }));
         }
         let positions = annotated.or_else(|| zstd_chunked::parse_footer(first));
         let (Some(positions), Some(claims)) = (positions, self.claims) else { return Ok(None) };
-        let range = positions.toc_range(blob_size)?;
-        Ok(Some(Located { range, blob_size, format: Format::ZstdChunked { positions, claims } }))
+        let place = TocPlace::Blob(positions.toc_range(blob_size)?);
+        Ok(Some(Located { place, blob_size, format: Format::ZstdChunked { positions, claims } }))
     }
 }
 
@@ -120,25 +138,29 @@ impl Located {
     pub fn format(&self) -> &'static str {
         match &self.format {
             Format::Estargz { .. } => "estargz",
+            Format::ExternalEstargz { .. } => "estargz with an external table of contents",
             // Only that dialect has tar-split data.
             Format::ZstdChunked { positions, .. } if positions.tar_split.is_some() => "zstd:chunked (podman)",
             Format::ZstdChunked { .. } => "zstd:chunked (stargz)",
         }
     }
 
-    /// The bytes of the blob that hold the TOC.
-    pub fn range(&self) -> Range<u64> {
-        self.range.clone()
+    /// Where the TOC is.
+    pub fn place(&self) -> &TocPlace {
+        &self.place
     }
 
-    /// Reads the TOC from the bytes of [`Self::range`], and proves it.
+    /// Reads the TOC from the bytes of [`Self::place`], and proves it.
     ///
     /// # Errors
     /// If it is not what the manifest vouches for, or does not make sense.
     pub fn read_toc(&self, bytes: &[u8]) -> Result<TableOfContents, LookupError> {
         Ok(match &self.format {
-            Format::Estargz { digest } => {
-                estargz::read_toc(bytes, *digest, self.blob_size, self.range.start)?
+            Format::Estargz { digest, toc_offset } => {
+                estargz::read_toc(bytes, *digest, self.blob_size, *toc_offset)?
+            }
+            Format::ExternalEstargz { digest, payload_end } => {
+                estargz::read_external_toc(bytes, *digest, *payload_end)?
             }
             Format::ZstdChunked { positions, claims } => {
                 zstd_chunked::read_toc(bytes, positions, claims, self.blob_size)?.contents

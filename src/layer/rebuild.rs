@@ -14,8 +14,7 @@ mod tests;
 
 use std::ops::Range;
 
-use super::chunk::{self, ChunkError};
-use super::compression::Progress;
+use super::chunk::Stretch;
 use super::entry::Chunk;
 use crate::table::Codec;
 use crate::table::format::ChunkRecord;
@@ -97,44 +96,25 @@ pub fn next_stored(chunks: &[ChunkRecord], number: u32) -> Option<&ChunkRecord> 
     next.find(|chunk| chunk.codec != Codec::Zeros as u8)
 }
 
-/// The bytes of `chunk`, verified, and its rest, if it is all in `blob_bytes` and no longer than `limit`. These are the bytes of the
-/// blob from the chunk's own on to the beginning of `next`, the chunk that follows, or as far as they came.
-///
-/// # Errors
-/// As for [`chunk::decode_chunk`]. That there is no rest is none.
-pub fn decode_with_rest(
+/// The rest of `chunk`, the one that `stretch` was asked for last, and where it ends in the blob; `next` is the chunk that follows. None
+/// if not all of it is in the stretch, or it is longer than `limit`.
+pub fn rest_of(
+    stretch: &mut Stretch<'_>,
     chunk: &Chunk,
     next: Option<&Chunk>,
-    blob_bytes: &[u8],
     limit: usize,
-) -> Result<(Vec<u8>, Option<Vec<u8>>), ChunkError> {
-    let (bytes, remainder) = chunk::decode_and_go_on(chunk, None, blob_bytes)?;
-    let Some((mut decoder, mut input)) = remainder else { return Ok((bytes, None)) };
-    let shared = next.filter(|next| next.blob_offset == chunk.blob_offset);
-    let length = shared.map(|next| next.skip.saturating_sub(chunk.skip.saturating_add(chunk.decoded_length)));
-    // One more than may be, to see whether there are more.
-    let room = length.map_or(limit + 1, |length| {
-        usize::try_from(length).map_or(limit + 1, |length| length.min(limit + 1))
-    });
-    let mut rest = vec![0; room.min(16 << 10)];
-    let mut filled = 0;
-    while filled < room {
-        if filled == rest.len() {
-            rest.resize(room.min(rest.len() * 4), 0);
+) -> Option<(Vec<u8>, u64)> {
+    let chunk_end = chunk.blob_offset.checked_add(chunk.blob_length)?;
+    let (length, end) = match next {
+        Some(next) if next.blob_offset == chunk.blob_offset => {
+            let after = chunk.skip.checked_add(chunk.decoded_length)?;
+            (Some(next.skip.checked_sub(after)?), chunk_end)
         }
-        let Ok(Progress { consumed, produced }) = decoder.decode(input, &mut rest[filled..]) else {
-            return Ok((bytes, None));
-        };
-        input = &input[consumed..];
-        filled += produced;
-        if consumed == 0 && produced == 0 {
-            break;
+        Some(next) if chunk_end <= next.blob_offset && next.blob_offset <= stretch.end() => {
+            (None, next.blob_offset)
         }
-    }
-    rest.truncate(filled);
-    let is_whole = match length {
-        Some(length) => filled as u64 == length && filled <= limit,
-        None => filled <= limit && input.is_empty() && decoder.finish().is_ok(),
+        // What follows the last chunk is the table of contents, which need not be here.
+        _ => (None, chunk_end),
     };
-    Ok((bytes, is_whole.then_some(rest)))
+    Some((stretch.rest(length, end, limit)?, end))
 }

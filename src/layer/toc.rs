@@ -13,6 +13,8 @@
 mod fault;
 mod json;
 mod layout;
+#[cfg(test)]
+pub(super) mod testing;
 mod time;
 
 pub use self::fault::{EntryFault, TocError};
@@ -98,17 +100,29 @@ pub(super) fn is_bookkeeping(path: &[u8]) -> bool {
 /// The bytes of a digest, written `sha256:…`; `None` if it is malformed or of another algorithm.
 pub(super) fn sha256(text: &str) -> Option<[u8; 32]> {
     let digits = text.strip_prefix("sha256:").filter(|digits| digits.len() == 64)?.as_bytes();
-    let digit = |digit: u8| match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    };
     let mut digest = [0; 32];
-    for (byte, pair) in digest.iter_mut().zip(digits.chunks(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    let mut all = 0;
+    for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
+        let (high, low) = (DIGITS[usize::from(pair[0])], DIGITS[usize::from(pair[1])]);
+        *byte = high << 4 | low;
+        all |= high | low;
     }
-    Some(digest)
+    (all != NO_DIGIT).then_some(digest)
 }
+
+/// What a byte is worth as a lower-case hexadecimal digit. A table of contents has two digests for each file: a table is several
+/// times quicker than comparisons.
+static DIGITS: [u8; 256] = {
+    let mut worth = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        worth[b"0123456789abcdef"[value] as usize] = value as u8;
+        value += 1;
+    }
+    worth
+};
+/// All bits, so that one such byte among others is seen in their disjunction.
+const NO_DIGIT: u8 = 0xff;
 
 /// Bytes as hexadecimal digits.
 pub(super) fn hex(bytes: &[u8]) -> String {

@@ -1,34 +1,31 @@
 //! What a serving process has got over the network, in a small file that others read without asking it.
 //!
 //! Three little-endian 64-bit numbers: requests, bytes received, retries. Written at each request, so its cost is nothing beside
-//! what it counts.
+//! what it counts; made at the first, as a mount that asks the network for nothing should not wait for a file to be made.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use peelfs_registry::Statistics;
 
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 
 /// The counters of one mount.
 pub(super) struct Counters {
-    file: File,
+    /// Nothing if it could not be made.
+    file: OnceLock<Option<File>>,
     path: PathBuf,
 }
 
 impl Counters {
     /// New ones, of this process.
-    pub(super) fn create(store: &Store) -> Result<Counters, StoreError> {
-        let directory = store.path().join("run");
-        if let Err(error) = std::fs::create_dir(&directory)
-            && error.kind() != std::io::ErrorKind::AlreadyExists
-        {
-            return Err(StoreError::from_io("make", &directory, error));
-        }
-        let path = directory.join(format!("{}.counters", std::process::id()));
-        let file = File::options().write(true).create(true).truncate(true).open(&path);
-        Ok(Counters { file: file.map_err(|error| StoreError::from_io("make", &path, error))?, path })
+    pub(super) fn new(store: &Store) -> Counters {
+        let path = store.path().join("run").join(format!("{}.counters", std::process::id()));
+        // A process of the same number may have been killed.
+        let _ = std::fs::remove_file(&path);
+        Counters { file: OnceLock::new(), path }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -36,26 +33,42 @@ impl Counters {
     }
 
     pub(super) fn write(&self, statistics: Statistics) {
+        if statistics == Statistics::default() {
+            return;
+        }
+        let Some(file) = self.file.get_or_init(|| self.make()) else { return };
         let mut bytes = [0; 24];
         let numbers = [statistics.requests, statistics.bytes_received, statistics.retries];
         for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
             place.copy_from_slice(&number.to_le_bytes());
         }
-        if let Err(error) = self.file.write_all_at(&bytes, 0) {
+        if let Err(error) = file.write_all_at(&bytes, 0) {
             tracing::debug!(%error, "the counters are not up to date");
         }
+    }
+
+    fn make(&self) -> Option<File> {
+        let make = || File::options().write(true).create(true).truncate(true).open(&self.path);
+        let made = make().or_else(|_| {
+            self.path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+            make()
+        });
+        made.inspect_err(|error| tracing::warn!(path = %self.path.display(), %error, "what crosses the network is not counted"))
+            .ok()
     }
 }
 
 impl Drop for Counters {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
+        if let Some(Some(_)) = self.file.get()
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
             tracing::debug!(%error, "the counters stay behind");
         }
     }
 }
 
-/// The counters in that file; nothing if it is not there or not whole.
+/// The counters in that file; nothing if it is not there, as nothing was counted yet, or not whole.
 pub(super) fn read(path: &Path) -> Option<Statistics> {
     let bytes = std::fs::read(path).ok()?;
     let mut numbers =

@@ -8,7 +8,7 @@ use peelfs_registry::{ClientConfiguration, ImageReference};
 use crate::fetch::content::Presence;
 use crate::fetch::index::{IndexError, Indexer, open_local_when_made};
 use crate::fetch::proof::{ProofError, Standing};
-use crate::fetch::{Fetcher, LayerContent};
+use crate::fetch::{Fetcher, LayerContent, ThreadStarter};
 use crate::image::origin::Origin;
 use crate::image::{Image, Layer};
 use crate::layer::lookup::Lookup;
@@ -77,14 +77,14 @@ pub fn announced_format(layer: &Layer) -> &'static str {
 /// If the store cannot be read.
 pub fn prove(
     store: &Arc<Store>,
-    runtime: &tokio::runtime::Handle,
+    threads: &ThreadStarter,
     reference: &ImageReference,
     client: ClientConfiguration,
     image: &Image,
 ) -> Result<Vec<(usize, ProofError)>, StoreError> {
     let origin = Origin::new(reference.clone(), client);
     // Nothing is read, so nobody waits.
-    let fetcher = Fetcher::new(runtime.clone(), Duration::MAX, || {});
+    let fetcher = Fetcher::new(threads.clone(), Duration::MAX, || {});
     let indexer = Indexer::new(store.clone(), origin, fetcher, Arc::new(|_| {}));
     let mut failed = Vec::new();
     for (number, layer) in image.layers.iter().enumerate() {

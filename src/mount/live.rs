@@ -1,5 +1,6 @@
 //! The list of mounts: what the records say, held against the processes and the kernel.
 
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -34,7 +35,10 @@ pub struct LiveMount {
 /// When a process began, in clock ticks since the machine did (proc(5), `/proc/pid/stat`, field 22): tells it from a later one of
 /// the same number. Nothing if there is none, or if it has ended and only its parent has not noticed.
 pub fn start_time(pid: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // One read: a line of it has some three hundred bytes, and each read makes it anew.
+    let mut line = [0; 4096];
+    let length = std::fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut line).ok()?;
+    let text = String::from_utf8_lossy(&line[..length]);
     // The second field is the program's name in parentheses, and may hold any character.
     let (_, fields) = text.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace();

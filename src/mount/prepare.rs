@@ -9,7 +9,7 @@ use super::counters::Counters;
 use super::{Found, ImageMountError, Prepared, Pull, Request, Unsettled, now};
 use crate::error::chain;
 use crate::fetch::index::{IndexError, Indexer, open_local_when_made};
-use crate::fetch::{Fetcher, LayerContent};
+use crate::fetch::{Fetcher, LayerContent, ThreadStarter};
 use crate::image::origin::{Origin, ResolvedImage};
 use crate::image::{Image, Layer};
 use crate::store::{PendingTree, Store, StoreError};
@@ -53,11 +53,13 @@ pub fn known_image(
 /// Makes everything ready that the mount of an image needs, from the store as far as it is there.
 pub fn prepare(
     store: Arc<Store>,
-    runtime: &tokio::runtime::Handle,
+    threads: &ThreadStarter,
     request: Request,
 ) -> Result<Prepared, ImageMountError> {
     let name = request.reference.to_string();
     let in_store = |cause| ImageMountError::Store { image: name.clone(), cause: Box::new(cause) };
+    let running =
+        || threads.handle().map_err(|cause| ImageMountError::Threads { image: name.clone(), cause });
     let nothing_is_known = store.database().is_missing().map_err(in_store)?;
     if nothing_is_known {
         // Beside the network rather than after it. If it fails, so will the record of the mount, which tells why.
@@ -76,27 +78,31 @@ pub fn prepare(
     }
     let host = host(&request.reference);
     let origin = Origin::new(request.reference, request.client);
-    let counters = Arc::new(Counters::create(&store).map_err(in_store)?);
+    let counters = Arc::new(Counters::new(&store));
     let (observed, written) = (origin.clone(), counters.clone());
     let fetcher =
-        Fetcher::new(runtime.clone(), request.read_deadline, move || written.write(observed.statistics()));
+        Fetcher::new(threads.clone(), request.read_deadline, move || written.write(observed.statistics()));
     let indexer = Indexer::new(store.clone(), origin.clone(), fetcher, request.progress);
     let (image, resolved) = match known {
         Some(image) => (image, None),
-        None => runtime
+        None => running()?
             .block_on(origin.resolve(&request.platform))
             .map_err(|cause| ImageMountError::Resolve { image: name.clone(), cause })
             .and_then(|resolved| keep(&store, resolved).map_err(in_store))
             .map(|(image, found)| (image, Some(found)))?,
     };
-    let layers =
-        open_layers(&indexer, runtime, &image).map_err(|(number, cause)| ImageMountError::Layer {
-            image: name.clone(),
-            number: number + 1,
-            digest: image.layers[number].descriptor.digest.clone(),
-            host,
-            cause: Box::new(cause),
-        })?;
+    let of_layer = |(number, cause): (usize, IndexError)| ImageMountError::Layer {
+        image: name.clone(),
+        number: number + 1,
+        digest: image.layers[number].descriptor.digest.clone(),
+        host: host.clone(),
+        cause: Box::new(cause),
+    };
+    let mut layers = known_layers(&indexer, &image).map_err(of_layer)?;
+    if layers.iter().any(Option::is_none) {
+        running()?.block_on(bring_layers(&indexer, &image.layers, &mut layers)).map_err(of_layer)?;
+    }
+    let layers = layers.into_iter().flatten().collect();
     let identity = tree_identity(&image);
     let (tree, pending_tree) = merged_tree(&store, &name, identity, layers)?;
     let tree = Arc::new(tree);
@@ -104,13 +110,13 @@ pub fn prepare(
         documents: resolved.as_ref().map(|found| found.documents.clone()).unwrap_or_default(),
         tree: pending_tree,
     });
-    let (runtime, platform, tree_key) = (runtime.clone(), request.platform, hex(&identity));
+    let (threads, platform, tree_key) = (threads.clone(), request.platform, hex(&identity));
     Ok(Prepared {
         store,
         origin,
         indexer,
         counters,
-        runtime,
+        threads,
         image,
         resolved,
         platform,
@@ -152,22 +158,16 @@ fn keep(store: &Store, resolved: ResolvedImage) -> Result<(Image, Found), StoreE
     Ok((image, Found { index, at: now(), documents: kept }))
 }
 
-/// Opens all layers, in parallel what is not in the store; or tells which one failed.
-fn open_layers(
-    indexer: &Arc<Indexer>,
-    runtime: &tokio::runtime::Handle,
+/// Opens the layers that are in the store; or tells which one failed.
+fn known_layers(
+    indexer: &Indexer,
     image: &Image,
-) -> Result<Vec<Arc<LayerContent>>, (usize, IndexError)> {
-    let mut layers = Vec::with_capacity(image.layers.len());
-    for (number, layer) in image.layers.iter().enumerate() {
-        layers.push(indexer.open_known(layer).map_err(|cause| (number, cause))?);
-    }
-    if layers.iter().any(Option::is_none) {
-        runtime.block_on(bring_layers(indexer, &image.layers, &mut layers))?;
-    }
-    Ok(layers.into_iter().flatten().collect())
+) -> Result<Vec<Option<Arc<LayerContent>>>, (usize, IndexError)> {
+    let layers = image.layers.iter().enumerate();
+    layers.map(|(number, layer)| indexer.open_known(layer).map_err(|cause| (number, cause))).collect()
 }
 
+/// Brings the other layers, in parallel; or tells which one failed.
 async fn bring_layers(
     indexer: &Arc<Indexer>,
     wanted: &[Layer],
@@ -201,7 +201,10 @@ fn merged_tree(
     let key = hex(&identity);
     if let Some(file) = store.trees().open(&key).map_err(in_store)? {
         match Table::open(&file, &identity) {
-            Ok(table) => return Ok((MergedTree::new(name.to_owned(), table, layers), None)),
+            Ok(table) => {
+                table.release();
+                return Ok((MergedTree::new(name.to_owned(), table, layers), None));
+            }
             Err(error) => {
                 tracing::warn!(image = name, error = %chain(&error), "the merged tree is made again")
             }
@@ -212,6 +215,7 @@ fn merged_tree(
         merge(&tables, identity).map_err(|cause| ImageMountError::Merge { image: name.to_owned(), cause })?;
     let (file, pending) = store.trees().put_unsynced(&key, &bytes).map_err(in_store)?;
     let table = Table::open(&file, &identity).map_err(of_table)?;
+    table.release();
     Ok((MergedTree::new(name.to_owned(), table, layers), Some(pending)))
 }
 

@@ -43,6 +43,31 @@ pub enum TableError {
     OtherIdentity,
 }
 
+/// The checksum of what follows the header.
+///
+/// Once all pages could be mapped none of them raises SIGBUS, as a bad block of the disk would. Else they are read, which fails with an
+/// error then, and takes twice as long.
+fn body_checksum(file: &File, map: &memmap2::Mmap) -> std::io::Result<u32> {
+    let header = size_of::<Header>();
+    // Linux 5.14.
+    if map.advise(memmap2::Advice::PopulateRead).is_ok() {
+        return Ok(crc32fast::hash(map.get(header..).unwrap_or_default()));
+    }
+    let mut checksum = crc32fast::Hasher::new();
+    let mut buffer = vec![0; READ_AT_ONCE];
+    let mut offset = header;
+    while offset < map.len() {
+        let part = (map.len() - offset).min(buffer.len());
+        file.read_exact_at(&mut buffer[..part], offset as u64)?;
+        checksum.update(&buffer[..part]);
+        offset += part;
+    }
+    Ok(checksum.finalize())
+}
+
+/// Bytes that are read at once: what the processor's caches hold beside all else.
+const READ_AT_ONCE: usize = 64 << 10;
+
 enum Bytes {
     Mapped(memmap2::Mmap),
     Owned(Vec<u8>),
@@ -58,8 +83,7 @@ pub struct Table {
 impl Table {
     /// Maps the table in `file`, which must be the one made from `identity`.
     ///
-    /// The checksum is computed over what is read, not over what is mapped: so only those pages count for this process that it
-    /// looks at later, which for the table of a layer is little.
+    /// The checksum looks at every page, so that afterwards all may count for this process: see [`release`](Self::release).
     pub fn open(file: &File, identity: &[u8; 32]) -> Result<Table, TableError> {
         let length = file.metadata()?.len();
         let mut start = [0; size_of::<Header>()];
@@ -71,19 +95,11 @@ impl Table {
         if &checked.header.identity != identity {
             return Err(TableError::OtherIdentity);
         }
-        let mut checksum = crc32fast::Hasher::new();
-        let mut buffer = vec![0; (256 << 10).min(length as usize)];
-        let mut offset = start.len() as u64;
-        while offset < length {
-            let part = (length - offset).min(buffer.len() as u64) as usize;
-            file.read_exact_at(&mut buffer[..part], offset)?;
-            checksum.update(&buffer[..part]);
-            offset += part as u64;
-        }
         // SAFETY: the store's directory belongs to this user alone (mode 0700) and a table is never changed once it has its
         // name: it is replaced by rename. Bytes that change all the same give wrong answers, as every index is checked.
         let map = unsafe { memmap2::Mmap::map(file)? };
-        checked.table(Bytes::Mapped(map), checksum.finalize())
+        let checksum = body_checksum(file, &map)?;
+        checked.table(Bytes::Mapped(map), checksum)
     }
 
     /// A table that was just written and is kept in memory.
@@ -91,6 +107,17 @@ impl Table {
         let checked = CheckedHeader::of(&bytes, bytes.len() as u64)?;
         let checksum = crc32fast::hash(&bytes[size_of::<Header>()..]);
         checked.table(Bytes::Owned(bytes), checksum)
+    }
+
+    /// Lets go of the pages that were looked at: they stay in the page cache, which is the kernel's to give away, and count for
+    /// this process again when it looks at them again.
+    pub fn release(&self) {
+        if let Bytes::Mapped(map) = &self.bytes {
+            // SAFETY: of a shared map of a file nothing is lost: the next look at a page maps the same bytes again.
+            let released = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+            // Then they stay mapped, which costs memory and nothing else.
+            let _ = released;
+        }
     }
 
     fn section(&self, section: Section) -> &[u8] {
@@ -357,6 +384,17 @@ mod tests {
         let pairs: Vec<_> = table.xattrs(file).collect();
         assert_eq!(pairs, [(&b"user.a"[..], &b"\0\xff"[..]), (b"user.b", b"")]);
         assert!(table.inode(2).is_none() && table.directory(file).is_empty());
+    }
+
+    #[test]
+    fn a_table_whose_pages_were_let_go_of_answers_as_before() {
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &small()).unwrap();
+        for table in [Table::open(&file, &[7; 32]).unwrap(), Table::from_bytes(small()).unwrap()] {
+            table.release();
+            let root = table.inode(0).unwrap();
+            assert_eq!(table.find(root, b"b").map(|entry| entry.inode.get()), Some(1));
+        }
     }
 
     #[test]

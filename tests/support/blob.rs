@@ -40,6 +40,8 @@ pub enum Footer {
     Modern,
     /// 47 bytes.
     Legacy,
+    /// 46 bytes: the table of contents is in another image.
+    External,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,7 +286,9 @@ fn write_estargz(
     members.finish_member()?;
     let toc_offset = members.blob.count;
     let json = make_toc(toc);
-    members.append(&special_entry(b'0', b"stargz.index.json", &json));
+    if options.footer != Footer::External {
+        members.append(&special_entry(b'0', b"stargz.index.json", &json));
+    }
     members.append(&[0; 1024]);
     members.finish_member()?;
     let diff_id = format!("sha256:{}", hexadecimal(&members.archive.finalize()));
@@ -297,19 +301,30 @@ pub fn toc_json(entries: Vec<Value>) -> Vec<u8> {
     serde_json::to_vec_pretty(&json!({ "version": 1, "entries": entries })).expect("plain JSON")
 }
 
-/// An empty gzip member whose extra field says where the TOC begins.
+/// The blob of a TOC image's layer.
+pub fn external_toc(json: &[u8]) -> Vec<u8> {
+    gzip_member(&[special_entry(b'0', b"stargz.index.json", json), vec![0; 1024]].concat())
+}
+
+/// An empty gzip member whose extra field says where the TOC begins, if it is in this blob.
 pub fn footer(toc_offset: u64, footer: Footer) -> Vec<u8> {
     let payload = format!("{toc_offset:016x}STARGZ");
     let extra = match footer {
         Footer::Modern => [b"SG\x16\x00", payload.as_bytes()].concat(),
         Footer::Legacy => payload.into_bytes(),
+        Footer::External => b"SG\x11\x00STARGZEXTERNALTOC".to_vec(),
     };
     let mut bytes = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff];
     bytes.extend_from_slice(&(extra.len() as u16).to_le_bytes());
     bytes.extend_from_slice(&extra);
     bytes.extend_from_slice(&[1, 0, 0, 0xff, 0xff]);
     bytes.extend_from_slice(&[0; 8]);
-    assert_eq!(bytes.len(), if footer == Footer::Modern { 51 } else { 47 });
+    let length = match footer {
+        Footer::Modern => 51,
+        Footer::Legacy => 47,
+        Footer::External => 46,
+    };
+    assert_eq!(bytes.len(), length);
     bytes
 }
 

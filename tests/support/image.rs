@@ -125,6 +125,13 @@ impl Layout {
         }
     }
 
+    /// Whether `index.json` knows a tag.
+    pub fn has_tag(&self, tag: &str) -> bool {
+        self.tagged
+            .iter()
+            .any(|descriptor| descriptor["annotations"]["org.opencontainers.image.ref.name"] == tag)
+    }
+
     /// What `index.json` says of a tag.
     pub fn descriptor(&self, tag: &str) -> Value {
         let is_tagged =

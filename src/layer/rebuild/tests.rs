@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::layer::chunk::ChunkError;
 use crate::layer::compression::{Compression, Decode};
 use crate::layer::testing::pattern;
 
@@ -17,6 +18,18 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::bulk::compress(bytes, 1).unwrap()
+}
+
+/// The bytes of a chunk, and its rest, from these bytes of the blob, which begin with it.
+fn with_rest(
+    chunk: &Chunk,
+    next: Option<&Chunk>,
+    bytes: &[u8],
+    limit: usize,
+) -> Result<(Vec<u8>, Option<Vec<u8>>), ChunkError> {
+    let mut stretch = Stretch::new(chunk.blob_offset, bytes);
+    let decoded = stretch.chunk(chunk, None)?;
+    Ok((decoded, rest_of(&mut stretch, chunk, next, limit).map(|(rest, _)| rest)))
 }
 
 /// A blob, its archive and its chunks.
@@ -78,7 +91,7 @@ impl Layer {
                 Some(next) if next.blob_offset > start => next.blob_offset,
                 _ => start + chunk.blob_length,
             };
-            decode_with_rest(chunk, next, &self.blob[start as usize..end as usize], limit).unwrap()
+            with_rest(chunk, next, &self.blob[start as usize..end as usize], limit).unwrap()
         };
         (0..self.chunks.len()).map(of).collect()
     }
@@ -177,7 +190,7 @@ fn a_rest_that_is_too_long_or_cut_off_is_not_kept() {
         let part = &blob[chunk.blob_offset as usize..(chunk.blob_offset + chunk.blob_length) as usize];
         for cut in 0..part.len() {
             // Without its payload it is an error, and without all of the rest there is none.
-            match decode_with_rest(chunk, layer.chunks.get(1), &part[..cut], 1 << 20) {
+            match with_rest(chunk, layer.chunks.get(1), &part[..cut], 1 << 20) {
                 Ok((bytes, rest)) => assert_eq!((bytes.len(), rest), (5000, None), "{cut}"),
                 Err(error) => {
                     assert!(matches!(error, ChunkError::Short { .. } | ChunkError::Decode { .. }), "{error}")

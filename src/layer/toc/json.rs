@@ -1,5 +1,6 @@
 //! The TOC's JSON, read entry by entry into a [`Layout`]: no tree of values is built.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -16,13 +17,16 @@ use crate::layer::tar::Limits;
 /// An entry as the JSON has it. Names of users and groups are of no use here; what is unknown is ignored.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct TocEntry {
-    name: Option<String>,
-    #[serde(rename = "type")]
-    kind: Option<String>,
+struct TocEntry<'a> {
+    #[serde(borrow)]
+    name: Text<'a>,
+    #[serde(rename = "type", borrow)]
+    kind: Text<'a>,
     size: Option<i64>,
-    modtime: Option<String>,
-    link_name: Option<String>,
+    #[serde(borrow)]
+    modtime: Text<'a>,
+    #[serde(borrow)]
+    link_name: Text<'a>,
     mode: Option<i64>,
     uid: Option<i64>,
     gid: Option<i64>,
@@ -31,12 +35,48 @@ struct TocEntry {
     dev_major: Option<i64>,
     dev_minor: Option<i64>,
     xattrs: Option<BTreeMap<String, Option<String>>>,
-    digest: Option<String>,
+    #[serde(borrow)]
+    digest: Text<'a>,
     chunk_offset: Option<i64>,
     chunk_size: Option<i64>,
-    chunk_digest: Option<String>,
+    #[serde(borrow)]
+    chunk_digest: Text<'a>,
     end_offset: Option<i64>,
-    chunk_type: Option<String>,
+    #[serde(borrow)]
+    chunk_type: Text<'a>,
+}
+
+/// A string as it stands in the JSON, copied only if it has escapes there; empty if it is missing or `null`. A layer has tens of
+/// thousands of them.
+#[derive(Debug, Default)]
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextVisitor)
+    }
+}
+
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Text<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a string")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+        Ok(Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+        Ok(Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_unit<E>(self) -> Result<Text<'de>, E> {
+        Ok(Text::default())
+    }
 }
 
 /// See [`super::parse`].
@@ -79,33 +119,33 @@ impl Reader {
         deserializer.deserialize_map(TocVisitor(self))
     }
 
-    fn take(&mut self, entry: TocEntry) -> Result<(), TocError> {
-        self.last = entry.name.clone().unwrap_or_default();
-        let name = self.last.clone();
-        self.add(entry).map_err(|fault| TocError::Entry { name, fault })
+    fn take(&mut self, entry: TocEntry<'_>) -> Result<(), TocError> {
+        self.last.clear();
+        self.last.push_str(&entry.name.0);
+        self.add(entry).map_err(|fault| TocError::Entry { name: self.last.clone(), fault })
     }
 
-    fn add(&mut self, toc_entry: TocEntry) -> Result<(), EntryFault> {
-        let kind = toc_entry.kind.as_deref().unwrap_or_default();
+    fn add(&mut self, toc_entry: TocEntry<'_>) -> Result<(), EntryFault> {
+        let kind = &*toc_entry.kind.0;
         let regular = match kind {
             "chunk" => return self.layout.chunk(&self.last, &payload(&toc_entry)?),
             "reg" => Some(payload(&toc_entry)?),
             _ => None,
         };
         let mut entry = Entry {
-            path: self.last.clone().into_bytes(),
+            path: toc_entry.name.0.as_bytes().to_vec(),
             kind: EntryKind::Directory,
             // The mode of the tar header: some writers leave the type in it.
             mode: (number("mode", toc_entry.mode)? & 0o7777) as u32,
             uid: number_32("uid", toc_entry.uid)?,
             gid: number_32("gid", toc_entry.gid)?,
-            modified: match toc_entry.modtime.as_deref() {
-                None | Some("") => Default::default(),
-                Some(text) => time::parse(text).ok_or_else(|| EntryFault::Time(text.to_owned()))?,
+            modified: match &*toc_entry.modtime.0 {
+                "" => Default::default(),
+                text => time::parse(text).ok_or_else(|| EntryFault::Time(text.to_owned()))?,
             },
             xattrs: xattrs(&toc_entry)?,
         };
-        let target = toc_entry.link_name.unwrap_or_default().into_bytes();
+        let target = toc_entry.link_name.0.as_bytes().to_vec();
         let longest = entry.path.len().max(target.len());
         if longest > Limits::default().path {
             return Err(EntryFault::PathTooLong(longest));
@@ -140,29 +180,31 @@ fn number_32(field: &'static str, value: Option<i64>) -> Result<u32, EntryFault>
     u32::try_from(value).map_err(|_| EntryFault::OutOfRange { field, value })
 }
 
-fn payload(entry: &TocEntry) -> Result<Payload, EntryFault> {
+fn payload<'a>(entry: &'a TocEntry<'_>) -> Result<Payload<'a>, EntryFault> {
     Ok(Payload {
         size: number("size", entry.size)?,
         offset: number("offset", entry.offset)?,
         inner_offset: number("innerOffset", entry.inner_offset)?,
         chunk_offset: number("chunkOffset", entry.chunk_offset)?,
         chunk_size: number("chunkSize", entry.chunk_size)?,
-        digest: digest("digest", entry.digest.as_deref())?,
-        chunk_digest: digest("chunkDigest", entry.chunk_digest.as_deref())?,
+        digest: digest("digest", &entry.digest.0)?,
+        chunk_digest: digest("chunkDigest", &entry.chunk_digest.0)?,
         end_offset: number("endOffset", entry.end_offset)?,
-        chunk_type: entry.chunk_type.clone().unwrap_or_default(),
+        chunk_type: &entry.chunk_type.0,
     })
 }
 
 /// A digest, if one is there; one of another algorithm is as good as a malformed one.
-fn digest(field: &'static str, text: Option<&str>) -> Result<Option<[u8; 32]>, EntryFault> {
-    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+fn digest(field: &'static str, text: &str) -> Result<Option<[u8; 32]>, EntryFault> {
+    if text.is_empty() {
+        return Ok(None);
+    }
     sha256(text).map(Some).ok_or(EntryFault::Digest { field })
 }
 
 type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
-fn xattrs(entry: &TocEntry) -> Result<Xattrs, EntryFault> {
+fn xattrs(entry: &TocEntry<'_>) -> Result<Xattrs, EntryFault> {
     let Some(xattrs) = &entry.xattrs else { return Ok(Vec::new()) };
     let one = |(name, value): (&String, &Option<String>)| {
         let malformed = || EntryFault::Xattr(name.clone());
@@ -234,7 +276,7 @@ impl<'de> Visitor<'de> for EntriesSeed<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
-        while let Some(entry) = entries.next_element::<TocEntry>()? {
+        while let Some(entry) = entries.next_element::<TocEntry<'_>>()? {
             if let Err(error) = self.0.take(entry) {
                 self.0.error = Some(error);
                 return Err(serde::de::Error::custom("malformed entry"));

@@ -14,7 +14,7 @@ pub(in crate::layer) const NO_PREFETCH_LANDMARK: &[u8] = b".no.prefetch.landmark
 
 /// What a `reg` or `chunk` entry says about its bytes; 0 is "not said".
 #[derive(Debug)]
-pub(super) struct Payload {
+pub(super) struct Payload<'a> {
     pub size: u64,
     pub offset: u64,
     pub inner_offset: u64,
@@ -24,7 +24,7 @@ pub(super) struct Payload {
     pub chunk_digest: Option<[u8; 32]>,
     /// Of a file, never of a chunk.
     pub end_offset: u64,
-    pub chunk_type: String,
+    pub chunk_type: &'a str,
 }
 
 /// The TOC as far as it was read.
@@ -87,7 +87,7 @@ impl Layout {
     }
 
     /// A regular file, and its first chunk.
-    pub fn regular(&mut self, mut entry: Entry, payload: &Payload) -> Result<(), EntryFault> {
+    pub fn regular(&mut self, mut entry: Entry, payload: &Payload<'_>) -> Result<(), EntryFault> {
         self.end_file()?;
         let blob_end = if payload.size == 0 { self.rules.end } else { self.blob_end(payload)? };
         let role = self.role(&entry.path);
@@ -120,7 +120,7 @@ impl Layout {
     }
 
     /// A further chunk of the file before.
-    pub fn chunk(&mut self, name: &str, payload: &Payload) -> Result<(), EntryFault> {
+    pub fn chunk(&mut self, name: &str, payload: &Payload<'_>) -> Result<(), EntryFault> {
         let file = self.file.as_ref().filter(|file| name.is_empty() || file.name == name);
         let file = file.ok_or(EntryFault::StrayChunk)?;
         let rest = file.size - file.filled;
@@ -143,7 +143,7 @@ impl Layout {
 
     /// Where the payload of that file ends at the latest. The first file with a payload shows which schema the TOC has, unless the
     /// format tells it.
-    fn blob_end(&mut self, payload: &Payload) -> Result<u64, EntryFault> {
+    fn blob_end(&mut self, payload: &Payload<'_>) -> Result<u64, EntryFault> {
         let Payload { offset, end_offset, .. } = *payload;
         let shown = if end_offset == 0 { Ends::Implied } else { Ends::Stated };
         match *self.rules.ends.get_or_insert(shown) {
@@ -159,8 +159,8 @@ impl Layout {
     }
 
     /// Whether a payload is all zeros by the TOC's own word. JTOC knows no such chunks: their bytes are in the blob, and are verified.
-    fn is_zeros(&self, payload: &Payload) -> Result<bool, EntryFault> {
-        match payload.chunk_type.as_str() {
+    fn is_zeros(&self, payload: &Payload<'_>) -> Result<bool, EntryFault> {
+        match payload.chunk_type {
             _ if self.rules.ends != Some(Ends::Stated) => Ok(false),
             "" => Ok(false),
             "zeros" => Ok(true),
@@ -173,7 +173,9 @@ impl Layout {
     }
 
     fn show(&mut self, entry: Entry) {
-        let is_lossy = |name: &[u8]| name.windows(3).any(|bytes| bytes == "\u{fffd}".as_bytes());
+        // Few names have a byte beyond ASCII at all, which is quicker to see.
+        let is_lossy =
+            |name: &[u8]| !name.is_ascii() && name.windows(3).any(|bytes| bytes == "\u{fffd}".as_bytes());
         self.names_are_lossy |= is_lossy(&entry.path)
             || match &entry.kind {
                 EntryKind::Symlink { target } | EntryKind::Hardlink { target } => is_lossy(target),
@@ -191,7 +193,7 @@ impl Layout {
         }
     }
 
-    fn add_chunk(&mut self, payload: &Payload, length: u64) -> Result<(), EntryFault> {
+    fn add_chunk(&mut self, payload: &Payload<'_>, length: u64) -> Result<(), EntryFault> {
         let file = self.file.as_ref().ok_or(EntryFault::StrayChunk)?;
         if payload.chunk_offset != file.filled {
             return Err(EntryFault::ChunkOffset { stated: payload.chunk_offset, expected: file.filled });
@@ -238,7 +240,7 @@ impl Layout {
 
     /// Checks a payload's place in the blob against the one before; if it begins a member, that ends the chunks before. Gives the
     /// bytes of the blob that there are for it. A `length` of 0 is that of zeros, which may share their place with what comes next.
-    fn enter_member(&mut self, payload: &Payload, length: u64) -> Result<u64, EntryFault> {
+    fn enter_member(&mut self, payload: &Payload<'_>, length: u64) -> Result<u64, EntryFault> {
         let Payload { offset, inner_offset, .. } = *payload;
         let end = self.file.as_ref().map_or(self.rules.end, |file| file.blob_end);
         let is_first = self.file.as_ref().is_none_or(|file| file.filled == 0);
@@ -283,7 +285,7 @@ impl Layout {
 const ZEROS_DIGEST: [u8; 32] = [0; 32];
 
 /// The digest of a chunk; that of a whole file is that of its only chunk.
-fn chunk_digest(payload: &Payload, is_whole: bool) -> Result<[u8; 32], EntryFault> {
+fn chunk_digest(payload: &Payload<'_>, is_whole: bool) -> Result<[u8; 32], EntryFault> {
     match (payload.chunk_digest, payload.digest.filter(|_| is_whole)) {
         (Some(chunk), Some(whole)) if chunk != whole => Err(EntryFault::TwoDigests),
         (chunk, whole) => chunk.or(whole).ok_or(EntryFault::Digest { field: "chunkDigest" }),

@@ -1,0 +1,74 @@
+//! How commands reach registries: the options that they share, and the threads on which they wait.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use peelfs_registry::{ClientConfiguration, Timeouts};
+
+/// Options of every command that asks registries.
+#[derive(clap::Args)]
+pub struct NetworkArguments {
+    /// Speak plain HTTP to registries (loopback hosts are spoken to so anyway)
+    #[arg(long)]
+    plain_http: bool,
+    /// Seconds after which a registry that sends nothing, or next to nothing, is given up
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    network_timeout: u64,
+    /// Fetch a layer that the registry lacks from where the manifest says it is (a foreign layer), without credentials
+    #[arg(long)]
+    foreign_urls: bool,
+}
+
+impl NetworkArguments {
+    /// What a client is told: these options, and what the environment says.
+    pub fn client(&self) -> ClientConfiguration {
+        ClientConfiguration {
+            plain_http: self.plain_http,
+            follow_foreign_urls: self.foreign_urls,
+            timeouts: Timeouts::of_operations(Duration::from_secs(self.network_timeout)),
+            ..ClientConfiguration::from_environment(|name| std::env::var_os(name))
+        }
+    }
+}
+
+/// The threads on which all that waits for the network waits.
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("peel-network")
+        .enable_all()
+        .build()
+        .context("cannot start threads")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        network: NetworkArguments,
+    }
+
+    #[test]
+    fn options_reach_the_client() {
+        let client = |arguments: &[&str]| {
+            let all = ["peel"].iter().chain(arguments);
+            Command::try_parse_from(all).unwrap().network.client()
+        };
+        let ordinary = client(&[]);
+        assert_eq!(ordinary.timeouts, Timeouts::default());
+        assert!(!ordinary.follow_foreign_urls && !ordinary.plain_http);
+        let changed = client(&["--network-timeout", "7", "--foreign-urls", "--plain-http"]);
+        assert_eq!(changed.timeouts.operation, Duration::from_secs(7));
+        // A host that says nothing is asked once more before that.
+        assert!(changed.timeouts.idle < changed.timeouts.operation);
+        assert!(changed.follow_foreign_urls && changed.plain_http);
+        for wrong in ["0", "-1", "3601", "soon"] {
+            assert!(Command::try_parse_from(["peel", "--network-timeout", wrong]).is_err(), "{wrong}");
+        }
+    }
+}

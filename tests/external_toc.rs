@@ -1,0 +1,210 @@
+//! Promise: an eStargz whose tables of contents are in another image is mounted by them, and trusted no more than any other: a
+//! missing or foreign table costs laziness, a false one the mount. (Real images of that form are mounted in `formats`.)
+
+use crate::support::archive::TestEntry;
+use crate::support::blob::{Encoded, Estargz, Footer, estargz_with_toc, external_toc, sha256, toc_json};
+use crate::support::content::Content;
+use crate::support::image::{CONFIG, INDEX, Layout, MANIFEST, manifest_document, this_architecture};
+use crate::support::peel::{Peel, is_mount_point};
+use crate::support::registry::{FakeRegistry, Fault};
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::fs;
+
+const EXTERNAL: Estargz =
+    Estargz { chunk_size: 256 << 10, footer: Footer::External, annotated: true, landmark: None };
+const TOC_TAG: &str = "test-esgztoc";
+
+fn large(seed: u64) -> Content {
+    Content::Noise { seed, length: 2 << 20 }
+}
+
+/// Two large layers and one that is fetched with the first read.
+fn layers() -> [Vec<TestEntry>; 3] {
+    [
+        vec![TestEntry::file("zero", large(0)), TestEntry::file("removed", "x")],
+        vec![TestEntry::file("one", large(1)), TestEntry::file(".wh.removed", "")],
+        vec![TestEntry::file("small", "small")],
+    ]
+}
+
+/// An image in a registry that has no TOC image yet.
+struct Image {
+    registry: FakeRegistry,
+    layout: Layout,
+    layers: Vec<(Encoded, Vec<u8>)>,
+    _directory: tempfile::TempDir,
+}
+
+impl Image {
+    fn new() -> Image {
+        let (registry, directory) = (FakeRegistry::start(), tempfile::tempdir().unwrap());
+        let mut layout = Layout::create(directory.path());
+        let layers: Vec<(Encoded, Vec<u8>)> = layers()
+            .iter()
+            .map(|entries| {
+                let json = RefCell::default();
+                let (encoded, blob) = estargz_with_toc(entries, EXTERNAL, &|toc| {
+                    json.replace(toc_json(toc));
+                    json.borrow().clone()
+                });
+                layout.put(&blob);
+                (encoded, json.take())
+            })
+            .collect();
+        let encoded: Vec<Encoded> = layers.iter().map(|(encoded, _)| encoded.clone()).collect();
+        let manifest = layout.put_image(&encoded, this_architecture());
+        layout.tag("test", &manifest);
+        layout.serve(&registry, "name", "test");
+        Image { registry, layout, layers, _directory: directory }
+    }
+
+    fn reference(&self) -> String {
+        self.registry.reference("name", "test").to_string()
+    }
+
+    /// A TOC image with these tables, by the layer that each says it is of.
+    fn toc_image(&self, tables: &[(&str, Vec<u8>)]) -> Value {
+        let descriptors: Vec<Value> = tables
+            .iter()
+            .map(|(layer, blob)| {
+                self.registry.put_blob(blob.clone());
+                json!({
+                    "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                    "digest": self.layout.put(blob),
+                    "size": blob.len(),
+                    "annotations": { "containerd.io/snapshot/stargz/layer.digest": layer },
+                })
+            })
+            .collect();
+        self.registry.put_blob(b"{}".as_slice());
+        let mut manifest = manifest_document(&self.layout.put_json(CONFIG, &json!({})), &[]);
+        manifest["layers"] = descriptors.into();
+        manifest
+    }
+
+    fn true_toc_image(&self) -> Value {
+        let tables: Vec<(&str, Vec<u8>)> =
+            self.layers.iter().map(|(layer, json)| (layer.digest.as_str(), external_toc(json))).collect();
+        self.toc_image(&tables)
+    }
+
+    fn put_toc_image(&self, manifest: &Value) {
+        self.registry.put_manifest("name", TOC_TAG, MANIFEST, manifest.to_string().as_bytes());
+    }
+
+    fn layer_bytes(&self) -> u64 {
+        self.layers.iter().map(|(layer, _)| layer.size).sum()
+    }
+
+    #[track_caller]
+    fn mounts(&self, peel: &Peel, reference: &str) {
+        let mount = peel.mount(reference);
+        for (name, seed) in [("zero", 0), ("one", 1)] {
+            assert!(fs::read(mount.join(name)).unwrap() == large(seed).to_vec(), "{name}");
+        }
+        assert_eq!(fs::read(mount.join("small")).unwrap(), b"small");
+        assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 3);
+        mount.unmount();
+    }
+
+    /// All of it is right, but each large layer was read from its beginning to its end when it was mounted.
+    #[track_caller]
+    fn is_streamed(&self, peel: &Peel, reference: &str) {
+        let mount = peel.mount(reference);
+        assert!(self.registry.counters().blob_bytes >= self.layer_bytes(), "nothing was streamed");
+        mount.unmount();
+        self.mounts(peel, reference);
+    }
+}
+
+#[test]
+fn mounting_by_external_tables_asks_for_one_manifest_more_and_for_each_table_once() {
+    let image = Image::new();
+    image.put_toc_image(&image.true_toc_image());
+    let peel = Peel::new();
+    let mount = peel.mount(&image.reference());
+    let counters = image.registry.counters();
+    assert_eq!(counters.manifests, 2, "{:?}", image.registry.requests());
+    // The config, the end of each layer, and the tables of the two that were not here by then.
+    assert_eq!(counters.blobs, 1 + 3 + 2, "{:?}", image.registry.requests());
+    assert!(counters.blob_bytes < image.layer_bytes() / 10, "{counters:?}");
+    mount.unmount();
+    image.mounts(&peel, &image.reference());
+}
+
+#[test]
+fn mounting_by_external_tables_works_from_a_layout_and_by_tag_and_digest() {
+    let mut image = Image::new();
+    let toc_image = image.layout.put_json(MANIFEST, &image.true_toc_image());
+    image.layout.tag(TOC_TAG, &toc_image);
+    let layout = image.layout.reference("test");
+    image.mounts(&Peel::new(), &layout);
+    assert!(image.registry.requests().is_empty());
+
+    image.put_toc_image(&image.true_toc_image());
+    let digest = image.layout.descriptor("test")["digest"].as_str().unwrap().to_owned();
+    let peel = Peel::new();
+    let mount = peel.mount(&format!("{}@{digest}", image.reference()));
+    assert!(image.registry.counters().blob_bytes < image.layer_bytes() / 10);
+    mount.unmount();
+    image.registry.reset_counters();
+    // Only the tag leads to the tables.
+    image.is_streamed(&Peel::new(), &format!("{}/name@{digest}", image.registry.url_host()));
+}
+
+#[test]
+fn mounting_without_a_usable_toc_image_streams_the_layers() {
+    type Put = dyn Fn(&Image);
+    let cases: [(&str, &Put); 5] = [
+        ("there is none", &|_| {}),
+        ("it has tables of other layers", &|image| {
+            let table = external_toc(&image.layers[0].1);
+            let tables = [(&*sha256(b"another layer"), table.clone()), ("no digest", table)];
+            image.put_toc_image(&image.toc_image(&tables));
+        }),
+        ("it has no layers", &|image| image.put_toc_image(&image.toc_image(&[]))),
+        ("it is an index", &|image| {
+            let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [] }).to_string();
+            image.registry.put_manifest("name", TOC_TAG, INDEX, index.as_bytes());
+        }),
+        ("it is something else", &|image| {
+            image.registry.put_raw_manifest("name", TOC_TAG, MANIFEST, b"not JSON");
+        }),
+    ];
+    for (what, put) in cases {
+        let image = Image::new();
+        put(&image);
+        println!("{what}");
+        image.is_streamed(&Peel::new(), &image.reference());
+        // Asked for once, whatever was found.
+        let asked = image.registry.requests();
+        assert_eq!(asked.iter().filter(|request| request.target.ends_with(TOC_TAG)).count(), 1, "{what}");
+    }
+    // A table that is named and not there is one that is not there.
+    let image = Image::new();
+    image.put_toc_image(&image.true_toc_image());
+    image.registry.set_fault(&sha256(&external_toc(&image.layers[0].1)), Fault::Status(404));
+    image.mounts(&Peel::new(), &image.reference());
+}
+
+#[test]
+fn mounting_by_external_tables_that_the_manifest_does_not_vouch_for_is_refused() {
+    let image = Image::new();
+    let layer = image.layers[0].0.digest.as_str();
+    // Of the other layer, and vouched for there.
+    let swapped = external_toc(&image.layers[1].1);
+    let no_archive = image.layers[0].1.clone();
+    let cut = external_toc(&image.layers[0].1)[..100].to_vec();
+    for table in [swapped, no_archive, cut, Vec::new()] {
+        image.put_toc_image(&image.toc_image(&[(layer, table)]));
+        let peel = Peel::new();
+        let point = peel.mount_point();
+        let outcome = peel.run(&["mount", &image.reference(), point.to_str().unwrap()]);
+        assert_eq!(outcome.code, Some(6), "{outcome:?}");
+        for named in [layer, &image.reference()] {
+            assert!(outcome.stderr.contains(named), "{outcome:?}");
+        }
+        assert!(!is_mount_point(&point));
+    }
+}
