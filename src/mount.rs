@@ -11,6 +11,7 @@
 //! mounts, [`Mounted::wait`] serves until it is unmounted and then tidies up; [`live`] lists what is mounted.
 
 mod counters;
+pub mod explain;
 pub mod live;
 mod prepare;
 
@@ -18,7 +19,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use peelfs_fuse::{MountError, MountOptions, Session};
+use peelfs_fuse::{KernelCache, MountError, MountOptions, Session};
 use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
 use self::counters::Counters;
@@ -30,6 +31,7 @@ use crate::image::{Image, Layer};
 use crate::layer::lookup::Lookup;
 use crate::store::{ImageRecord, LayerRecord, LayerState, MountRecord, PendingTree, Store, StoreError};
 use crate::table::TableError;
+use crate::table::format::InodeRecord;
 use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
 
@@ -195,6 +197,7 @@ impl Prepared {
             // Dropping the session unmounts: a mount that nobody can find must not stay.
             return Err(ImageMountError::Store { image, cause: Box::new(cause) });
         }
+        forget_poisoned_content(&self.tree, &session.cache());
         Ok(Mounted { prepared: self, session })
     }
 
@@ -228,6 +231,27 @@ impl Prepared {
             started_at: now(),
             status_path: Some(self.counters.path().to_owned()),
         })
+    }
+}
+
+/// Has the kernel forget the files of a layer that is found to be poisoned: it would answer from its own memory else.
+fn forget_poisoned_content(tree: &Arc<MergedTree>, cache: &KernelCache) {
+    for (number, layer) in tree.layers().iter().enumerate() {
+        // The tree holds the layer.
+        let (tree, cache) = (Arc::downgrade(tree), cache.clone());
+        layer.when_poisoned(move || {
+            let Some(tree) = tree.upgrade() else { return };
+            let is_of_layer = |inode: &InodeRecord| {
+                inode.mode.get() & libc::S_IFMT == libc::S_IFREG && usize::from(inode.layer.get()) == number
+            };
+            // The kernel counts inodes from 1.
+            let inodes = (1..).zip(tree.table().inodes()).filter(|(_, inode)| is_of_layer(inode));
+            for (inode, _) in inodes {
+                if let Err(error) = cache.forget(inode) {
+                    return tracing::warn!(%error, "the kernel may go on to show what it has of the layer");
+                }
+            }
+        });
     }
 }
 
@@ -281,6 +305,13 @@ impl Mounted {
             }
             // To merge it was to look at all of it.
             layer.table().release();
+        }
+    }
+
+    /// Begins to prove the layers all of which is here and that are not proved yet; returns at once.
+    pub fn prove(&self) {
+        for layer in self.prepared.tree.layers() {
+            layer.prove_if_complete();
         }
     }
 

@@ -282,7 +282,8 @@ fn mounted_files_that_share_a_long_member_are_not_fetched_anew_for_each_of_them(
             assert!(fs::read(mount.join(&format!("{number:03}"))).unwrap() == expected, "{number}");
         }
         let counters = image.registry.counters();
-        assert!(counters.blob_bytes < 4 * image.layer_size, "{counters:?} of {} bytes", image.layer_size);
+        // Three times for the files, and once more to prove the layer: of a long member no rests are kept.
+        assert!(counters.blob_bytes < 5 * image.layer_size, "{counters:?} of {} bytes", image.layer_size);
         assert!(counters.blobs < 20, "{counters:?}");
         mount.unmount();
     }

@@ -38,7 +38,7 @@ pub use mount::{MountOptions, mount};
 pub use mount_error::MountError;
 pub use mountinfo::{FILESYSTEM_TYPE, MountEntry, is_mountpoint, mount_at, mounts};
 pub use read_reply::{ReadAnswer, ReadReply};
-pub use session::{ServeError, Session, Unmounter};
+pub use session::{KernelCache, ServeError, Session, Unmounter};
 pub use tree::{
     Attributes, DataOrHole, Device, DirectoryEntry, FilesystemStatistics, ROOT_INODE, Timestamp, Tree,
 };

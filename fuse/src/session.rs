@@ -37,6 +37,10 @@ pub struct Unmounter {
     device: (u32, u32),
 }
 
+/// What the kernel keeps of a mount, to make it ask again. A mount that is gone has nothing to be asked again.
+#[derive(Clone, Debug)]
+pub struct KernelCache(fuser::Notifier);
+
 /// Why serving ended, other than by unmounting.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("serving the mount at {} ended: {message}", mountpoint.display())]
@@ -49,6 +53,7 @@ pub struct ServeError {
 
 /// The threads' side: whether they are still at work.
 pub(crate) struct Service {
+    cache: KernelCache,
     outcome: Mutex<Option<Result<(), String>>>,
     ended: Condvar,
 }
@@ -76,9 +81,25 @@ impl Session {
         self.unmounter.unmount(lazily)
     }
 
+    /// What the kernel keeps of this mount.
+    pub fn cache(&self) -> KernelCache {
+        self.unmounter.service.cache.clone()
+    }
+
     /// A handle that can unmount from another thread.
     pub fn unmounter(&self) -> Unmounter {
         self.unmounter.clone()
+    }
+}
+
+impl KernelCache {
+    /// Makes the kernel forget the attributes and bytes of an inode; what is being read at this moment is waited for. Never to be
+    /// called on a thread that has a read to answer. Memory that programs have mapped is asked for anew, too.
+    ///
+    /// # Errors
+    /// What the kernel says, other than that it does not know the inode.
+    pub fn forget(&self, inode: u64) -> io::Result<()> {
+        self.0.inval_inode(fuser::INodeNo(inode), 0, 0)
     }
 }
 
@@ -157,7 +178,8 @@ pub(crate) fn serve(
     // The kernel itself checks who may come in (`allow_other`); fuser's own check would look at the wrong
     // ids.
     let session = fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config)?;
-    let service = Arc::new(Service { outcome: Mutex::new(None), ended: Condvar::new() });
+    let cache = KernelCache(session.notifier());
+    let service = Arc::new(Service { cache, outcome: Mutex::new(None), ended: Condvar::new() });
     let serving = Arc::clone(&service);
     std::thread::Builder::new().name("peel-fuse".to_owned()).spawn(move || {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| session.run()));

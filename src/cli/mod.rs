@@ -6,6 +6,7 @@
 mod background;
 mod convert;
 mod environment;
+mod explain;
 mod failure;
 mod index;
 mod known;
@@ -47,6 +48,7 @@ enum Command {
     Unmount(unmount::Arguments),
     Ls(ls::Arguments),
     Show(show::Arguments),
+    Explain(explain::Arguments),
     Tree(tree::Arguments),
     Status(status::Arguments),
     Convert(convert::Arguments),
@@ -63,6 +65,7 @@ pub fn run() -> ExitCode {
         Command::Unmount(command) => unmount::run(command, &store),
         Command::Ls(command) => ls::run(&command, &store),
         Command::Show(command) => show::run(&command, &store),
+        Command::Explain(command) => explain::run(&command, &store),
         Command::Tree(command) => tree::run(&command, &store),
         Command::Status(command) => status::run(&command, &store),
         Command::Convert(command) => convert::run(&command, arguments.verbose),

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::lazy::{FetchError, Fetcher, Lazy};
 use super::planner::blob_range;
+use super::proof::Trust;
+use super::rebuild::RestKeeper;
 use super::source::BlobSource;
 use crate::layer::entry::Chunk;
 use crate::layer::gzip::checkpoint::{Checkpoint, CheckpointError, Checkpoints};
@@ -24,6 +26,9 @@ pub struct LayerContent {
     /// What is to be proved of its files before they are read. `None` within: it is damaged.
     claims: Option<Option<Claims>>,
     lazy: Option<Lazy>,
+    trust: Trust,
+    rests: RestKeeper,
+    this: Weak<LayerContent>,
 }
 
 /// How much of a layer is here.
@@ -60,11 +65,39 @@ impl LayerContent {
         // Damaged ones matter only if they are needed some day, and are missed then.
         let checkpoints = files.checkpoints.take().and_then(|file| Checkpoints::open(file).ok());
         let claims = files.headers.take().map(|file| Claims::open(file).ok());
-        Arc::new(LayerContent { layer: layer.into(), table, files, checkpoints, claims, lazy })
+        let trust = Trust::default();
+        Arc::new_cyclic(|this| LayerContent {
+            layer: layer.into(),
+            table,
+            files,
+            checkpoints,
+            claims,
+            lazy,
+            trust,
+            rests: RestKeeper::default(),
+            this: this.clone(),
+        })
     }
 
     pub(super) fn claims(&self) -> Option<&Option<Claims>> {
         self.claims.as_ref()
+    }
+
+    pub(super) fn files(&self) -> &LayerFiles {
+        &self.files
+    }
+
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    pub(super) fn rest_keeper(&self) -> &RestKeeper {
+        &self.rests
+    }
+
+    /// Itself, as it is shared; nothing while it is dropped.
+    pub(super) fn shared(&self) -> Option<Arc<LayerContent>> {
+        self.this.upgrade()
     }
 
     /// The checkpoint at which that chunk is decoded, if it needs one.
@@ -166,8 +199,8 @@ impl LayerContent {
             .is_none_or(|map| map.all_present(chunk_numbers(self.table.chunks_of(decoded))))
     }
 
-    /// Reads bytes of the decoded space. False if not all of them are present, or some were evicted meanwhile: then what is in the
-    /// buffer is worth nothing.
+    /// Reads bytes of the decoded space. False if not all of them are present, some were evicted meanwhile, or the layer is poisoned:
+    /// then what is in the buffer is worth nothing.
     ///
     /// # Errors
     ///
@@ -176,6 +209,9 @@ impl LayerContent {
         let Some(map) = &self.files.chunk_map else {
             return self.read_data(decoded_offset, buffer).map(|()| true);
         };
+        if self.is_poisoned() {
+            return Ok(false);
+        }
         let end = decoded_offset.saturating_add(buffer.len() as u64);
         let chunks = chunk_numbers(self.table.chunks_of(decoded_offset..end));
         map.read_present(chunks, || self.read_data(decoded_offset, buffer))
@@ -205,6 +241,7 @@ impl LayerContent {
             bytes = rest;
         }
         map.mark(number as u64);
+        self.prove_if_complete();
         Ok(())
     }
 
@@ -229,6 +266,10 @@ impl LayerContent {
         decoded: Range<u64>,
         done: impl FnOnce(Result<(), FetchError>) + Send + 'static,
     ) {
+        if self.is_poisoned() {
+            let reason = self.poison().unwrap_or_default().into();
+            return done(Err(FetchError::Poisoned { layer: self.layer.clone(), reason }));
+        }
         match &self.lazy {
             Some(lazy) => lazy.request(self, self.table.chunks_of(decoded), Box::new(done)),
             None if self.is_present(decoded) => done(Ok(())),
@@ -242,7 +283,8 @@ impl LayerContent {
         let mut pieces = self.table.pieces(decoded_offset, size);
         let piece = pieces.next()?;
         let DataFile::Large(number) = piece.file else { return None };
-        if piece.file_offset != 0
+        if self.is_poisoned()
+            || piece.file_offset != 0
             || piece.length != size
             || !self.is_present(decoded_offset..decoded_offset + size)
         {

@@ -20,7 +20,11 @@ impl LayerContent {
 
     /// Brings the headers of the file whose content begins at that byte of the decoded space, proves it, and then calls `done`: on
     /// this thread if they are here.
-    pub fn prove(self: &Arc<Self>, content: u64, done: impl FnOnce(Result<(), FetchError>) + Send + 'static) {
+    pub fn prove_file(
+        self: &Arc<Self>,
+        content: u64,
+        done: impl FnOnce(Result<(), FetchError>) + Send + 'static,
+    ) {
         match self.claim(content) {
             Ok(Some(claim)) => self.prove_claim(claim, FETCHES, Box::new(done)),
             Ok(None) => done(Ok(())),

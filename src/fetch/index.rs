@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use super::content::LayerContent;
 use super::lazy::Fetcher;
 use super::names;
+use super::proof::{Prover, now};
 use super::soci;
 use super::source::OriginBlob;
 use super::toc_image::TocImage;
@@ -34,7 +35,9 @@ use crate::layer::soci::SociError;
 use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::{SinkError, TarSink};
 use crate::layer::toc::TableOfContents;
-use crate::store::{LayerDraft, LayerFiles, PendingPublish, Store, StoreError};
+use crate::store::{
+    LayerDraft, LayerFiles, PendingPublish, Provenance, Store, StoreError, TableSource, Verdict,
+};
 use crate::table::format::ChunkRecord;
 use crate::table::placement::{DataFile, pieces};
 use crate::table::{Codec, Table, TableError};
@@ -66,6 +69,14 @@ pub enum IndexError {
     /// An entry.
     #[error("its entries cannot be used")]
     Build(#[from] BuildError),
+    /// It was proved to be false.
+    #[error(
+        "its table of contents does not say what its archive says, so nothing of it is read: {reason}; use another image, or `peel convert` this one, which goes by the archive alone"
+    )]
+    Poisoned {
+        /// What is wrong, naming an entry if it is one.
+        reason: String,
+    },
     /// The table that was just written.
     #[error("its inode table cannot be used")]
     Table(#[from] TableError),
@@ -92,7 +103,7 @@ enum Indexed {
     /// It is, and is to be published.
     Lazily(Box<(LayerFiles, PendingPublish)>),
     /// It cannot be, and is to be streamed: from here, if all of its blob came meanwhile.
-    Not { whole_blob: Option<Bytes> },
+    Not { whole_blob: Option<Bytes>, because: &'static str },
 }
 
 /// Brings the layers of one image.
@@ -113,6 +124,9 @@ struct ImageTrust {
     manifest: Digest,
     trusts_referrers: bool,
 }
+
+/// Why a layer with a table of contents is streamed all the same.
+const NO_RANGES: &str = "its host does not read by ranges";
 
 /// What a layer's table is known by.
 pub fn identity(layer: &Digest) -> [u8; 32] {
@@ -160,22 +174,34 @@ impl Indexer {
     }
 
     /// Opens a layer that is in the store.
-    pub fn open_known(&self, layer: &Layer) -> Result<Option<Arc<LayerContent>>, StoreError> {
+    ///
+    /// # Errors
+    /// [`IndexError::Store`], [`IndexError::Poisoned`].
+    pub fn open_known(&self, layer: &Layer) -> Result<Option<Arc<LayerContent>>, IndexError> {
         for name in self.names(layer) {
             if let Some((table, files)) = open_files(&self.store, &name)? {
-                return Ok(Some(self.content(layer, table, files)));
+                if let Some(Verdict::Poisoned { reason, .. }) = files.verdict()? {
+                    return Err(IndexError::Poisoned { reason });
+                }
+                return Ok(Some(self.content(layer, &name, table, files)));
             }
         }
         Ok(None)
     }
 
-    fn content(&self, layer: &Layer, table: Table, files: LayerFiles) -> Arc<LayerContent> {
+    /// The content of a layer that is kept by that name.
+    fn content(&self, layer: &Layer, name: &Digest, table: Table, files: LayerFiles) -> Arc<LayerContent> {
         let descriptor = &layer.descriptor;
         if files.chunk_map.is_none() {
             return LayerContent::local(descriptor.digest.as_str(), table, files);
         }
-        let source = Arc::new(OriginBlob::new(self.origin.clone(), descriptor.clone()));
-        LayerContent::lazy_from(descriptor.digest.as_str(), table, files, source, self.fetcher.clone())
+        let blob = OriginBlob::new(self.origin.clone(), descriptor.clone());
+        let (store, fetcher) = (self.store.clone(), self.fetcher.clone());
+        let prover = Prover::new(layer.clone(), name.clone(), store, blob.clone(), fetcher);
+        let (source, fetcher) = (Arc::new(blob), self.fetcher.clone());
+        let content = LayerContent::lazy_from(descriptor.digest.as_str(), table, files, source, fetcher);
+        content.prove_by(prover);
+        content
     }
 
     /// Opens a layer, bringing it into the store if it is not there. What was brought is usable at once, and visible to
@@ -194,9 +220,9 @@ impl Indexer {
         let digest = &layer.descriptor.digest;
         let (name, (files, pending)) = match self.index(&layer, &blob).await? {
             Indexed::Lazily(brought) => (digest.clone(), *brought),
-            Indexed::Not { whole_blob } => match self.index_beside(&layer, &whole_blob).await? {
+            Indexed::Not { whole_blob, because } => match self.index_beside(&layer, &whole_blob).await? {
                 Some(brought) => brought,
-                None => (digest.clone(), self.stream(&layer, &blob, whole_blob).await?),
+                None => (digest.clone(), self.stream(&layer, &blob, whole_blob, because).await?),
             },
         };
         let table = Table::open(&files.table, &identity(&name))?;
@@ -208,7 +234,7 @@ impl Indexer {
             Ok(())
         });
         self.commits().push(commit);
-        Ok(self.content(&layer, table, files))
+        Ok(self.content(&layer, &name, table, files))
     }
 
     fn commits(&self) -> MutexGuard<'_, Vec<JoinHandle<Result<(), StoreError>>>> {
@@ -228,14 +254,14 @@ impl Indexer {
     async fn index(&self, layer: &Layer, blob: &OriginBlob) -> Result<Indexed, IndexError> {
         let Layer { descriptor, .. } = layer;
         let Some(lookup) = Lookup::new(&descriptor.annotations, descriptor.size).map_err(Box::new)? else {
-            return Ok(Indexed::Not { whole_blob: None });
+            return Ok(Indexed::Not { whole_blob: None, because: "its descriptor names none" });
         };
         let blob = blob.open().await?;
         let first_range = lookup.first_range();
         let first = match blob.read(first_range.clone()).await {
             Ok(first) => first,
             Err(error) if error.kind() == peelfs_registry::ErrorKind::RangeUnsupported => {
-                return Ok(Indexed::Not { whole_blob: None });
+                return Ok(Indexed::Not { whole_blob: None, because: NO_RANGES });
             }
             Err(error) => return Err(error.into()),
         };
@@ -243,10 +269,10 @@ impl Indexer {
         let whole_blob = (first_range == (0..descriptor.size)).then(|| first.clone());
         let Some(located) = lookup.locate(&first).map_err(Box::new)? else {
             tracing::warn!(layer = %descriptor.digest, "the manifest names a table of contents that the layer does not have; it is streamed");
-            return Ok(Indexed::Not { whole_blob });
+            return Ok(Indexed::Not { whole_blob, because: "there is none where its descriptor says" });
         };
         if !blob.ranges_work() {
-            return Ok(Indexed::Not { whole_blob });
+            return Ok(Indexed::Not { whole_blob, because: NO_RANGES });
         }
         let toc = match located.place().clone() {
             TocPlace::Blob(range) if first_range.start <= range.start && range.end <= first_range.end => {
@@ -256,10 +282,17 @@ impl Indexer {
             }
             TocPlace::Blob(range) => blob.read(range).await?,
             // What is here already is streamed sooner than its table is asked for.
-            TocPlace::TocImage if whole_blob.is_some() => return Ok(Indexed::Not { whole_blob }),
+            TocPlace::TocImage if whole_blob.is_some() => {
+                return Ok(Indexed::Not {
+                    whole_blob,
+                    because: "all of it came before its table was asked for",
+                });
+            }
             TocPlace::TocImage => match self.toc_image.table_of(&descriptor.digest).await? {
                 Some(toc) => toc,
-                None => return Ok(Indexed::Not { whole_blob }),
+                None => {
+                    return Ok(Indexed::Not { whole_blob, because: "its image of tables has none for it" });
+                }
             },
         };
         let (store, digest) = (self.store.clone(), descriptor.digest.clone());
@@ -270,9 +303,13 @@ impl Indexer {
                 return Ok(None);
             }
             let TableOfContents { entries, chunks, decoded_length, .. } = contents;
-            draft_of(&store, &digest, Draft { entries, chunks, decoded_length }, |_| Ok(())).map(Some)
+            let draft =
+                Draft { entries, chunks, decoded_length, format: located.format(), source: TableSource::Toc };
+            draft_of(&store, &digest, draft, |_| Ok(())).map(Some)
         });
-        let Some(brought) = brought.await? else { return Ok(Indexed::Not { whole_blob }) };
+        let Some(brought) = brought.await? else {
+            return Ok(Indexed::Not { whole_blob, because: "it cannot tell all names of the layer" });
+        };
         (self.progress)(Event::Indexed(descriptor.digest.clone()));
         Ok(Indexed::Lazily(Box::new(brought)))
     }
@@ -298,6 +335,7 @@ impl Indexer {
         layer: &Layer,
         blob: &OriginBlob,
         whole_blob: Option<Bytes>,
+        because: &'static str,
     ) -> Result<(LayerFiles, PendingPublish), IndexError> {
         // The semaphore is never closed, so this is always a permit.
         let _permit = self.streams.acquire().await;
@@ -309,6 +347,11 @@ impl Indexer {
             tokio::task::spawn_blocking(move || {
                 let descriptor = &layer.descriptor;
                 let draft = store.layers().layer(descriptor.digest.as_str())?.create()?;
+                draft.provenance(&Provenance {
+                    format: layer.archive_format().to_owned(),
+                    index: TableSource::Stream { because: because.to_owned() },
+                    made_at: now(),
+                })?;
                 let annotations = descriptor.annotations.clone();
                 let expectation = StreamExpectation {
                     blob_digest: descriptor.digest.clone(),
@@ -430,6 +473,9 @@ pub(super) struct Draft {
     pub entries: Vec<Entry>,
     pub chunks: Vec<Chunk>,
     pub decoded_length: u64,
+    /// What it is read as.
+    pub format: &'static str,
+    pub source: TableSource,
 }
 
 /// A layer of which only the table of contents is here; `beside` writes what else belongs to it.
@@ -444,6 +490,8 @@ pub(super) fn draft_of(
         builder.add(entry)?;
     }
     let draft = store.layers().layer(layer.as_str())?.create()?;
+    let (format, index) = (contents.format.to_owned(), contents.source);
+    draft.provenance(&Provenance { format, index, made_at: now() })?;
     for (number, length) in builder.large_sizes().iter().enumerate() {
         draft.large_file(number as u32, *length)?;
     }

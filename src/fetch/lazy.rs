@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::content::LayerContent;
 use super::planner::{self, Limits, Request, blob_range};
@@ -96,6 +96,16 @@ pub enum FetchError {
         /// The layer's digest.
         layer: Arc<str>,
     },
+    /// Its table of contents was proved to be false.
+    #[error(
+        "{layer}: nothing of it is read, as its table of contents does not say what its archive says: {reason}"
+    )]
+    Poisoned {
+        /// The layer's digest.
+        layer: Arc<str>,
+        /// What is wrong, naming an entry if it is one.
+        reason: Arc<str>,
+    },
     /// It took too long.
     #[error("{layer}: no answer within {} s", deadline.as_secs())]
     Deadline {
@@ -113,6 +123,8 @@ pub struct Fetcher {
     memory: Semaphore,
     deadline: Duration,
     observer: Box<dyn Fn() + Send + Sync>,
+    /// Requests under way that readers wait for.
+    wanted: watch::Sender<usize>,
 }
 
 /// Blob bytes in memory at once, in KiB.
@@ -126,7 +138,8 @@ impl Fetcher {
         observer: impl Fn() + Send + Sync + 'static,
     ) -> Arc<Fetcher> {
         let memory = Semaphore::new(MEMORY as usize);
-        Arc::new(Fetcher { threads, memory, deadline, observer: Box::new(observer) })
+        let wanted = watch::Sender::new(0);
+        Arc::new(Fetcher { threads, memory, deadline, observer: Box::new(observer), wanted })
     }
 }
 
@@ -138,9 +151,38 @@ impl Fetcher {
         self.memory.acquire_many(permits).await.ok()
     }
 
+    /// The runtime of the network's threads, which are started if they do not run.
+    pub(super) fn runtime(&self) -> std::io::Result<Handle> {
+        self.threads.handle()
+    }
+
+    /// Says that a reader waits for the network, until it is dropped.
+    pub(super) fn wanted(&self) -> Wanted<'_> {
+        self.wanted.send_modify(|count| *count += 1);
+        Wanted(self)
+    }
+
+    /// Waits until no reader waits for the network, but no longer than [`COURTESY`]: a connection that nobody reads is closed.
+    pub(super) async fn wait_for_readers(&self) {
+        let mut wanted = self.wanted.subscribe();
+        let _ = tokio::time::timeout(COURTESY, wanted.wait_for(|count| *count == 0)).await;
+    }
+
     /// Tells the observer of a request that ended.
     pub(super) fn observed(&self) {
         (self.observer)();
+    }
+}
+
+/// Most time that background work lets pass for readers, before each piece.
+const COURTESY: Duration = Duration::from_secs(1);
+
+/// See [`Fetcher::wanted`].
+pub(super) struct Wanted<'a>(&'a Fetcher);
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        self.0.wanted.send_modify(|count| *count -= 1);
     }
 }
 
@@ -348,19 +390,17 @@ fn settle(waiter: &Mutex<Waiter>, result: Result<(), FetchError>) {
 /// Fetches one request, and delivers its chunks.
 async fn bring(content: Arc<LayerContent>, request: Request) {
     let Some(lazy) = content.lazy() else { return };
-    let length = request.range.end - request.range.start;
+    let range = content.with_rest(&request);
+    let length = range.end - range.start;
+    let _wanted = lazy.fetcher.wanted();
     let _permit = lazy.fetcher.reserve(length).await;
     let bytes = if length == 0 {
         bytes::Bytes::new()
     } else {
-        match lazy.source.read(request.range.clone()).await {
+        match lazy.source.read(range.clone()).await {
             Ok(bytes) => bytes,
             Err(cause) => {
-                let error = FetchError::Source {
-                    layer: content.layer().clone(),
-                    range: request.range,
-                    cause: cause.into(),
-                };
+                let error = FetchError::Source { layer: content.layer().clone(), range, cause: cause.into() };
                 return lazy.finish(&request.chunks, Err(error));
             }
         }
@@ -370,7 +410,7 @@ async fn bring(content: Arc<LayerContent>, request: Request) {
         let content = content.clone();
         tokio::task::spawn_blocking(move || {
             let Some(lazy) = content.lazy() else { return };
-            let mut stretch = Stretch::new(request.range.start, &bytes);
+            let mut stretch = Stretch::new(range.start, &bytes);
             for number in &request.chunks {
                 let result = deliver(&content, *number, &mut stretch);
                 if let Err(error) = &result {
@@ -394,11 +434,15 @@ fn deliver(content: &LayerContent, number: u32, stretch: &mut Stretch<'_>) -> Re
         Vec::new()
     } else {
         let checkpoint = content.checkpoint_of(&chunk)?;
-        stretch.chunk(&chunk, checkpoint.as_ref()).map_err(|cause| FetchError::Chunk {
+        let decoded = stretch.chunk(&chunk, checkpoint.as_ref()).map_err(|cause| FetchError::Chunk {
             layer: content.layer().clone(),
             range: blob_range(record),
             cause: Arc::new(cause),
-        })?
+        })?;
+        if content.keeps_rests() {
+            content.keep_rest(number, stretch);
+        }
+        decoded
     };
     deliver_decoded(content, number, &chunk, &decoded)
 }

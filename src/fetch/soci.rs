@@ -17,7 +17,7 @@ use crate::layer::gzip::checkpoint::CheckpointWriter;
 use crate::layer::soci::index::SociIndex;
 use crate::layer::soci::ztoc::{MAXIMUM_ZTOC, ZTOC_MEDIA_TYPE, Ztoc};
 use crate::layer::soci::{SociContents, SociError, headers};
-use crate::store::{LayerFiles, PendingPublish, Store, StoreError};
+use crate::store::{LayerFiles, PendingPublish, Store, StoreError, TableSource};
 
 /// Gives each of these layers the zTOC that the index has for it, unless it has one already; what the manifest names goes before what
 /// refers to it.
@@ -102,6 +102,7 @@ async fn try_ztoc(
         streamed("its host does not read by ranges".to_owned());
         return Ok(None);
     }
+    let format = layer.archive_format();
     let (store, descriptor, name) = (store.clone(), layer.descriptor.clone(), name.clone());
     let brought = blocking(move || {
         let ztoc = Ztoc::read(&bytes)?;
@@ -110,7 +111,13 @@ async fn try_ztoc(
         Ok((contents, store))
     });
     match brought.await {
-        Ok((contents, store)) => blocking(move || draft_of_contents(&store, &name, contents)).await.map(Some),
+        Ok((contents, store)) => {
+            let source = match lazy_index.source {
+                IndexSource::Manifest => TableSource::SociNamed,
+                IndexSource::Referrer => TableSource::SociReferrer,
+            };
+            blocking(move || draft_of_contents(&store, &name, contents, format, source)).await.map(Some)
+        }
         Err(SociError::Insufficient(shortfall)) => {
             streamed(shortfall.to_string());
             Ok(None)
@@ -123,11 +130,15 @@ fn draft_of_contents(
     store: &Store,
     layer: &Digest,
     mut contents: SociContents,
+    format: &'static str,
+    source: TableSource,
 ) -> Result<(LayerFiles, PendingPublish), IndexError> {
     let draft = Draft {
         entries: std::mem::take(&mut contents.entries),
         chunks: std::mem::take(&mut contents.chunks),
         decoded_length: contents.decoded_length,
+        format,
+        source,
     };
     draft_of(store, layer, draft, |draft| {
         let written = |name, error| StoreError::from_io("write", name, error);

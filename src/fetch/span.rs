@@ -63,6 +63,7 @@ pub(super) async fn bring(content: Arc<LayerContent>, wanted: Vec<u32>) {
     else {
         return;
     };
+    let _wanted = lazy.fetcher().wanted();
     let _permit = lazy.fetcher().reserve(MEMORY).await;
     let (sender, receiver) = mpsc::channel(1);
     let decoding = {

@@ -81,6 +81,19 @@ impl Lookup {
         Ok(Some(Lookup { blob_size, estargz_digest, claims, first_range }))
     }
 
+    /// The layer's format as its descriptor announces it, for people.
+    pub fn format(&self) -> &'static str {
+        match &self.claims {
+            // The eStargz annotation alone: the stargz project's zstd:chunked has others, too.
+            Some(claims) if claims.positions.is_none() && claims.compressed_digest.is_none() => "estargz",
+            None => "estargz",
+            Some(claims) if claims.positions.is_some_and(|positions| positions.tar_split.is_some()) => {
+                "zstd:chunked (podman)"
+            }
+            Some(_) => "zstd:chunked (stargz)",
+        }
+    }
+
     /// The bytes of the blob to read first.
     pub fn first_range(&self) -> Range<u64> {
         self.first_range.clone()
@@ -121,6 +134,17 @@ pub fn is_bookkeeping(annotations: &BTreeMap<String, String>, path: &[u8]) -> bo
 }
 
 impl Located {
+    /// The layer's format, for people.
+    pub fn format(&self) -> &'static str {
+        match &self.format {
+            Format::Estargz { .. } => "estargz",
+            Format::ExternalEstargz { .. } => "estargz with an external table of contents",
+            // Only that dialect has tar-split data.
+            Format::ZstdChunked { positions, .. } if positions.tar_split.is_some() => "zstd:chunked (podman)",
+            Format::ZstdChunked { .. } => "zstd:chunked (stargz)",
+        }
+    }
+
     /// Where the TOC is.
     pub fn place(&self) -> &TocPlace {
         &self.place

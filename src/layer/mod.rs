@@ -7,6 +7,7 @@
 //! SOCI:                 zTOC beside the blob ─▶ entries, chunks    soci
 //!                       blob range ─▶ chunk ─▶ verified bytes    chunk, whenever somebody reads
 //! the other way:        entries ─▶ pieces ─▶ blob, annotations    write, and the writer in each format's folder
+//! once all is here:     archive ─▶ is it what the table says?    proof
 //! ```
 
 pub mod arrange;
@@ -19,6 +20,8 @@ pub mod gzip;
 pub mod lookup;
 pub mod ordered;
 pub mod path;
+pub mod proof;
+pub mod rebuild;
 pub mod soci;
 pub mod spool;
 pub mod stream;

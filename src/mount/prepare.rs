@@ -172,7 +172,7 @@ fn known_layers(
     image: &Image,
 ) -> Result<Vec<Option<Arc<LayerContent>>>, (usize, IndexError)> {
     let layers = image.layers.iter().enumerate();
-    layers.map(|(number, layer)| indexer.open_known(layer).map_err(|cause| (number, cause.into()))).collect()
+    layers.map(|(number, layer)| indexer.open_known(layer).map_err(|cause| (number, cause))).collect()
 }
 
 /// Brings the other layers, in parallel; or tells which one failed.

@@ -7,7 +7,8 @@
 //!      2    number of chunks
 //!      3,4  boot id for which the live bits hold
 //!      5    evictions: how often chunks were cleared since the map was made
-//!      6,7  zero
+//!      6    1 if nothing of the layer may be read
+//!      7    zero
 //!      8…   live bits      one per chunk: its bytes were written (they may still be in the page cache only)
 //!      …    slot 0         generation, checksum, durable bits
 //!      …    slot 1         generation, checksum, durable bits
@@ -51,6 +52,7 @@ const VERSION: u32 = 1;
 const HEADER_WORDS: usize = 8;
 const BOOT_WORD: usize = 3;
 const EVICTIONS_WORD: usize = 5;
+const POISON_WORD: usize = 6;
 /// Generation and checksum before a slot's bits.
 const SLOT_HEADER_WORDS: usize = 2;
 /// As many as a table can have; it bounds what a damaged count can ask for.
@@ -179,6 +181,15 @@ impl<W: Words> ChunkBits<W> {
     /// After chunks were cleared, and before their bytes go; one process at a time.
     pub(super) fn count_eviction(&self) {
         self.words.store(EVICTIONS_WORD, self.words.load(EVICTIONS_WORD).wrapping_add(1));
+    }
+
+    /// For ever, as far as this map goes.
+    pub(super) fn poison(&self) {
+        self.words.fetch_or(POISON_WORD, 1);
+    }
+
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.words.load(POISON_WORD) != 0
     }
 
     pub(super) fn present(&self) -> u64 {

@@ -164,6 +164,17 @@ impl ChunkMap {
         Ok(MarkLock { _lock: FileLock::acquire_shared(&self.eviction_lock)? })
     }
 
+    /// Says to all who have the map open that nothing of the layer may be read. The map itself forgets it if it is replaced: the
+    /// layer's [verdict](super::Verdict) does not.
+    pub(super) fn poison(&self) {
+        self.bits.poison();
+    }
+
+    /// Whether somebody said that nothing of the layer may be read.
+    pub fn is_poisoned(&self) -> bool {
+        self.bits.is_poisoned()
+    }
+
     /// Changes whenever chunks were evicted: see [`eviction`](super::eviction) for how a reader uses it.
     pub fn evictions(&self) -> u64 {
         self.bits.evictions()

@@ -15,6 +15,7 @@ use super::error::{Context, StoreError};
 use super::layers::{
     CHECKPOINTS, CHUNKS, COMPLETE, HEADERS, LayerDirectory, LayerFiles, TABLE, chunk_count, optional,
 };
+use super::provenance::{self, PROVENANCE, Provenance};
 use super::temporary::{Temporary, remove_unused};
 
 /// Holes are kept at this granularity: the block size of the usual file systems.
@@ -82,6 +83,11 @@ impl LayerDraft {
         let home = self.data.home();
         crash_point();
         home.open(name, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC).context("make", home.path().join(name))
+    }
+
+    /// Says how the layer comes to be here. At most once; it is part of the layer from then on.
+    pub fn provenance(&self, provenance: &Provenance) -> Result<(), StoreError> {
+        provenance::write(self.data.home(), PROVENANCE, provenance).map(drop)
     }
 
     /// Writes bytes at an offset. Each byte is written at most once: whole blocks of zeros are left out and stay holes.
@@ -196,6 +202,9 @@ impl LayerDraft {
         for file in [&checkpoints, &headers].into_iter().flatten() {
             others.push(clone(file)?);
         }
+        let provenance =
+            optional(home.open(PROVENANCE, OFlags::RDONLY)).context("open", path.join(PROVENANCE))?;
+        others.extend(provenance);
         let pending = PendingPublish { layer: self.layer, data: Arc::clone(&self.data), others };
         Ok((LayerFiles { table: table_file, data: self.data, chunk_map, checkpoints, headers }, pending))
     }

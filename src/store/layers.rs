@@ -6,6 +6,9 @@
 //! files/<n>  bytes of large files          ┘
 //! chunks     the chunk map of a lazy layer ┐ one of the two; if neither is there, the layer
 //! complete   empty: no byte is missing     ┘ counts as lazy with nothing present
+//! provenance    where the table came from     ┐ see provenance
+//! verdict       whether the layer was proved   ┘
+//! rests         what came between the chunks of a layer that is not proved yet: see rests
 //! checkpoints   of a gzip layer read by spans: its decoder's states, in the format that the layer's reader gave it
 //! headers    of a layer whose index lies beside it: what is to be proved of its files, likewise
 //! ```
@@ -65,6 +68,7 @@ impl LayerStore {
             lock: self.locks.join(format!("layer-{}", digest.flat())),
             chunks_lock: self.locks.join(format!("chunks-{}", digest.flat())),
             eviction_lock: self.locks.join(format!("eviction-{}", digest.flat())),
+            proof_lock: self.locks.join(format!("proof-{}", digest.flat())),
             digest,
             store: self.clone(),
         })
@@ -85,6 +89,7 @@ pub struct LayerDirectory {
     lock: PathBuf,
     chunks_lock: PathBuf,
     eviction_lock: PathBuf,
+    proof_lock: PathBuf,
     digest: DigestName,
     store: LayerStore,
 }
@@ -210,6 +215,10 @@ impl LayerDirectory {
 
     pub(super) fn temporaries(&self) -> &Temporaries {
         &self.store.temporaries
+    }
+
+    pub(super) fn proof_lock(&self) -> &Path {
+        &self.proof_lock
     }
 
     /// Where the layer lies once it is published.

@@ -34,7 +34,9 @@ mod eviction;
 mod layers;
 mod lock;
 mod open;
+mod provenance;
 mod records;
+mod rests;
 mod schema;
 mod shared_words;
 pub mod space;
@@ -53,7 +55,9 @@ pub use error::StoreError;
 pub use eviction::ChunkPlace;
 pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore};
 pub use lock::FileLock;
+pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
+pub use rests::{MAXIMUM_REST, Rest, RestWriter, Rests};
 pub use trees::{PendingTree, Trees};
 
 /// Where temporaries are made, within each part of the store.

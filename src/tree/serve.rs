@@ -200,7 +200,7 @@ impl Read {
         // On its way while the headers are, if they are not in the same chunk.
         layer.fetch(self.bounds(), |_| {});
         let content = layer.clone();
-        layer.prove(file, move |result| match result {
+        layer.prove_file(file, move |result| match result {
             Ok(()) => {
                 proved.insert(self.inode);
                 if let Some(reply) = MergedTree::read_segments(&content, &self.segments, reply) {

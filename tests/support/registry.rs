@@ -72,6 +72,8 @@ pub enum Fault {
     Close,
     /// Does not answer until [`FakeRegistry::release`].
     Stall,
+    /// The same for requests of a whole blob; those of a range are answered.
+    StallWhole,
     /// Sends the head and so many bytes of the body, and the rest after [`FakeRegistry::release`].
     StallAfter(u64),
     /// Adds this header to the answer.

@@ -102,6 +102,45 @@ impl<'a> Stretch<'a> {
         }
         Ok(decoded)
     }
+
+    /// Where the stretch ends in the blob.
+    pub fn end(&self) -> u64 {
+        self.start.saturating_add(self.bytes.len() as u64)
+    }
+
+    /// What follows the chunk that was asked for last: the next `length` bytes that its member decodes to, or, without a length, all
+    /// that its member and the following ones up to byte `end` of the blob do. None if it is more than `limit` bytes, or not all there.
+    pub fn rest(&mut self, length: Option<u64>, end: u64, limit: usize) -> Option<Vec<u8>> {
+        let mut member = self.member.take()?;
+        let end = usize::try_from(end.checked_sub(self.start)?).ok()?;
+        let bytes = self.bytes.get(..end)?;
+        // One more than may be, to see whether there are more.
+        let most = limit.saturating_add(1);
+        let room =
+            length.map_or(most, |length| usize::try_from(length).map_or(most, |length| length.min(most)));
+        let mut rest = vec![0; room.min(16 << 10)];
+        let mut filled = 0;
+        while filled < room {
+            if filled == rest.len() {
+                rest.resize(room.min(rest.len() * 4), 0);
+            }
+            match member.step(bytes, &mut rest[filled..]).ok()? {
+                0 => break,
+                produced => filled += produced,
+            }
+        }
+        self.decoded_bytes += filled as u64;
+        rest.truncate(filled);
+        let is_whole = match length {
+            Some(length) => filled as u64 == length,
+            None => member.consumed == end && member.decoder.finish().is_ok(),
+        };
+        if length.is_some() {
+            // The next chunk of the same member begins here, or further on.
+            self.member = Some(member);
+        }
+        (is_whole && filled <= limit).then_some(rest)
+    }
 }
 
 impl Member {

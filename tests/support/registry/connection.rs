@@ -33,8 +33,10 @@ fn exchange(
         state.requests.push(request.clone());
         let fault = take_fault(&mut state.faults, &request.target);
         drop(state);
-        if matches!(fault, Some(Fault::Stall)) {
-            stall(shared);
+        match &fault {
+            Some(Fault::Stall) => stall(shared),
+            Some(Fault::StallWhole) if request.header("range").is_none() => stall(shared),
+            _ => {}
         }
         let answer = answer(shared, is_storage, &request, body, fault.as_ref());
         (number, fault, answer)

@@ -1,0 +1,209 @@
+//! The archive of a layer put together again from what is here: so that proving it costs the network little more than nothing. What
+//! came with its chunks and is no part of a file is kept until then ([`rests`](crate::store::Rest)); only what never came is fetched.
+//!
+//! This proves a layer or finds differences, never more: whatever else goes wrong, its blob is streamed, and that decides.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use peelfs_registry::Digest;
+use peelfs_registry::digest::Digester;
+
+use super::content::LayerContent;
+use super::planner::Request;
+use super::proof::Prover;
+use super::source::BlobSource;
+use crate::layer::chunk::Stretch;
+use crate::layer::compression::Compression;
+use crate::layer::entry::Chunk;
+use crate::layer::proof::ArchiveSink;
+use crate::layer::rebuild::{Step, blob_bytes, next_stored, rest_of, steps};
+use crate::layer::stream::MAXIMUM_DECODED;
+use crate::layer::tar::{Limits, SinkError, TarReader};
+use crate::store::{MAXIMUM_REST, Rest, RestWriter, Rests};
+use crate::table::Codec;
+
+/// Requests that are made for the parts that never came: more are dearer than one for all of the blob.
+const MOST_REQUESTS: usize = 128;
+/// Headers that are fetched with the chunk before them: more than any file has that has no thousand links.
+const SMALL_GAP: u64 = 16 << 10;
+/// Bytes of the blob that are fetched at once.
+const STEP: u64 = 4 << 20;
+
+/// Where the rests of a layer go, as long as it is to be proved.
+#[derive(Default)]
+pub(super) struct RestKeeper {
+    writer: OnceLock<Option<RestWriter>>,
+    /// They could not be kept: they are not worth the room that files may need.
+    has_failed: AtomicBool,
+}
+
+impl LayerContent {
+    /// Whether what comes with chunks is kept: for a layer that is still to be proved.
+    pub(super) fn keeps_rests(&self) -> bool {
+        !self.rest_keeper().has_failed.load(Ordering::Relaxed)
+            && self.rest_writer().is_some()
+            && self.needs_proof()
+    }
+
+    fn rest_writer(&self) -> Option<&RestWriter> {
+        let open = || {
+            let is_wanted = self.needs_proof()
+                && self.table().chunks().iter().all(|chunk| {
+                    [Codec::Gzip, Codec::Zstd, Codec::Zeros].map(|codec| codec as u8).contains(&chunk.codec)
+                });
+            let writer = is_wanted.then(|| self.files().rest_writer())?;
+            // Without them its blob is fetched twice, and that is all.
+            writer
+                .inspect_err(|error| tracing::debug!(layer = %self.layer(), %error, "no rests are kept"))
+                .ok()
+        };
+        self.rest_keeper().writer.get_or_init(open).as_ref()
+    }
+
+    /// The bytes of the blob to ask for: those of the request, and what lies between its last chunk and the next if that is little.
+    pub(super) fn with_rest(&self, request: &Request) -> Range<u64> {
+        let range = request.range.clone();
+        let last = request.chunks.last().filter(|_| !range.is_empty() && self.keeps_rests());
+        let next = last.and_then(|last| next_stored(self.table().chunks(), *last));
+        match next.map(|next| next.blob_offset.get()) {
+            Some(next) if next.checked_sub(range.end).is_some_and(|gap| gap <= SMALL_GAP) => {
+                range.start..next
+            }
+            _ => range,
+        }
+    }
+
+    /// Keeps what follows a chunk that `stretch` was just asked for. That it cannot be kept is no error.
+    pub(super) fn keep_rest(&self, number: u32, stretch: &mut Stretch<'_>) {
+        let chunks = self.table().chunks();
+        let Some(chunk) = chunks.get(number as usize).map(Chunk::from) else { return };
+        let next = next_stored(chunks, number).map(Chunk::from);
+        let Some((bytes, blob_end)) = rest_of(stretch, &chunk, next.as_ref(), MAXIMUM_REST) else { return };
+        if let Some(writer) = self.rest_writer()
+            && let Err(error) = writer.add(number, &Rest { bytes, blob_end })
+        {
+            tracing::debug!(layer = %self.layer(), %error, "no more rests are kept");
+            self.rest_keeper().has_failed.store(true, Ordering::Relaxed);
+            writer.give_up();
+        }
+    }
+}
+
+/// Why an archive could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RebuildError {
+    #[error("too much of it never came")]
+    TooMuch,
+    #[error("a part of it is missing: {0}")]
+    Missing(String),
+    #[error("what came does not make the archive: {0}")]
+    Wrong(String),
+}
+
+impl Prover {
+    /// Gives the archive to `sink`, which has the layer's diff ID if this succeeds.
+    pub(super) fn rebuild(&self, content: &LayerContent, sink: &mut ArchiveSink) -> Result<(), RebuildError> {
+        let missing = |error: &dyn std::fmt::Display| RebuildError::Missing(error.to_string());
+        let rests = content.files().rests().map_err(|error| missing(&error))?;
+        let chunks = content.table().chunks();
+        let size = self.layer().descriptor.size;
+        let steps = steps(chunks, size, |number| rests.blob_end(number)).ok_or(RebuildError::TooMuch)?;
+        let requests = steps.iter().filter(|step| matches!(step, Step::Blob(_))).count();
+        if blob_bytes(&steps) > size / 2 || requests > MOST_REQUESTS {
+            return Err(RebuildError::TooMuch);
+        }
+        let is_zstd = chunks.iter().any(|chunk| chunk.codec == Codec::Zstd as u8);
+        let compression = if is_zstd { Compression::Zstd } else { Compression::Gzip };
+        let diff_id = &self.layer().diff_id;
+        let mut archive = Archive {
+            reader: TarReader::new(Limits::default()),
+            hasher: diff_id.digester(),
+            length: 0,
+            sink,
+        };
+        for step in steps {
+            match step {
+                Step::Chunk(number) => archive.chunk(content, &rests, number)?,
+                Step::Blob(range) => {
+                    let mut decoder = compression.decoder();
+                    let mut position = range.start;
+                    while position < range.end {
+                        let part = position..range.end.min(position + STEP);
+                        position = part.end;
+                        let bytes = self.read(part).ok_or_else(|| missing(&"its blob cannot be read"))?;
+                        let mut output = |decoded: &[u8]| {
+                            archive.push(decoded).map_err(|error| -> SinkError { error.to_string().into() })
+                        };
+                        decoder
+                            .push(&bytes, &mut output)
+                            .map_err(|error| RebuildError::Wrong(error.to_string()))?;
+                    }
+                    decoder.finish().map_err(|error| RebuildError::Wrong(error.to_string()))?;
+                }
+            }
+        }
+        archive.finish(diff_id)
+    }
+
+    /// Bytes of the blob; none if they cannot be had, or this process ends.
+    fn read(&self, range: Range<u64>) -> Option<bytes::Bytes> {
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+        let (blob, fetcher) = (self.blob().clone(), self.fetcher().clone());
+        self.fetcher().runtime().ok()?.spawn(async move {
+            fetcher.wait_for_readers().await;
+            let read = blob.read(range).await;
+            fetcher.observed();
+            // Nobody listens if this process ends.
+            let _ = sender.send(read).await;
+        });
+        receiver
+            .blocking_recv()?
+            .inspect_err(|error| tracing::debug!(%error, "a part of a layer's archive"))
+            .ok()
+    }
+}
+
+/// An archive while it is put together.
+struct Archive<'a> {
+    reader: TarReader,
+    hasher: Digester,
+    length: u64,
+    sink: &'a mut ArchiveSink,
+}
+
+impl Archive<'_> {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), RebuildError> {
+        self.length = self.length.saturating_add(bytes.len() as u64);
+        if self.length > MAXIMUM_DECODED {
+            return Err(RebuildError::Wrong("it is too long".to_owned()));
+        }
+        self.hasher.update(bytes);
+        self.reader.push(bytes, self.sink).map_err(|error| RebuildError::Wrong(error.to_string()))
+    }
+
+    fn chunk(&mut self, content: &LayerContent, rests: &Rests, number: u32) -> Result<(), RebuildError> {
+        let missing = |what: &str| RebuildError::Missing(format!("{what} {number}"));
+        let chunk =
+            content.table().chunks().get(number as usize).map(Chunk::from).ok_or_else(|| missing("chunk"))?;
+        // No chunk is longer than what memory has room for: else it would not be here.
+        let mut bytes = vec![0; chunk.decoded_length as usize];
+        match content.read(chunk.decoded_offset, &mut bytes) {
+            Ok(true) => self.push(&bytes)?,
+            _ => return Err(missing("chunk")),
+        }
+        match rests.get(number) {
+            Ok(Some(rest)) => self.push(&rest.bytes),
+            _ => Err(missing("the rest of chunk")),
+        }
+    }
+
+    fn finish(self, expected: &Digest) -> Result<(), RebuildError> {
+        let actual = self.hasher.finish();
+        if actual != *expected {
+            return Err(RebuildError::Wrong(format!("it is {actual}")));
+        }
+        self.reader.finish().map_err(|error| RebuildError::Wrong(error.to_string()))
+    }
+}
