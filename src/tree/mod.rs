@@ -4,3 +4,6 @@
 
 pub mod merge;
 pub mod serve;
+
+#[cfg(test)]
+mod merge_tests;
