@@ -1,0 +1,63 @@
+//! Manifests, indexes and configs (`registry/src/manifest.rs`, `platform.rs`, `image/mod.rs`): what is accepted can be read in one way.
+//!
+//! Input: media type, manifest and config, with NULs between them.
+#![no_main]
+
+use std::collections::HashSet;
+
+use libfuzzer_sys::fuzz_target;
+use peelfs::image::Image;
+use peelfs_fuzz::seeds;
+use peelfs_registry::manifest::{MAXIMUM_DESCRIPTORS, is_index_media_type, is_manifest_media_type};
+use peelfs_registry::platform::{candidates, offered_platforms};
+use peelfs_registry::{BlobDescriptor, Digest, Document, Platform};
+use serde_json::Value;
+
+fuzz_target!(init: seeds::plant(seeds::documents), |bytes: &[u8]| {
+    let mut parts = bytes.splitn(3, |byte| *byte == 0);
+    let media_type = std::str::from_utf8(parts.next().unwrap_or_default()).ok().filter(|text| !text.is_empty());
+    let (manifest, config) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    if let Ok((document, media_type)) = Document::parse(manifest, media_type) {
+        check_document(&document, &media_type, manifest);
+    }
+    let digest = Digest::sha256_of(manifest);
+    if let Ok(image) = Image::parse(&digest, manifest, config) {
+        assert!(image.layers.len() <= MAXIMUM_DESCRIPTORS);
+        assert_eq!(image.layers.len(), image.configuration.rootfs().diff_ids().len());
+        let total = image.blob_bytes();
+        assert!(image.layers.iter().all(|layer| layer.descriptor.size <= total));
+    }
+});
+
+fn check_document(document: &Document, media_type: &str, bytes: &[u8]) {
+    // What is ignored may hold half a surrogate pair, which a value cannot.
+    let Ok(value) = serde_json::from_slice::<Value>(bytes) else { return };
+    let object = value.as_object().expect("an object");
+    let lower: HashSet<String> = object.keys().map(|key| key.to_ascii_lowercase()).collect();
+    assert!(lower.contains("schemaversion") && object.contains_key("schemaVersion"));
+    let descriptors = match document {
+        Document::Index(index) => {
+            assert!(is_index_media_type(media_type));
+            assert!(!lower.contains("config") && !lower.contains("layers"), "an index and a manifest");
+            for platform in ["linux/amd64", "linux/arm/v7", "windows/amd64"] {
+                let platform: Platform = platform.parse().expect("a platform");
+                let chosen = candidates(index.manifests(), &platform);
+                assert!(chosen.len() <= index.manifests().len());
+            }
+            assert!(offered_platforms(index.manifests()).len() <= index.manifests().len());
+            index.manifests().clone()
+        }
+        Document::Manifest(manifest) => {
+            assert!(is_manifest_media_type(media_type));
+            assert!(!lower.contains("manifests"), "an index and a manifest");
+            manifest.layers().iter().chain([manifest.config()]).cloned().collect()
+        }
+    };
+    assert!(descriptors.len() <= MAXIMUM_DESCRIPTORS + 1);
+    for descriptor in &descriptors {
+        if let Ok(blob) = BlobDescriptor::try_from(descriptor) {
+            assert!(i64::try_from(blob.size).is_ok());
+            assert_eq!(blob.digest.as_str(), descriptor.digest().to_string());
+        }
+    }
+}
