@@ -16,9 +16,14 @@ pub fn mutate(data: &mut [u8], size: usize, max_size: usize, seed: u32, repair: 
     size
 }
 
-/// The checksum of each block that looks like a tar header: by its magic, or by the form of its checksum.
+/// The checksum of each block that looks like a tar header, by its magic or by the form of its checksum; and the lengths of the PAX
+/// records behind one that announces them.
 pub fn tar(archive: &mut [u8]) {
+    let mut records = false;
     for block in archive.chunks_exact_mut(BLOCK) {
+        if std::mem::take(&mut records) {
+            pax(block);
+        }
         let has_magic = block[257..262] == *b"ustar";
         let has_sum = block[154] == 0 && block[155] == b' ' && block[148..154].iter().all(u8::is_ascii_digit);
         if !has_magic && !has_sum {
@@ -27,6 +32,19 @@ pub fn tar(archive: &mut [u8]) {
         block[148..156].fill(b' ');
         let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
         block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        records = matches!(block[156], b'x' | b'g');
+    }
+}
+
+/// Each line begins with its length, in as many digits as it had.
+fn pax(records: &mut [u8]) {
+    for line in records.split_inclusive_mut(|byte| *byte == b'\n') {
+        let length = line.len();
+        let digits = line.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let text = format!("{length:0digits$}");
+        if (1..=4).contains(&digits) && text.len() == digits && line.ends_with(b"\n") {
+            line[..digits].copy_from_slice(text.as_bytes());
+        }
     }
 }
 
