@@ -8,9 +8,10 @@ use super::lazy::{FetchError, Fetcher, Lazy};
 use super::source::BlobSource;
 use crate::layer::entry::Chunk;
 use crate::layer::gzip::checkpoint::{Checkpoint, CheckpointError, Checkpoints};
+use crate::layer::soci::headers::Claims;
 use crate::store::{ChunkPlace, DataFiles, LayerFiles, StoreError};
+use crate::table::Table;
 use crate::table::placement::DataFile;
-use crate::table::{Codec, Table};
 
 /// An open layer. Shared by all who read it.
 pub struct LayerContent {
@@ -19,6 +20,8 @@ pub struct LayerContent {
     files: LayerFiles,
     /// If its chunks need any, and they are whole.
     checkpoints: Option<Checkpoints>,
+    /// What is to be proved of its files before they are read. `None` within: it is damaged.
+    claims: Option<Option<Claims>>,
     lazy: Option<Lazy>,
 }
 
@@ -55,12 +58,17 @@ impl LayerContent {
     fn new(layer: &str, table: Table, mut files: LayerFiles, lazy: Option<Lazy>) -> Arc<LayerContent> {
         // Damaged ones matter only if they are needed some day, and are missed then.
         let checkpoints = files.checkpoints.take().and_then(|file| Checkpoints::open(file).ok());
-        Arc::new(LayerContent { layer: layer.into(), table, files, checkpoints, lazy })
+        let claims = files.headers.take().map(|file| Claims::open(file).ok());
+        Arc::new(LayerContent { layer: layer.into(), table, files, checkpoints, claims, lazy })
+    }
+
+    pub(super) fn claims(&self) -> Option<&Option<Claims>> {
+        self.claims.as_ref()
     }
 
     /// The checkpoint at which that chunk is decoded, if it needs one.
     pub(super) fn checkpoint_of(&self, chunk: &Chunk) -> Result<Option<Checkpoint>, FetchError> {
-        if chunk.codec != Codec::GzipSpan {
+        if !chunk.codec.needs_checkpoint() {
             return Ok(None);
         }
         let checkpoint = match &self.checkpoints {

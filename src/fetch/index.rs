@@ -18,19 +18,22 @@ use tokio::task::JoinHandle;
 
 use super::content::LayerContent;
 use super::lazy::Fetcher;
+use super::soci;
 use super::source::OriginBlob;
 use crate::error::chain;
 use crate::image::Layer;
 use crate::image::origin::Origin;
 use crate::layer::builder::{BuildError, LayerBuilder};
 use crate::layer::compression::{MediaTypeError, check_media_type};
-use crate::layer::entry::Entry;
+use crate::layer::entry::{Chunk, Entry};
 use crate::layer::gzip::checkpoint::Checkpoints;
 use crate::layer::lookup::{Lookup, LookupError, is_bookkeeping};
+use crate::layer::soci::SociError;
 use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::{SinkError, TarSink};
 use crate::layer::toc::TableOfContents;
 use crate::store::{LayerDraft, LayerFiles, PendingPublish, Store, StoreError};
+use crate::table::format::ChunkRecord;
 use crate::table::placement::{DataFile, pieces};
 use crate::table::{Codec, Table, TableError};
 
@@ -52,6 +55,9 @@ pub enum IndexError {
     /// Its table of contents.
     #[error("its table of contents cannot be used")]
     Toc(#[from] Box<LookupError>),
+    /// The index beside it.
+    #[error("its SOCI index cannot be used")]
+    Soci(#[from] Box<SociError>),
     /// Its archive.
     #[error("its archive cannot be used")]
     Stream(#[from] Box<StreamError>),
@@ -114,6 +120,11 @@ impl Indexer {
         Arc::new(Indexer { store, origin, fetcher, progress, streams, commits: Mutex::default() })
     }
 
+    /// Where it brings layers from.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
     /// Opens a layer that is in the store.
     pub fn open_known(&self, layer: &Layer) -> Result<Option<Arc<LayerContent>>, StoreError> {
         let Some((table, files)) = open_files(&self.store, &layer.descriptor.digest)? else {
@@ -148,7 +159,10 @@ impl Indexer {
             OriginBlob::new(self.origin.clone(), layer.descriptor.digest.clone(), layer.descriptor.size);
         let (files, pending) = match self.index(&layer, &blob).await? {
             Indexed::Lazily(brought) => *brought,
-            Indexed::Not { whole_blob } => self.stream(&layer, &blob, whole_blob).await?,
+            Indexed::Not { whole_blob } => match self.index_beside(&layer, &whole_blob).await? {
+                Some(brought) => brought,
+                None => self.stream(&layer, &blob, whole_blob).await?,
+            },
         };
         let table = Table::open(&files.table, &identity(&layer.descriptor.digest))?;
         // Not after the last layer: two processes that each held a layer for which the other waits would never end.
@@ -212,11 +226,26 @@ impl Indexer {
                 tracing::info!(layer = %digest, "a table of contents cannot tell all names of this layer; it is streamed");
                 return Ok(None);
             }
-            draft_of(&store, &digest, contents).map(Some)
+            let TableOfContents { entries, chunks, decoded_length, .. } = contents;
+            draft_of(&store, &digest, Draft { entries, chunks, decoded_length }, |_| Ok(())).map(Some)
         });
         let Some(brought) = brought.await? else { return Ok(Indexed::Not { whole_blob }) };
         (self.progress)(Event::Indexed(descriptor.digest.clone()));
         Ok(Indexed::Lazily(Box::new(brought)))
+    }
+
+    /// The lazy way by an index that lies beside the layer, if there is one and it is of use: not for a layer that is here already.
+    async fn index_beside(
+        &self,
+        layer: &Layer,
+        whole_blob: &Option<Bytes>,
+    ) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
+        let (None, Some(lazy_index)) = (whole_blob, &layer.lazy_index) else { return Ok(None) };
+        let brought = soci::index_by_ztoc(&self.store, &self.origin, layer, lazy_index).await?;
+        if brought.is_some() {
+            (self.progress)(Event::Indexed(layer.descriptor.digest.clone()));
+        }
+        Ok(brought)
     }
 
     /// The one pass over a layer that has no table of contents; its blob is read unless it is here already.
@@ -280,7 +309,7 @@ where
     E: Into<SinkError>,
 {
     let mut sink = DraftSink { builder: LayerBuilder::new(), draft: &draft, annotations };
-    let mut checkpoints = DraftCheckpoints { draft: &draft, file: None };
+    let mut checkpoints = DraftCheckpoints::of(&draft);
     let streamed =
         stream::unpack_stream(pieces, expectation, &mut sink, &mut checkpoints, told).map_err(Box::new)?;
     let builder = sink.builder;
@@ -330,11 +359,19 @@ fn open_files(store: &Store, layer: &Digest) -> Result<Option<(Table, LayerFiles
     }
 }
 
-/// A layer of which only the table of contents is here.
-fn draft_of(
+/// What makes a lazy layer, whatever its format.
+pub(super) struct Draft {
+    pub entries: Vec<Entry>,
+    pub chunks: Vec<Chunk>,
+    pub decoded_length: u64,
+}
+
+/// A layer of which only the table of contents is here; `beside` writes what else belongs to it.
+pub(super) fn draft_of(
     store: &Store,
     layer: &Digest,
-    contents: TableOfContents,
+    contents: Draft,
+    beside: impl FnOnce(&LayerDraft) -> Result<(), StoreError>,
 ) -> Result<(LayerFiles, PendingPublish), IndexError> {
     let mut builder = LayerBuilder::new();
     for entry in contents.entries {
@@ -345,6 +382,7 @@ fn draft_of(
         draft.large_file(number as u32, *length)?;
     }
     draft.data().set_length(DataFile::Packed, contents.decoded_length)?;
+    beside(&draft)?;
     let table = builder.finish(identity(layer), &contents.chunks)?;
     let (files, pending) = draft.finish_unsynced(&table, Some(contents.chunks.len() as u64))?;
     if let Some(map) = &files.chunk_map {
@@ -357,17 +395,22 @@ fn draft_of(
     Ok((files, pending))
 }
 
-/// Whether the checkpoints are there that the table names. Their windows are looked at when they are needed.
+/// Whether the checkpoints and claims are there that the table needs. They are looked at when they are needed.
 fn has_checkpoints(table: &Table, files: &LayerFiles) -> Result<bool, StoreError> {
-    let named = table.chunks().iter().filter(|chunk| chunk.codec == Codec::GzipSpan as u8);
+    let needs_one = |codec| Codec::from_number(codec).is_some_and(Codec::needs_checkpoint);
+    let named = table.chunks().iter().filter(|chunk| needs_one(chunk.codec));
     let Some(last) = named.map(|chunk| chunk.checkpoint.get() as usize).max() else { return Ok(true) };
+    let is_sealed = |chunk: &ChunkRecord| chunk.codec == Codec::SealedGzipSpan as u8;
+    if files.headers.is_none() && table.chunks().iter().any(is_sealed) {
+        return Ok(false);
+    }
     let Some(file) = &files.checkpoints else { return Ok(false) };
     let file = file.try_clone().map_err(|error| StoreError::from_io("open", "checkpoints", error))?;
     Ok(Checkpoints::open(file).is_ok_and(|checkpoints| last < checkpoints.count()))
 }
 
 /// Runs what blocks beside the runtime's own threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     joined(tokio::task::spawn_blocking(work).await)
 }
 
@@ -390,9 +433,15 @@ struct DraftSink<'a> {
 }
 
 /// Checkpoints go to their file, which is made for the first of them.
-struct DraftCheckpoints<'a> {
+pub(super) struct DraftCheckpoints<'a> {
     draft: &'a LayerDraft,
     file: Option<BufWriter<File>>,
+}
+
+impl DraftCheckpoints<'_> {
+    pub fn of(draft: &LayerDraft) -> DraftCheckpoints<'_> {
+        DraftCheckpoints { draft, file: None }
+    }
 }
 
 impl Write for DraftCheckpoints<'_> {

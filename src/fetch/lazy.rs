@@ -20,6 +20,7 @@ use crate::error::chain;
 use crate::layer::chunk::{self, ChunkError};
 use crate::layer::entry::Chunk;
 use crate::layer::gzip::checkpoint::CheckpointError;
+use crate::layer::soci::headers::HeadersError;
 use crate::store::StoreError;
 use crate::table::format::{ChunkRecord, Codec};
 
@@ -58,6 +59,17 @@ pub enum FetchError {
         /// What is wrong.
         #[source]
         cause: Arc<CheckpointError>,
+    },
+    /// A file is not what the layer's index says, or that is not known any more.
+    #[error("{layer}: the file at byte {offset} of the archive is not proved")]
+    Headers {
+        /// The layer's digest.
+        layer: Arc<str>,
+        /// Where its content begins.
+        offset: u64,
+        /// Why not.
+        #[source]
+        cause: Arc<HeadersError>,
     },
     /// It could not be kept.
     #[error("{layer}: cannot write to the store")]

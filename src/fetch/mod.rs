@@ -18,7 +18,9 @@ mod eviction_tests;
 pub mod index;
 mod lazy;
 pub mod planner;
+mod proof;
 mod readahead;
+pub mod soci;
 pub mod source;
 mod span;
 

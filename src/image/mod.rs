@@ -52,6 +52,26 @@ pub struct Layer {
     pub descriptor: BlobDescriptor,
     /// Digest of the uncompressed tar, as the config states it.
     pub diff_id: Digest,
+    /// What lies beside the layer and tells how to read it lazily, once it was found. [`Image::parse`] finds none.
+    pub lazy_index: Option<LazyIndex>,
+}
+
+/// Something in the image's repository that tells how to read a layer lazily: its zTOC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LazyIndex {
+    /// Digest and size of the zTOC.
+    pub descriptor: BlobDescriptor,
+    /// How it was found.
+    pub source: IndexSource,
+}
+
+/// Who says that an index belongs to an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IndexSource {
+    /// The image's manifest: SOCI v2.
+    Manifest,
+    /// The index itself, which whoever may push to the repository may add: SOCI v1. Trusted only when the user says so.
+    Referrer,
 }
 
 impl Layer {
@@ -76,7 +96,12 @@ pub struct Image {
     pub configuration: ImageConfiguration,
     /// The lowest first.
     pub layers: Vec<Layer>,
+    /// Digest of the SOCI index that the manifest names.
+    pub soci_index: Option<Digest>,
 }
+
+/// Annotation of a manifest that names its SOCI index (soci-snapshotter, `docs/index.md`).
+const SOCI_INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
 
 impl Image {
     /// The config descriptor of the manifest in these bytes, which have that digest.
@@ -122,10 +147,20 @@ impl Image {
                 digest: digest.clone(),
                 reason: error.to_string(),
             })?;
-            Ok(Layer { descriptor, diff_id })
+            Ok(Layer { descriptor, diff_id, lazy_index: None })
         });
         let layers = layers.collect::<Result<_, _>>()?;
-        Ok(Image { manifest_digest: digest.clone(), config: descriptor, configuration, layers })
+        let annotations = manifest.annotations().as_ref();
+        let soci_index = annotations.and_then(|annotations| annotations.get(SOCI_INDEX_DIGEST));
+        let soci_index = match soci_index.map(|digest| digest.parse()) {
+            Some(Ok(digest)) => Some(digest),
+            Some(Err(_)) => {
+                tracing::warn!(manifest = %digest, "the manifest names a SOCI index by what is no digest; its layers are streamed");
+                None
+            }
+            None => None,
+        };
+        Ok(Image { manifest_digest: digest.clone(), config: descriptor, configuration, layers, soci_index })
     }
 
     /// Bytes of all layer blobs.

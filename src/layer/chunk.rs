@@ -68,12 +68,13 @@ pub enum ChunkError {
 ///
 /// # Errors
 /// If the range does not decode to a chunk with that digest. Never are more than `decoded_length` bytes (plus a small buffer) held.
-/// [`ChunkError::NoCheckpoint`] for [`Codec::GzipSpan`]: see [`decode_span`].
+/// [`ChunkError::NoCheckpoint`] for codecs that need one: see [`decode_span`].
 pub fn decode_chunk(chunk: &Chunk, blob_bytes: &[u8]) -> Result<Vec<u8>, ChunkError> {
     decode_from(chunk, None, blob_bytes)
 }
 
-/// The same for a chunk that begins at `checkpoint`. The checkpoint need not be trusted: if it is wrong, the digest does not match.
+/// The same for a chunk that begins at `checkpoint`. The checkpoint need not be trusted, if it is wrong, the digest does not match;
+/// but for [`Codec::SealedGzipSpan`] it must be, for the digest is that of `blob_bytes`.
 ///
 /// # Errors
 /// As for [`decode_chunk`].
@@ -93,8 +94,10 @@ pub fn decoder(
         (Codec::Raw | Codec::Zeros, _) => None,
         (Codec::Gzip, _) => Some(Box::new(GzipDecoder::new())),
         (Codec::Zstd, _) => Some(Box::new(ZstdDecoder::new())),
-        (Codec::GzipSpan, Some(checkpoint)) => Some(Box::new(GzipDecoder::resume(checkpoint))),
-        (Codec::GzipSpan, None) => {
+        (Codec::GzipSpan | Codec::SealedGzipSpan, Some(checkpoint)) => {
+            Some(Box::new(GzipDecoder::resume(checkpoint)))
+        }
+        (Codec::GzipSpan | Codec::SealedGzipSpan, None) => {
             return Err(ChunkError::NoCheckpoint { blob_offset: chunk.blob_offset });
         }
     })
@@ -114,6 +117,11 @@ fn decode_from(
     }
     // Both fit: the bounds are below 2³².
     let (skip, length) = (chunk.skip as usize, chunk.decoded_length as usize);
+    let is_sealed = chunk.codec == Codec::SealedGzipSpan;
+    if is_sealed {
+        // Before a decoder sees them.
+        verify_chunk(chunk, blob_bytes)?;
+    }
     let short = || ChunkError::Short { blob_offset: chunk.blob_offset, length: chunk.decoded_length };
     let decoded = match decoder(chunk, checkpoint)? {
         Some(mut decoder) => decode_part(decoder.as_mut(), blob_bytes, skip, length)
@@ -122,16 +130,18 @@ fn decode_from(
         None if chunk.codec == Codec::Zeros => return Ok(vec![0; length]),
         None => blob_bytes.get(skip..skip + length).ok_or_else(short)?.to_vec(),
     };
-    verify_chunk(chunk, &decoded)?;
+    if !is_sealed {
+        verify_chunk(chunk, &decoded)?;
+    }
     Ok(decoded)
 }
 
-/// Checks decoded bytes against the digest of their chunk.
+/// Checks the bytes of a chunk that its digest covers: the decoded ones, unless the codec says otherwise.
 ///
 /// # Errors
 /// [`ChunkError::Digest`] if they do not match.
-pub fn verify_chunk(chunk: &Chunk, decoded: &[u8]) -> Result<(), ChunkError> {
-    if <[u8; 32]>::from(Sha256::digest(decoded)) == chunk.digest {
+pub fn verify_chunk(chunk: &Chunk, covered: &[u8]) -> Result<(), ChunkError> {
+    if <[u8; 32]>::from(Sha256::digest(covered)) == chunk.digest {
         Ok(())
     } else {
         Err(ChunkError::Digest { blob_offset: chunk.blob_offset })
@@ -212,6 +222,33 @@ mod tests {
                 assert!(result.as_deref() == Ok(part), "{codec:?} {skip} {length}");
             }
         }
+    }
+
+    #[test]
+    fn a_sealed_span_is_verified_as_it_was_fetched() {
+        let all = pattern(200_000);
+        let blob = gzip(&all);
+        // Past the header, a member is one deflate stream, and its beginning a checkpoint without anything before it.
+        let (span, checkpoint) = (&blob[10..], Checkpoint { bits: 0, window: Vec::new() });
+        let sealed = |range: &[u8], length| Chunk {
+            digest: Sha256::digest(range).into(),
+            decoded_length: length,
+            ..chunk(Codec::SealedGzipSpan, 0, &all)
+        };
+        // The end of a span need not be wanted.
+        for length in [200_000, 5] {
+            let decoded = decode_span(&sealed(span, length), &checkpoint, span);
+            assert!(decoded.unwrap() == all[..length as usize]);
+        }
+        let wrong = ChunkError::Digest { blob_offset: 100 };
+        for range in [&blob[11..], &blob[10..blob.len() - 1], &[]] {
+            assert_eq!(decode_span(&sealed(span, 5), &checkpoint, range), Err(wrong.clone()));
+        }
+        // A digest of what it decodes to does not do.
+        let of_decoded = Chunk { digest: Sha256::digest(&all).into(), ..sealed(span, 200_000) };
+        assert_eq!(decode_span(&of_decoded, &checkpoint, span), Err(wrong));
+        let missing = decode_chunk(&sealed(span, 5), span);
+        assert_eq!(missing, Err(ChunkError::NoCheckpoint { blob_offset: 100 }));
     }
 
     #[test]

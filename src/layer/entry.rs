@@ -107,9 +107,9 @@ pub struct Chunk {
     pub skip: u64,
     /// How the blob range is decoded.
     pub codec: Codec,
-    /// For [`Codec::GzipSpan`]: the number of the checkpoint at which it begins. Else 0.
+    /// For a codec that needs one: the number of the checkpoint at which it begins. Else 0.
     pub checkpoint: u32,
-    /// SHA-256 of the decoded bytes; all zeros for [`Codec::Zeros`].
+    /// SHA-256 of the decoded bytes; of the blob range for [`Codec::SealedGzipSpan`]; all zeros for [`Codec::Zeros`].
     pub digest: [u8; 32],
 }
 

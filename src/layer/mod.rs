@@ -4,6 +4,7 @@
 //! a layer without TOC:  blob ─▶ gzip, zstd ─▶ tar ─▶ entries, payload    in one pass: stream
 //! eStargz:              tail of the blob ─▶ footer, TOC ─▶ entries, chunks    estargz
 //! zstd:chunked:         annotated place ─▶ TOC ─▶ entries, chunks    zstd_chunked; lookup tells which of the two it is
+//! SOCI:                 zTOC beside the blob ─▶ entries, chunks    soci
 //!                       blob range ─▶ chunk ─▶ verified bytes    chunk, whenever somebody reads
 //! ```
 
@@ -17,6 +18,7 @@ pub mod gzip;
 pub mod lookup;
 pub mod ordered;
 pub mod path;
+pub mod soci;
 pub mod spool;
 pub mod stream;
 pub mod tar;

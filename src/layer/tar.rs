@@ -100,6 +100,31 @@ impl Limits {
     }
 }
 
+/// What PAX records say that were kept apart from their archive, as other indexes of it keep them.
+#[derive(Debug)]
+pub struct RecordedAttributes {
+    /// Extended attributes; a later pair of one name wins.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Whether the entry is stored as a sparse file.
+    pub is_sparse: bool,
+}
+
+impl RecordedAttributes {
+    /// Of the records of one entry, keys and values.
+    ///
+    /// # Errors
+    /// If a reader of the archive would refuse one of them.
+    pub fn of(records: &[(Vec<u8>, Vec<u8>)], limits: &Limits) -> Result<RecordedAttributes, TarFault> {
+        let mut read = Records::default();
+        let mut is_sparse = false;
+        for (key, value) in records {
+            read.take(key, value, limits)?;
+            is_sparse |= key.starts_with(b"GNU.sparse.");
+        }
+        Ok(RecordedAttributes { xattrs: read.take_xattrs(), is_sparse })
+    }
+}
+
 /// Reads one archive. See the module for its states.
 #[derive(Debug)]
 pub struct TarReader {

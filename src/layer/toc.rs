@@ -17,6 +17,7 @@ mod time;
 
 pub use self::fault::{EntryFault, TocError};
 pub(super) use self::layout::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK};
+pub(super) use self::time::parse as parse_rfc3339;
 use super::entry::{Chunk, Entry};
 use crate::table::Codec;
 

@@ -9,9 +9,9 @@ use super::counters::Counters;
 use super::{Found, ImageMountError, Prepared, Pull, Request, Unsettled, now};
 use crate::error::chain;
 use crate::fetch::index::{IndexError, Indexer, open_local_when_made};
-use crate::fetch::{Fetcher, LayerContent};
+use crate::fetch::{Fetcher, LayerContent, soci};
+use crate::image::Image;
 use crate::image::origin::{Origin, ResolvedImage};
-use crate::image::{Image, Layer};
 use crate::store::{PendingTree, Store, StoreError};
 use crate::table::Table;
 use crate::tree::merge::merge;
@@ -163,19 +163,21 @@ fn open_layers(
         layers.push(indexer.open_known(layer).map_err(|cause| (number, cause.into()))?);
     }
     if layers.iter().any(Option::is_none) {
-        runtime.block_on(bring_layers(indexer, &image.layers, &mut layers))?;
+        runtime.block_on(bring_layers(indexer, image, &mut layers))?;
     }
     Ok(layers.into_iter().flatten().collect())
 }
 
 async fn bring_layers(
     indexer: &Arc<Indexer>,
-    wanted: &[Layer],
+    image: &Image,
     layers: &mut [Option<Arc<LayerContent>>],
 ) -> Result<(), (usize, IndexError)> {
     let mut tasks = tokio::task::JoinSet::new();
-    for (number, layer) in wanted.iter().enumerate().filter(|(number, _)| layers[*number].is_none()) {
-        let (indexer, layer) = (indexer.clone(), layer.clone());
+    let first = layers.iter().position(Option::is_none).unwrap_or(0);
+    let wanted = soci::with_index(indexer.origin(), image).await.map_err(|error| (first, error))?;
+    for (number, layer) in wanted.into_iter().enumerate().filter(|(number, _)| layers[*number].is_none()) {
+        let indexer = indexer.clone();
         tasks.spawn(async move { (number, indexer.open(layer).await) });
     }
     while let Some(opened) = tasks.join_next().await {

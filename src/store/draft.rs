@@ -13,7 +13,7 @@ use super::data_files::{DataFile, DataFiles, Home};
 use super::durable::{crash_point, rename, sync_directory, write_all};
 use super::error::{Context, StoreError};
 use super::layers::{
-    CHECKPOINTS, CHUNKS, COMPLETE, LayerDirectory, LayerFiles, TABLE, chunk_count, optional,
+    CHECKPOINTS, CHUNKS, COMPLETE, HEADERS, LayerDirectory, LayerFiles, TABLE, chunk_count, optional,
 };
 use super::temporary::{Temporary, remove_unused};
 
@@ -70,10 +70,18 @@ impl LayerDraft {
 
     /// The file that keeps what chunks need beside the blob, made empty. It is part of the layer from then on.
     pub fn checkpoints(&self) -> Result<File, StoreError> {
+        self.make_beside(CHECKPOINTS)
+    }
+
+    /// The same for what is to be proved of its files before they are read.
+    pub fn headers(&self) -> Result<File, StoreError> {
+        self.make_beside(HEADERS)
+    }
+
+    fn make_beside(&self, name: &str) -> Result<File, StoreError> {
         let home = self.data.home();
         crash_point();
-        home.open(CHECKPOINTS, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC)
-            .context("make", home.path().join(CHECKPOINTS))
+        home.open(name, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC).context("make", home.path().join(name))
     }
 
     /// Writes bytes at an offset. Each byte is written at most once: whole blocks of zeros are left out and stay holes.
@@ -181,15 +189,15 @@ impl LayerDraft {
             }
             Presence::Complete => (make(COMPLETE)?, None),
         };
-        let checkpoints =
-            optional(home.open(CHECKPOINTS, OFlags::RDONLY)).context("open", path.join(CHECKPOINTS))?;
+        let beside = |name| optional(home.open(name, OFlags::RDONLY)).context("open", path.join(name));
+        let (checkpoints, headers) = (beside(CHECKPOINTS)?, beside(HEADERS)?);
         let clone = |file: &File| file.try_clone().context("open", path);
         let mut others = vec![clone(&table_file)?, mark];
-        if let Some(file) = &checkpoints {
+        for file in [&checkpoints, &headers].into_iter().flatten() {
             others.push(clone(file)?);
         }
         let pending = PendingPublish { layer: self.layer, data: Arc::clone(&self.data), others };
-        Ok((LayerFiles { table: table_file, data: self.data, chunk_map, checkpoints }, pending))
+        Ok((LayerFiles { table: table_file, data: self.data, chunk_map, checkpoints, headers }, pending))
     }
 }
 

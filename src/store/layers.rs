@@ -6,7 +6,8 @@
 //! files/<n>  bytes of large files          ┘
 //! chunks     the chunk map of a lazy layer ┐ one of the two; if neither is there, the layer
 //! complete   empty: no byte is missing     ┘ counts as lazy with nothing present
-//! checkpoints   of a streamed gzip layer: its decoder's states, in the format that the layer's reader gave it
+//! checkpoints   of a gzip layer read by spans: its decoder's states, in the format that the layer's reader gave it
+//! headers    of a layer whose index lies beside it: what is to be proved of its files, likewise
 //! ```
 //!
 //! States: nothing → [`LayerDraft`] (in `layers/ingest/`) → published. A published layer is only ever replaced as a whole.
@@ -36,6 +37,7 @@ pub(super) const TABLE: &str = "table";
 pub(super) const CHUNKS: &str = "chunks";
 pub(super) const COMPLETE: &str = "complete";
 pub(super) const CHECKPOINTS: &str = "checkpoints";
+pub(super) const HEADERS: &str = "headers";
 
 /// All layers of a store.
 #[derive(Clone, Debug)]
@@ -98,6 +100,8 @@ pub struct LayerFiles {
     pub chunk_map: Option<Arc<ChunkMap>>,
     /// What its chunks need beside the blob, if they need anything. Not verified.
     pub checkpoints: Option<File>,
+    /// What is to be proved of its files before they are read, if anything is. Not verified.
+    pub headers: Option<File>,
 }
 
 impl LayerDirectory {
@@ -141,9 +145,9 @@ impl LayerDirectory {
         let chunk_map = if is_complete { None } else { Some(Arc::new(self.open_chunk_map(&table)?)) };
         let data = DataFiles::open(Arc::clone(&home), Arc::clone(&self.store.descriptors), OFlags::empty())
             .map_err(damaged(super::data_files::PACKED))?;
-        let checkpoints =
-            optional(home.open(CHECKPOINTS, OFlags::RDONLY)).context("open", self.path.join(CHECKPOINTS))?;
-        Ok(Some(LayerFiles { table, data: Arc::new(data), chunk_map, checkpoints }))
+        let beside = |name| optional(home.open(name, OFlags::RDONLY)).context("open", self.path.join(name));
+        let (checkpoints, headers) = (beside(CHECKPOINTS)?, beside(HEADERS)?);
+        Ok(Some(LayerFiles { table, data: Arc::new(data), chunk_map, checkpoints, headers }))
     }
 
     /// Begins to make the layer, in a temporary directory that nobody else sees.

@@ -106,6 +106,14 @@ pub struct Header {
     pub sections: [SectionRecord; SECTIONS],
 }
 
+/// Features without whose knowledge a table is rebuilt, as [`Header::incompatible`] has them.
+pub mod incompatible_features {
+    /// Some chunks have the codec [`SealedGzipSpan`](super::Codec::SealedGzipSpan).
+    pub const SEALED_SPANS: u64 = 1;
+    /// All that this program knows.
+    pub const KNOWN: u64 = SEALED_SPANS;
+}
+
 /// Flags of an [`InodeRecord`].
 pub mod inode_flags {
     /// The layer never mentions this directory, only something below it.
@@ -203,14 +211,22 @@ pub enum Codec {
     Zeros = 3,
     /// Gzip members from within the first one: between two of its deflate blocks, where the layer has a checkpoint.
     GzipSpan = 4,
+    /// The same, but the digest is that of the blob's bytes: all of the range, as it is fetched. What it decodes to follows from them
+    /// and the checkpoint, which is trusted.
+    SealedGzipSpan = 5,
 }
 
 impl Codec {
     /// The codec of that number, if there is one.
     pub fn from_number(number: u8) -> Option<Codec> {
-        [Codec::Raw, Codec::Gzip, Codec::Zstd, Codec::Zeros, Codec::GzipSpan]
+        [Codec::Raw, Codec::Gzip, Codec::Zstd, Codec::Zeros, Codec::GzipSpan, Codec::SealedGzipSpan]
             .into_iter()
             .find(|codec| *codec as u8 == number)
+    }
+
+    /// Whether a decoder needs a checkpoint to start.
+    pub fn needs_checkpoint(self) -> bool {
+        matches!(self, Codec::GzipSpan | Codec::SealedGzipSpan)
     }
 }
 
@@ -233,9 +249,9 @@ pub struct ChunkRecord {
     pub codec: u8,
     /// Zero.
     pub reserved: [u8; 3],
-    /// Number of the checkpoint for [`Codec::GzipSpan`], else zero.
+    /// Number of the checkpoint for codecs that need one, else zero.
     pub checkpoint: U32,
-    /// SHA-256 of the decoded bytes.
+    /// SHA-256 of the decoded bytes; of the range for [`Codec::SealedGzipSpan`].
     pub digest: [u8; 32],
 }
 

@@ -229,7 +229,7 @@ impl CheckedHeader {
         if header.magic != MAGIC {
             return Err(TableError::NotATable);
         }
-        if header.version.get() != VERSION || header.incompatible.get() != 0 {
+        if header.version.get() != VERSION || header.incompatible.get() & !incompatible_features::KNOWN != 0 {
             return Err(TableError::OtherVersion {
                 version: header.version.get(),
                 features: header.incompatible.get(),

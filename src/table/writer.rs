@@ -231,6 +231,8 @@ impl<'a, S: Source> Layout<'a, S> {
             place.length.set(section.len() as u64);
             end += section.len() as u64;
         }
+        let is_sealed = |chunk: &ChunkRecord| chunk.codec == Codec::SealedGzipSpan as u8;
+        let sealed = contents.chunks.iter().any(is_sealed);
         let mut body_checksum = crc32fast::Hasher::new();
         sections.iter().for_each(|section| body_checksum.update(section));
         let mut header = Header {
@@ -241,7 +243,7 @@ impl<'a, S: Source> Layout<'a, S> {
             layers: contents.layers.into(),
             compatible: 0.into(),
             read_only_compatible: 0.into(),
-            incompatible: 0.into(),
+            incompatible: if sealed { incompatible_features::SEALED_SPANS } else { 0 }.into(),
             length: end.into(),
             content_bytes: self.content_bytes.into(),
             identity: contents.identity,

@@ -3,6 +3,7 @@
 //! [`merge`] composes inode tables in metadata alone; [`serve`] answers the kernel from the result.
 
 pub mod merge;
+mod proved;
 pub mod serve;
 
 #[cfg(test)]

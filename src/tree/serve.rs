@@ -13,6 +13,7 @@ use peelfs_fuse::{
     Attributes, DataOrHole, Device, DirectoryEntry, Errno, FilesystemStatistics, ReadReply, Timestamp, Tree,
 };
 
+use super::proved::Proved;
 use crate::error::chain;
 use crate::fetch::LayerContent;
 use crate::table::Table;
@@ -23,6 +24,8 @@ pub struct MergedTree {
     name: String,
     table: Table,
     layers: Vec<Arc<LayerContent>>,
+    /// If any layer has files that must be.
+    proved: Option<Arc<Proved>>,
 }
 
 /// Some bytes of a file: a hole, or a part of its layer's decoded space.
@@ -40,7 +43,10 @@ thread_local! {
 impl MergedTree {
     /// The tree of that table over these layers, the lowest first, as when it was merged; `name` is the image's, for the log.
     pub fn new(name: String, table: Table, layers: Vec<Arc<LayerContent>>) -> MergedTree {
-        MergedTree { name, table, layers }
+        let must_be_proved = layers.iter().any(|layer| layer.must_be_proved());
+        // Inode numbers are counted from 1.
+        let proved = must_be_proved.then(|| Arc::new(Proved::none(table.inodes().len() as u64)));
+        MergedTree { name, table, layers, proved }
     }
 
     /// The merged inode table.
@@ -117,6 +123,13 @@ impl MergedTree {
         ranges
     }
 
+    /// Where it is noted that a file was proved, if it must be and was not yet.
+    fn unproved(&self, layer: &LayerContent, inode: u64, record: &InodeRecord) -> Option<&Arc<Proved>> {
+        let proved = self.proved.as_ref()?;
+        let must_be = layer.must_be_proved() && record.size.get() > 0 && !proved.contains(inode);
+        must_be.then_some(proved)
+    }
+
     /// Answers if all is here, and gives the reply back if not.
     fn read_segments(layer: &LayerContent, segments: &[Segment], reply: ReadReply) -> Option<ReadReply> {
         BUFFER.with_borrow_mut(|buffer| {
@@ -164,8 +177,30 @@ struct Read {
 const FETCHES: u32 = 4;
 
 impl Read {
-    /// Answers when all is here; after `fetches` attempts, with an error.
-    fn fetch(self, layer: &Arc<LayerContent>, reply: ReadReply, fetches: u32) {
+    /// Answers when the file, whose content begins at that byte of the decoded space, is proved and all is here.
+    fn prove(self, layer: &Arc<LayerContent>, file: u64, proved: Arc<Proved>, reply: ReadReply) {
+        // On its way while the headers are, if they are not in the same chunk.
+        layer.fetch(self.bounds(), |_| {});
+        let content = layer.clone();
+        layer.prove(file, move |result| match result {
+            Ok(()) => {
+                proved.insert(self.inode);
+                if let Some(reply) = MergedTree::read_segments(&content, &self.segments, reply) {
+                    self.fetch(&content, reply, FETCHES);
+                }
+            }
+            Err(error) => self.failed(&content, &chain(&error), reply),
+        });
+    }
+
+    fn failed(&self, layer: &LayerContent, error: &str, reply: ReadReply) {
+        let Read { image, inode, offset, length, .. } = self;
+        tracing::error!(%image, layer = %layer.layer(), inode, offset, length, error, "a read failed");
+        reply.error(Errno::IO)
+    }
+
+    /// The part of the decoded space that holds all pieces of it.
+    fn bounds(&self) -> Range<u64> {
         let data = self.segments.iter().filter_map(|segment| match segment {
             Segment::Data { decoded_offset, length } => {
                 Some(*decoded_offset..decoded_offset.saturating_add(*length))
@@ -173,21 +208,22 @@ impl Read {
             Segment::Hole { .. } => None,
         });
         // The pieces of one read lie close together; what is between them in the decoded space is this file's too.
-        let bounds =
-            data.reduce(|all, one| all.start.min(one.start)..all.end.max(one.end)).unwrap_or_default();
+        data.reduce(|all, one| all.start.min(one.start)..all.end.max(one.end)).unwrap_or_default()
+    }
+
+    /// Answers when all is here; after `fetches` attempts, with an error.
+    fn fetch(self, layer: &Arc<LayerContent>, reply: ReadReply, fetches: u32) {
         let content = layer.clone();
-        layer.fetch(bounds, move |result| {
-            let Read { image, inode, offset, length, segments } = &self;
+        layer.fetch(self.bounds(), move |result| {
             let (reply, error) = match result {
-                Ok(()) => match MergedTree::read_segments(&content, segments, reply) {
+                Ok(()) => match MergedTree::read_segments(&content, &self.segments, reply) {
                     None => return,
                     Some(reply) if fetches > 1 => return self.fetch(&content, reply, fetches - 1),
                     Some(reply) => (reply, "it was evicted again and again".to_owned()),
                 },
                 Err(error) => (reply, chain(&error)),
             };
-            tracing::error!(%image, layer = %content.layer(), inode, offset, length, error, "a read failed");
-            reply.error(Errno::IO)
+            self.failed(&content, &error, reply)
         });
     }
 }
@@ -298,6 +334,10 @@ impl Tree for MergedTree {
         }
         let mut wanted = Vec::with_capacity(1);
         segments(layer, record, offset..end, |segment| wanted.push(segment));
+        if let Some(proved) = self.unproved(layer, inode, record) {
+            let read = Read { image: self.name.clone(), inode, offset, length, segments: wanted };
+            return read.prove(layer, record.content.get(), proved.clone(), reply);
+        }
         let Some(reply) = Self::read_segments(layer, &wanted, reply) else { return };
         let read = Read { image: self.name.clone(), inode, offset, length, segments: wanted };
         read.fetch(layer, reply, FETCHES);
@@ -311,7 +351,15 @@ impl Tree for MergedTree {
         if !contiguous {
             return None;
         }
-        self.layer(record)?.whole_file(record.content.get(), record.size.get())
+        let layer = self.layer(record)?;
+        if let Some(proved) = self.unproved(layer, inode, record) {
+            match layer.prove_now(record.content.get()) {
+                Ok(true) => proved.insert(inode),
+                // Its first read proves it, or says why it cannot.
+                Ok(false) | Err(_) => return None,
+            }
+        }
+        layer.whole_file(record.content.get(), record.size.get())
     }
 
     fn seek(&self, inode: u64, offset: u64, whence: DataOrHole) -> Result<u64, Errno> {

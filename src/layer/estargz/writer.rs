@@ -26,6 +26,7 @@ use sha2::{Digest as _, Sha256};
 
 use self::compress::{Compressor, PackedJob};
 use self::members::{Item, Members};
+pub(in crate::layer) use self::time::rfc3339;
 use self::toc::ChunkPlace;
 use super::MAXIMUM_TOC;
 use super::footer::footer_bytes;

@@ -52,7 +52,8 @@ impl Records {
         xattrs
     }
 
-    fn take(&mut self, key: &[u8], value: &[u8], limits: &Limits) -> Result<(), TarFault> {
+    /// Takes up one record.
+    pub fn take(&mut self, key: &[u8], value: &[u8], limits: &Limits) -> Result<(), TarFault> {
         if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
             self.xattrs.push(xattr(name.to_vec(), value.to_vec(), limits)?);
             return Ok(());

@@ -3,7 +3,7 @@
 use crate::layer::entry::Timestamp;
 
 /// The time that `text` names. Years may have more than four digits and a sign: Go writes them so where a tar has such times.
-pub(super) fn parse(text: &str) -> Option<Timestamp> {
+pub(in crate::layer) fn parse(text: &str) -> Option<Timestamp> {
     let (date, time) = text.split_once(['T', 't'])?;
     let (date, day) = date.rsplit_once('-')?;
     let (year, month) = date.rsplit_once('-')?;

@@ -1,0 +1,122 @@
+//! From the SOCI index of an image to its layers: which zTOC each of them has, and the zTOC to a layer in the store.
+//!
+//! - An index that the manifest names (v2) is part of the image: what has another digest than named, or makes no sense, is an error.
+//!   One that is gone is none: the layers are streamed, and the log says so. Likewise for a zTOC.
+//! - An index that refers to the image (v1) is attached by whoever found it and was told to trust it.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use peelfs_registry::{BlobDescriptor, Digest, ErrorKind, Target};
+
+use super::index::{Draft, DraftCheckpoints, IndexError, blocking, draft_of};
+use crate::image::origin::Origin;
+use crate::image::{Image, IndexSource, Layer, LazyIndex};
+use crate::layer::gzip::checkpoint::CheckpointWriter;
+use crate::layer::soci::index::SociIndex;
+use crate::layer::soci::ztoc::{MAXIMUM_ZTOC, ZTOC_MEDIA_TYPE, Ztoc};
+use crate::layer::soci::{SociContents, SociError, headers};
+use crate::store::{LayerFiles, PendingPublish, Store, StoreError};
+
+/// Gives each of these layers the zTOC that the index has for it, unless it has one already.
+pub fn attach(index: &SociIndex, source: IndexSource, layers: &mut [Layer]) {
+    for layer in layers.iter_mut().filter(|layer| layer.lazy_index.is_none()) {
+        let Some(ztoc) = index.ztoc_of(&layer.descriptor.digest) else { continue };
+        let descriptor = BlobDescriptor {
+            digest: ztoc.digest.clone(),
+            size: ztoc.size,
+            media_type: ZTOC_MEDIA_TYPE.to_owned(),
+            annotations: Default::default(),
+            urls: Vec::new(),
+        };
+        layer.lazy_index = Some(LazyIndex { descriptor, source });
+    }
+}
+
+/// The layers of an image with the zTOCs of the index that its manifest names, if it names one. One request.
+///
+/// # Errors
+/// If it is not what the manifest names, or no index; or if the registry fails otherwise than by not having it.
+pub async fn with_index(origin: &Origin, image: &Image) -> Result<Vec<Layer>, IndexError> {
+    let mut layers = image.layers.clone();
+    let Some(digest) = &image.soci_index else { return Ok(layers) };
+    let document = match origin.repository().await?.manifest(&Target::Digest(digest.clone())).await {
+        Ok(document) => document,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            tracing::warn!(index = %digest, "the manifest names a SOCI index that is not there; the layers are streamed");
+            return Ok(layers);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let index = SociIndex::parse(digest, &document.bytes).map_err(Box::new)?;
+    attach(&index, IndexSource::Manifest, &mut layers);
+    Ok(layers)
+}
+
+/// Fetches the zTOC of a layer, and makes the layer of it. `None` if the layer is to be streamed; the log says why.
+pub(super) async fn index_by_ztoc(
+    store: &Arc<Store>,
+    origin: &Origin,
+    layer: &Layer,
+    lazy_index: &LazyIndex,
+) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
+    let digest = layer.descriptor.digest.clone();
+    let streamed = |why: String| {
+        tracing::warn!(layer = %digest, ztoc = %lazy_index.descriptor.digest, why, "the layer is streamed");
+    };
+    if lazy_index.descriptor.size > MAXIMUM_ZTOC {
+        streamed(format!("its zTOC has {} bytes, more than {MAXIMUM_ZTOC}", lazy_index.descriptor.size));
+        return Ok(None);
+    }
+    let repository = origin.repository().await?;
+    let bytes = match repository.small_blob(&lazy_index.descriptor, MAXIMUM_ZTOC).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            streamed("its zTOC is not there".to_owned());
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if !repository.blob_of(&layer.descriptor).ranges_work() {
+        streamed("its host does not read by ranges".to_owned());
+        return Ok(None);
+    }
+    let (store, descriptor) = (store.clone(), layer.descriptor.clone());
+    let brought = blocking(move || {
+        let ztoc = Ztoc::read(&bytes)?;
+        drop(bytes);
+        let contents = SociContents::of(ztoc, descriptor.size, &descriptor.annotations)?;
+        Ok((contents, store, descriptor))
+    });
+    match brought.await {
+        Ok((contents, store, descriptor)) => {
+            blocking(move || draft_of_contents(&store, &descriptor.digest, contents)).await.map(Some)
+        }
+        Err(SociError::Insufficient(shortfall)) => {
+            streamed(shortfall.to_string());
+            Ok(None)
+        }
+        Err(error) => Err(Box::new(error).into()),
+    }
+}
+
+fn draft_of_contents(
+    store: &Store,
+    layer: &Digest,
+    mut contents: SociContents,
+) -> Result<(LayerFiles, PendingPublish), IndexError> {
+    let draft = Draft {
+        entries: std::mem::take(&mut contents.entries),
+        chunks: std::mem::take(&mut contents.chunks),
+        decoded_length: contents.decoded_length,
+    };
+    draft_of(store, layer, draft, |draft| {
+        let written = |name, error| StoreError::from_io("write", name, error);
+        let mut checkpoints = DraftCheckpoints::of(draft);
+        contents
+            .write_checkpoints(CheckpointWriter::new(&mut checkpoints))
+            .map_err(|error| written("checkpoints", error))?;
+        let claims = headers::written(&contents.claims);
+        draft.headers()?.write_all(&claims).map_err(|error| written("headers", error))
+    })
+}
