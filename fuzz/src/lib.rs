@@ -3,6 +3,7 @@
 
 pub mod repair;
 pub mod seeds;
+pub mod soci;
 pub mod table;
 pub mod tar;
 pub mod toc;

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use peelfs::table::format::{Header, MAGIC, SECTIONS, VERSION};
+use peelfs::table::format::{Header, MAGIC, SECTIONS, VERSION, incompatible_features};
 
 /// Bytes of a tar block.
 const BLOCK: usize = 512;
@@ -55,7 +55,7 @@ pub fn table(bytes: &mut [u8]) {
     let Ok(header) = Header::mut_from_bytes(start) else { return };
     header.magic = MAGIC;
     header.version = VERSION.into();
-    header.incompatible = 0.into();
+    header.incompatible = (header.incompatible.get() & incompatible_features::KNOWN).into();
     header.length = length.into();
     for section in &mut header.sections {
         let offset = section.offset.get().min(length);
@@ -74,8 +74,26 @@ pub fn table(bytes: &mut [u8]) {
     header.header_checksum = crc32fast::hash(header.as_bytes()).into();
 }
 
-/// Checksums of a file of checkpoints (`layer/gzip/checkpoint.rs`): of its windows, its records and its footer.
-pub fn checkpoints(bytes: &mut [u8]) {
+/// Checksums of a file of a layer's checkpoints, or of what is claimed of its files, by its magic.
+pub fn beside_layer(bytes: &mut [u8]) {
+    if bytes.starts_with(b"peelhead") { claims(bytes) } else { checkpoints(bytes) }
+}
+
+/// Of a file of claims (`layer/soci/headers.rs`): of its head and its records.
+fn claims(bytes: &mut [u8]) {
+    const HEADER: usize = 8 + 4 + 4 + 8;
+    const RECORD: usize = 8 + 8 + 32;
+    let Some((header, records)) = bytes.split_at_mut_checked(HEADER + 4) else { return };
+    header[8..16].copy_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
+    header[16..24].copy_from_slice(&(records.len() as u64 / (RECORD as u64 + 4)).to_le_bytes());
+    for sealed in std::iter::once(header).chain(records.chunks_exact_mut(RECORD + 4)) {
+        let (covered, sum) = sealed.split_at_mut(sealed.len() - 4);
+        sum.copy_from_slice(&crc32fast::hash(covered).to_le_bytes());
+    }
+}
+
+/// Of a file of checkpoints (`layer/gzip/checkpoint.rs`): of its windows, its records and its footer.
+fn checkpoints(bytes: &mut [u8]) {
     const HEADER: usize = 16;
     const RECORD: usize = 20;
     const FOOTER: usize = 20;

@@ -9,10 +9,16 @@ use std::path::Path;
 use flate2::write::GzEncoder;
 use flate2::{Compression, GzBuilder};
 use peelfs::layer::compression::{Decode, Stop};
+use peelfs::layer::entry::{Entry, EntryKind};
 use peelfs::layer::gzip::GzipDecoder;
 use peelfs::layer::gzip::checkpoint::{CheckpointWriter, Packed};
+use peelfs::layer::soci::checkpoints::uncompressed_checkpoints;
+use peelfs::layer::soci::headers::{Claim, fingerprint, written};
+use peelfs::layer::soci::index::{IndexVersion, SociIndex, ZtocDescriptor};
+use peelfs::layer::soci::ztoc::{CompressionAlgorithm, CompressionInfo, FileMetadata, FileType, Ztoc};
 use peelfs::table::Table;
 use peelfs::tree::merge::merge;
+use peelfs_registry::{BlobDescriptor, Digest};
 use serde_json::{Value, json};
 
 use crate::IDENTITY;
@@ -122,8 +128,18 @@ pub fn streams() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Files of checkpoints.
+/// Files of checkpoints, and one of claims.
 pub fn checkpoints() -> Vec<Vec<u8>> {
+    let claims: Vec<Claim> = archives()
+        .iter()
+        .flat_map(|archive| told(archive, usize::MAX).entries)
+        .enumerate()
+        .map(|(number, (entry, ..))| {
+            let headers = number as u64 * 512..(number as u64 + 1) * 512;
+            Claim { headers, digest: fingerprint(&entry) }
+        })
+        .take(30)
+        .collect();
     let of_blob = |blob: &Vec<u8>| {
         let mut file = Vec::new();
         let mut writer = CheckpointWriter::new(&mut file);
@@ -144,12 +160,11 @@ pub fn checkpoints() -> Vec<Vec<u8>> {
         writer.finish().expect("writing to memory");
         file
     };
-    compressed()
-        .iter()
-        .filter(|blob| blob.starts_with(&[0x1f, 0x8b]))
-        .map(of_blob)
-        .filter(|file| !file.is_empty())
-        .collect()
+    let mut files: Vec<Vec<u8>> =
+        compressed().iter().filter(|blob| blob.starts_with(&[0x1f, 0x8b])).map(of_blob).collect();
+    files.retain(|file| !file.is_empty());
+    files.push(written(&claims));
+    files
 }
 
 /// Tables of layers and of merged trees.
@@ -302,6 +317,7 @@ pub fn documents() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> =
         manifests.iter().map(|manifest| format!("\0{manifest}\0{config}").into_bytes()).collect();
     seeds.push(format!("{oci}.index.v1+json\0{index}\0").into_bytes());
+    seeds.extend(soci_indexes());
     seeds
 }
 
@@ -337,4 +353,100 @@ pub fn headers() -> Vec<Vec<u8>> {
         ("windows/x86_64/v3", 6),
     ];
     texts.iter().map(|(text, kind)| [text.as_bytes(), &[*kind]].concat()).collect()
+}
+
+/// zTOCs of uncompressed layers, which are small, and one of gzip without checkpoints of its own.
+pub fn ztocs() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for archive in archives() {
+        let told = told(&archive, usize::MAX);
+        let files = told.entries.iter().map(|(entry, headers, _)| ztoc_file(entry, headers.end)).collect();
+        let length = archive.len() as u64;
+        let span_size = 4096;
+        let spans = length.div_ceil(span_size);
+        let mut ztoc = Ztoc {
+            version: b"0.9".to_vec(),
+            build_tool: b"tool".to_vec(),
+            compressed_size: length,
+            uncompressed_size: length,
+            files,
+            compression: CompressionInfo {
+                algorithm: CompressionAlgorithm::Uncompressed,
+                max_span_id: spans as u32 - 1,
+                span_digests: vec![[1; 32]; spans as usize],
+                checkpoints: uncompressed_checkpoints(span_size, length),
+            },
+        };
+        seeds.push(ztoc.write());
+        // The first version implies the first checkpoint.
+        ztoc.compression = CompressionInfo {
+            algorithm: CompressionAlgorithm::Gzip,
+            max_span_id: 0,
+            span_digests: vec![[1; 32]],
+            checkpoints: [&1_i32.to_le_bytes()[..], &(4_i64 << 20).to_le_bytes()].concat(),
+        };
+        seeds.push(ztoc.write());
+    }
+    seeds
+}
+
+fn ztoc_file(entry: &Entry, uncompressed_offset: u64) -> FileMetadata {
+    let none = Vec::new();
+    let (kind, size, target, (major, minor)) = match &entry.kind {
+        EntryKind::Regular { size, .. } => (FileType::Regular, *size, &none, (0, 0)),
+        EntryKind::Directory => (FileType::Directory, 0, &none, (0, 0)),
+        EntryKind::Symlink { target } => (FileType::Symlink, 0, target, (0, 0)),
+        EntryKind::Hardlink { target } => (FileType::Hardlink, 0, target, (0, 0)),
+        EntryKind::CharacterDevice { major, minor } => {
+            (FileType::CharacterDevice, 0, &none, (*major, *minor))
+        }
+        EntryKind::BlockDevice { major, minor } => (FileType::BlockDevice, 0, &none, (*major, *minor)),
+        EntryKind::Fifo => (FileType::Fifo, 0, &none, (0, 0)),
+    };
+    let record = |(name, value): &(Vec<u8>, Vec<u8>)| ([b"SCHILY.xattr.", &name[..]].concat(), value.clone());
+    FileMetadata {
+        name: entry.path.clone(),
+        kind,
+        uncompressed_offset,
+        uncompressed_size: size,
+        link_name: target.clone(),
+        mode: entry.mode.into(),
+        uid: entry.uid,
+        gid: entry.gid,
+        user_name: b"root".to_vec(),
+        group_name: vec![],
+        modified: Some(entry.modified),
+        device_major: major.into(),
+        device_minor: minor.into(),
+        pax_records: entry.xattrs.iter().map(record).collect(),
+    }
+}
+
+/// SOCI indexes, as a manifest alone between NULs.
+fn soci_indexes() -> Vec<Vec<u8>> {
+    let digest = Digest::sha256_of(b"digest");
+    let ztoc = ZtocDescriptor {
+        digest: digest.clone(),
+        size: 7,
+        layer_digest: digest.clone(),
+        layer_media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+        span_size: Some(4 << 20),
+    };
+    let subject = BlobDescriptor {
+        digest,
+        size: 7,
+        media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+        annotations: Default::default(),
+        urls: vec![],
+    };
+    let index = |version, subject| SociIndex {
+        version,
+        subject,
+        ztocs: vec![ztoc.clone()],
+        build_tool: "tool".to_owned(),
+    };
+    [index(IndexVersion::V1, Some(subject)), index(IndexVersion::V2, None)]
+        .iter()
+        .map(|index| [&b"\0"[..], &index.write(), b"\0"].concat())
+        .collect()
 }

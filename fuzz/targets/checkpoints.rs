@@ -1,18 +1,27 @@
-//! The file of a gzip layer's checkpoints (`layer/gzip/checkpoint.rs`): of any bytes each checkpoint is one, or none; and a decoder
-//! that begins there stays within its room, whatever it is given.
+//! The files beside a layer: of a gzip layer's checkpoints (`layer/gzip/checkpoint.rs`), and of what a zTOC claims (`layer/soci/headers.rs`).
+//! Of any bytes each checkpoint and each claim is one, or none; and a decoder that begins at a checkpoint stays within its room, whatever
+//! it is given.
 #![no_main]
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use peelfs::layer::compression::Decode;
 use peelfs::layer::gzip::GzipDecoder;
 use peelfs::layer::gzip::checkpoint::{Checkpoint, CheckpointWriter, Checkpoints, Packed, WINDOW};
+use peelfs::layer::soci::headers::Claims;
 use peelfs_fuzz::{file_of, repair, seeds};
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    repair::mutate(data, size, max_size, seed, repair::checkpoints)
+    repair::mutate(data, size, max_size, seed, repair::beside_layer)
 });
 
 fuzz_target!(init: seeds::plant(seeds::checkpoints), |bytes: &[u8]| {
+    if let Ok(claims) = Claims::open(file_of(bytes)) {
+        for content in [0, 512, 1024, 1 << 20, u64::MAX] {
+            if let Ok(claim) = claims.get(content) {
+                assert_eq!(claim.headers.end, content);
+            }
+        }
+    }
     let Ok(checkpoints) = Checkpoints::open(file_of(bytes)) else { return };
     let mut sound = Vec::new();
     for number in 0..(checkpoints.count() as u32).min(50) {

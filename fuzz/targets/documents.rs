@@ -1,4 +1,5 @@
-//! Manifests, indexes and configs (`registry/src/manifest.rs`, `platform.rs`, `image/mod.rs`): what is accepted can be read in one way.
+//! Manifests, indexes, SOCI indexes and configs (`registry/src/manifest.rs`, `platform.rs`, `image/mod.rs`, `layer/soci/index.rs`): what
+//! is accepted can be read in one way.
 //!
 //! Input: media type, manifest and config, with NULs between them.
 #![no_main]
@@ -7,6 +8,7 @@ use std::collections::HashSet;
 
 use libfuzzer_sys::fuzz_target;
 use peelfs::image::Image;
+use peelfs::layer::soci::index::SociIndex;
 use peelfs_fuzz::seeds;
 use peelfs_registry::manifest::{MAXIMUM_DESCRIPTORS, is_index_media_type, is_manifest_media_type};
 use peelfs_registry::platform::{candidates, offered_platforms};
@@ -26,6 +28,11 @@ fuzz_target!(init: seeds::plant(seeds::documents), |bytes: &[u8]| {
         assert_eq!(image.layers.len(), image.configuration.rootfs().diff_ids().len());
         let total = image.blob_bytes();
         assert!(image.layers.iter().all(|layer| layer.descriptor.size <= total));
+    }
+    if let Ok(index) = SociIndex::parse(&digest, manifest) {
+        let again = SociIndex::parse(&digest, &index.write()).expect("what was just written");
+        assert_eq!(again.ztocs, index.ztocs);
+        assert!(index.ztocs.iter().all(|ztoc| index.ztoc_of(&ztoc.layer_digest).is_some()));
     }
 });
 

@@ -1,11 +1,12 @@
 //! Tar archives (`layer/tar.rs`): the pieces in which one arrives decide nothing; what is accepted makes a table; an entry that is
-//! written anew is read as it was.
+//! written anew is read as it was; and the headers of a file prove what was read of it.
 #![no_main]
 
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use peelfs::layer::entry::{Content, Entry, EntryKind};
+use peelfs::layer::soci::headers::{Claim, fingerprint, prove};
 use peelfs::layer::tar::{END_OF_ARCHIVE, entry_headers, owner_names};
 use peelfs_fuzz::tar::{check_told, table_of, told};
 use peelfs_fuzz::{repair, seeds};
@@ -22,8 +23,11 @@ fuzz_target!(init: seeds::plant(seeds::archives), |archive: &[u8]| {
         assert_eq!(told(archive, piece), whole, "in pieces of {piece}");
     }
     for (entry, headers, _) in &whole.entries {
-        let names = owner_names(&archive[headers.start as usize..headers.end as usize]);
+        let bytes = &archive[headers.start as usize..headers.end as usize];
+        let names = owner_names(bytes);
         if let EntryKind::Regular { content: Content::Contiguous(_), .. } = entry.kind {
+            let claim = Claim { headers: headers.clone(), digest: fingerprint(entry) };
+            prove(&claim, bytes).expect("what the archive says of a file is proved by its headers");
             check_written_anew(entry, &entry_headers(entry, &names, 0));
         }
     }
