@@ -10,6 +10,7 @@
 
 mod documents;
 mod error;
+mod format;
 mod layers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,9 +28,9 @@ use peelfs_registry::{
 
 use self::documents::NewDocument;
 pub use self::error::ConvertError;
+pub use self::format::Format;
 pub use self::layers::ConvertedLayer;
 use crate::image::{Image, Layer};
-use crate::layer::estargz::writer::EstargzOptions;
 
 /// Layers that are worked on at the same time: while one is decoded, which one thread does, the others are compressed.
 const LAYERS: usize = 2;
@@ -53,8 +54,8 @@ pub struct Request {
     pub destination: ImageReference,
     /// Which of its images.
     pub platforms: Platforms,
-    /// How eStargz is written.
-    pub options: EstargzOptions,
+    /// In which format the layers are written, and how.
+    pub format: Format,
     /// Paths of the files that come first, in this order.
     pub wanted: Vec<Vec<u8>>,
     /// How registries are reached.
@@ -202,7 +203,7 @@ impl Plan {
     fn missed(&self, layers: &BTreeMap<String, ConvertedLayer>, wanted: usize) -> BTreeSet<usize> {
         let mut missed: BTreeSet<usize> = (0..wanted).collect();
         for layer in layers.values() {
-            missed.retain(|position| layer.missed.contains(position));
+            missed.retain(|position| layer.written.missed.contains(position));
         }
         missed
     }

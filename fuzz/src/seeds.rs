@@ -450,3 +450,15 @@ fn soci_indexes() -> Vec<Vec<u8>> {
         .map(|index| [&b"\0"[..], &index.write(), b"\0"].concat())
         .collect()
 }
+
+/// Archives, which are split, and data of tar-split as they are.
+pub fn tar_splits() -> Vec<Vec<u8>> {
+    let mut seeds: Vec<Vec<u8>> =
+        archives().into_iter().map(|archive| [&archive[..], &[0]].concat()).collect();
+    let lines = br#"{"type":2,"payload":"aGVhZGVy","position":0}
+{"type":1,"name":"a","size":3,"payload":"AAAAAAAAAAA=","position":1}
+{"type":1,"name_raw":"/w==","payload":null,"position":2}
+"#;
+    seeds.push([&lines[..], &[1]].concat());
+    seeds
+}

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use peelfs::convert::{Converted, Platforms, Request, convert};
+use peelfs::convert::{self, Converted, Platforms, Request};
 use peelfs::layer::estargz::writer::{
     DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, EstargzOptions, MAXIMUM_CHUNK_SIZE, MAXIMUM_MINIMUM_CHUNK,
 };
@@ -93,8 +93,9 @@ struct LayerReport {
     size: u64,
     diff_id: String,
     uncompressed_size: u64,
-    toc_digest: String,
-    names_are_lossy: bool,
+    toc_digest: Option<String>,
+    /// What its table of contents cannot say, if something.
+    not_lazy: Option<String>,
 }
 
 /// Runs the command.
@@ -107,7 +108,7 @@ pub fn run(arguments: &Arguments, verbose: u8) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start threads")?;
-    let converted = runtime.block_on(convert(request))?;
+    let converted = runtime.block_on(convert::convert(request))?;
     let report = report(&arguments.destination, &converted);
     warn(&report);
     if arguments.json {
@@ -119,11 +120,6 @@ pub fn run(arguments: &Arguments, verbose: u8) -> anyhow::Result<ExitCode> {
 }
 
 fn request(arguments: &Arguments) -> anyhow::Result<Request> {
-    let Format::Estargz = arguments.format;
-    let threads = match arguments.threads {
-        Some(threads) => threads,
-        None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-    };
     Ok(Request {
         source: arguments.source.clone(),
         destination: arguments.destination.clone(),
@@ -131,17 +127,27 @@ fn request(arguments: &Arguments) -> anyhow::Result<Request> {
             true => Platforms::All,
             false => Platforms::One(environment::platform(arguments.platform.clone())),
         },
-        options: EstargzOptions {
-            chunk_size: NonZeroU64::new(arguments.chunk_size).unwrap_or(DEFAULT_CHUNK_SIZE),
-            minimum_chunk: arguments.min_chunk,
-            level: arguments.level,
-            threads,
-        },
+        format: format(arguments),
         wanted: arguments.order.as_deref().map(wanted).transpose()?.unwrap_or_default(),
         client: environment::client(arguments.plain_http),
         scratch: environment::scratch(),
         progress: progress::of_conversion(arguments.quiet),
     })
+}
+
+fn format(arguments: &Arguments) -> convert::Format {
+    let threads = match arguments.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+    };
+    match arguments.format {
+        Format::Estargz => convert::Format::Estargz(EstargzOptions {
+            chunk_size: NonZeroU64::new(arguments.chunk_size).unwrap_or(DEFAULT_CHUNK_SIZE),
+            minimum_chunk: arguments.min_chunk,
+            level: arguments.level,
+            threads,
+        }),
+    }
 }
 
 /// The lines of a file that are not empty, as paths.
@@ -164,10 +170,10 @@ fn report(destination: &ImageReference, converted: &Converted) -> Report {
                 source_size: source.descriptor.size,
                 digest: layer.digest.to_string(),
                 size: layer.size,
-                diff_id: layer.diff_id.to_string(),
-                uncompressed_size: layer.uncompressed_size,
-                toc_digest: layer.toc_digest.to_string(),
-                names_are_lossy: layer.names_are_lossy,
+                diff_id: layer.written.diff_id.to_string(),
+                uncompressed_size: layer.written.uncompressed_size,
+                toc_digest: layer.written.toc_digest.as_ref().map(ToString::to_string),
+                not_lazy: layer.written.not_lazy.map(|reason| reason.to_string()),
             })
             .collect(),
     });
@@ -189,11 +195,13 @@ fn warn(report: &Report) {
     for digest in &report.left_out {
         tracing::warn!(digest, "no image: it was said of images that are others now, and is left out");
     }
-    for layer in report.images.iter().flat_map(|image| &image.layers).filter(|layer| layer.names_are_lossy) {
-        tracing::warn!(
-            layer = layer.digest,
-            "names that are not UTF-8 cannot be in its table of contents: it will be mounted, but not lazily"
-        );
+    for layer in report.images.iter().flat_map(|image| &image.layers) {
+        if let Some(reason) = &layer.not_lazy {
+            tracing::warn!(
+                layer = layer.digest,
+                "it will be mounted, but not lazily: its table of contents cannot say {reason}"
+            );
+        }
     }
 }
 

@@ -9,18 +9,15 @@ use peelfs_registry::{Digest, FetchedDocument};
 use serde_json::{Map, Value, json};
 
 use super::{ConvertError, ConvertedLayer};
-use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
+use crate::layer::compression::Compression;
 
 /// Media type of a manifest.
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Media type of an index.
 pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// Bytes of the uncompressed layer, for containers/storage, which must tell them without reading it.
-const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
 /// Beginnings of the keys of annotations that are true of the source only.
-const STALE: [&str; 6] = [
-    TOC_DIGEST_ANNOTATION,
+const STALE: [&str; 5] = [
     "containerd.io/snapshot/stargz/",
     "io.containers.estargz.",
     "io.containers.zstd-chunked.",
@@ -35,14 +32,17 @@ pub(super) struct NewDocument {
     pub media_type: &'static str,
 }
 
-/// The config with the diff IDs of the new layers.
+/// The config with the diff IDs of the new layers: as it was, to the byte, if they are those of the old.
 pub(super) fn config(
     digest: &Digest,
     bytes: &[u8],
     layers: &[&ConvertedLayer],
 ) -> Result<Vec<u8>, ConvertError> {
     let mut config = object(digest, bytes)?;
-    let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.diff_id.as_str()).collect();
+    let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.written.diff_id.as_str()).collect();
+    if config.get("rootfs").and_then(|rootfs| rootfs.get("diff_ids")) == Some(&json!(diff_ids)) {
+        return Ok(bytes.to_vec());
+    }
     config.insert("rootfs".to_owned(), json!({"type": "layers", "diff_ids": diff_ids}));
     written(digest, config)
 }
@@ -71,13 +71,17 @@ pub(super) fn manifest(
         // Where the blob as it was can be got.
         descriptor.remove("urls");
         descriptor.remove("data");
-        let media_type = layer_media_type(descriptor.get("mediaType").and_then(Value::as_str));
+        let media_type =
+            layer_media_type(descriptor.get("mediaType").and_then(Value::as_str), layer.written.compression);
         descriptor.insert("mediaType".to_owned(), media_type.into());
         descriptor.insert("digest".to_owned(), layer.digest.as_str().into());
         descriptor.insert("size".to_owned(), layer.size.into());
-        let annotations = descriptor.entry("annotations").or_insert_with(|| json!({}));
-        annotations[TOC_DIGEST_ANNOTATION] = layer.toc_digest.as_str().into();
-        annotations[UNCOMPRESSED_SIZE] = layer.uncompressed_size.to_string().into();
+        if !layer.written.annotations.is_empty() {
+            let annotations = descriptor.entry("annotations").or_insert_with(|| json!({}));
+            for (key, value) in &layer.written.annotations {
+                annotations[key] = value.as_str().into();
+            }
+        }
     }
     written(&source.digest, manifest)
 }
@@ -106,13 +110,19 @@ pub(super) fn index(
 }
 
 /// A layer that may not be distributed stays one.
-fn layer_media_type(source: Option<&str>) -> &'static str {
-    match source {
+fn layer_media_type(source: Option<&str>, compression: Compression) -> String {
+    let base = match source {
         Some(source) if source.contains("nondistributable") || source.contains(".foreign.") => {
-            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+            "application/vnd.oci.image.layer.nondistributable.v1.tar"
         }
-        _ => "application/vnd.oci.image.layer.v1.tar+gzip",
-    }
+        _ => "application/vnd.oci.image.layer.v1.tar",
+    };
+    let suffix = match compression {
+        Compression::None => "",
+        Compression::Gzip => "+gzip",
+        Compression::Zstd => "+zstd",
+    };
+    format!("{base}{suffix}")
 }
 
 fn drop_stale(object: &mut Map<String, Value>) {

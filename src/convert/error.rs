@@ -4,8 +4,8 @@ use peelfs_registry::Digest;
 
 use crate::image::ImageError;
 use crate::layer::compression::MediaTypeError;
-use crate::layer::estargz::writer::WriteError;
 use crate::layer::stream::StreamError;
+use crate::layer::write::WriteError;
 
 /// Why an image was not converted.
 #[derive(Debug, thiserror::Error)]

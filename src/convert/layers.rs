@@ -6,9 +6,9 @@ use peelfs_registry::{Digest, Repository};
 use super::{ConvertError, Event, Request};
 use crate::image::Layer;
 use crate::layer::compression::check_media_type;
-use crate::layer::estargz::writer::write_estargz;
 use crate::layer::spool::spool_layer;
 use crate::layer::stream::{MAXIMUM_DECODED, StreamExpectation};
+use crate::layer::write::WrittenLayer;
 
 /// Pieces of a layer that wait for the unpacking thread.
 const PIECES: usize = 64;
@@ -20,16 +20,8 @@ pub struct ConvertedLayer {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// Digest of the new blob, uncompressed.
-    pub diff_id: Digest,
-    /// Its size, uncompressed.
-    pub uncompressed_size: u64,
-    /// Digest of its table of contents.
-    pub toc_digest: Digest,
-    /// Names in it are not UTF-8, so the table of contents cannot say them: this layer will not be mounted lazily.
-    pub names_are_lossy: bool,
-    /// Positions of wanted files that it does not have.
-    pub missed: Vec<usize>,
+    /// What is in it.
+    pub written: WrittenLayer,
 }
 
 /// Converts a layer and puts it at its destination.
@@ -47,8 +39,8 @@ pub(super) async fn convert_layer(
     let (sender, mut receiver) = tokio::sync::mpsc::channel(PIECES);
     let work = {
         let (layer, destination, progress) = (layer.clone(), destination.clone(), request.progress.clone());
-        let (options, wanted, scratch) =
-            (request.options.clone(), request.wanted.clone(), request.scratch.clone());
+        let (format, wanted, scratch) =
+            (request.format.clone(), request.wanted.clone(), request.scratch.clone());
         blocking(move || {
             let digest = &layer.descriptor.digest;
             let file = tempfile::tempfile_in(&scratch).map_err(|source| ConvertError::Scratch {
@@ -67,10 +59,11 @@ pub(super) async fn convert_layer(
                 .map_err(|source| ConvertError::Read { layer: digest.clone(), source: Box::new(source) })?;
             progress(Event::Writing(digest.clone(), streamed.decoded_length));
             let mut draft = destination.new_blob(&scratch)?;
-            let written = |bytes| progress(Event::Written(digest.clone(), bytes));
-            let estargz = write_estargz(&spool, &wanted, &options, &mut draft, &written)
+            let told = |bytes| progress(Event::Written(digest.clone(), bytes));
+            let written = format
+                .write(&spool, &wanted, &mut draft, &told)
                 .map_err(|source| ConvertError::Write { layer: digest.clone(), source: Box::new(source) })?;
-            Ok::<_, ConvertError>((draft, estargz))
+            Ok::<_, ConvertError>((draft, written))
         })
     };
     let feed = async {
@@ -85,17 +78,9 @@ pub(super) async fn convert_layer(
         drop(sender);
     };
     let (worked, ()) = futures_util::future::join(work, feed).await;
-    let (draft, estargz) = worked?;
+    let (draft, written) = worked?;
     let (new_digest, size) = draft.keep().await?;
-    let converted = ConvertedLayer {
-        digest: new_digest,
-        size,
-        diff_id: estargz.diff_id,
-        uncompressed_size: estargz.uncompressed_size,
-        toc_digest: estargz.toc_digest,
-        names_are_lossy: estargz.names_are_lossy,
-        missed: estargz.missed,
-    };
+    let converted = ConvertedLayer { digest: new_digest, size, written };
     (request.progress)(Event::Done(digest, converted.clone()));
     Ok(converted)
 }

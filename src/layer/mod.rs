@@ -6,6 +6,7 @@
 //! zstd:chunked:         annotated place ─▶ TOC ─▶ entries, chunks    zstd_chunked; lookup tells which of the two it is
 //! SOCI:                 zTOC beside the blob ─▶ entries, chunks    soci
 //!                       blob range ─▶ chunk ─▶ verified bytes    chunk, whenever somebody reads
+//! the other way:        entries ─▶ pieces ─▶ blob, annotations    write, and the writer in each format's folder
 //! ```
 
 pub mod arrange;
@@ -24,6 +25,7 @@ pub mod stream;
 pub mod tar;
 pub mod toc;
 pub mod walk;
+pub mod write;
 pub mod zstd;
 pub mod zstd_chunked;
 

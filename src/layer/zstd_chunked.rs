@@ -25,6 +25,7 @@
 mod claims;
 mod fault;
 mod footer;
+pub mod tar_split;
 
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use sha2::{Digest, Sha256};
 pub use self::claims::Claims;
 pub use self::fault::ZstdChunkedError;
 pub use self::footer::{MAXIMUM_FOOTER, parse_footer};
+use self::tar_split::{MAXIMUM_TAR_SPLIT, TarSplit};
 use super::compression::{Decode, PushError};
 use super::toc::{self, PayloadRules, TableOfContents};
 use super::zstd::ZstdDecoder;
@@ -103,10 +105,9 @@ impl Positions {
     }
 }
 
-/// What rebuilds the tar of a layer, byte for byte, from the content of its files: zstd-compressed tar-split
-/// (`vbatts/tar-split`), for the proof that a TOC says what the tar says.
+/// Where the tar-split data are, which rebuild the tar of a layer, and prove that a TOC says what the tar says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TarSplit {
+pub struct TarSplitPlace {
     /// The compressed data in the blob.
     pub blob_range: Range<u64>,
     /// Bytes that they decode to.
@@ -121,7 +122,7 @@ pub struct ZstdChunked {
     /// Its files.
     pub contents: TableOfContents,
     /// Its tar-split data, if it has such and says what digest they have.
-    pub tar_split: Option<TarSplit>,
+    pub tar_split: Option<TarSplitPlace>,
 }
 
 /// Reads the TOC of a blob of `blob_size` bytes from the bytes at its place, and proves it against all digests that the manifest
@@ -151,9 +152,25 @@ pub fn read_toc(
     let tar_split = positions.tar_split.and_then(|place| {
         let digest = parsed.tar_split_digest.or(claims.tar_split_digest)?;
         let blob_range = place.range(blob_size)?;
-        Some(TarSplit { blob_range, decoded_length: place.decoded_length, digest })
+        Some(TarSplitPlace { blob_range, decoded_length: place.decoded_length, digest })
     });
     Ok(ZstdChunked { contents: parsed.contents, tar_split })
+}
+
+/// Reads tar-split data from the bytes at their place, and proves them against their digest.
+///
+/// # Errors
+/// If they are not the data with that digest, or do not make sense. Memory is bounded by [`tar_split::MAXIMUM_TAR_SPLIT`].
+pub fn read_tar_split(compressed: &[u8], place: &TarSplitPlace) -> Result<TarSplit, ZstdChunkedError> {
+    let length = place.decoded_length.max(compressed.len() as u64);
+    if length > MAXIMUM_TAR_SPLIT {
+        return Err(ZstdChunkedError::TooLarge { length, limit: MAXIMUM_TAR_SPLIT });
+    }
+    let (expected, actual) = (place.digest, <[u8; 32]>::from(Sha256::digest(compressed)));
+    if actual != expected {
+        return Err(ZstdChunkedError::Digest { annotation: "tarSplitDigest", expected, actual });
+    }
+    Ok(TarSplit::parse(&decode(compressed, place.decoded_length)?)?)
 }
 
 /// The `length` bytes that `compressed` must decode to.

@@ -1,42 +1,48 @@
 //! Writes an eStargz from the entries of a layer, whatever format that had.
 //!
 //! ```text
-//!            in order                  on all cores                 in order
-//! spool ─▶ members: what goes ─▶ read, hash chunks, compress ─▶ diff ID, digests of files ─▶ blob
-//!          into each                                            offsets for the TOC  └─▶ TOC, footer
+//! items, a landmark among them ─▶ members: what goes into each ─▶ blob ─▶ TOC, footer
 //! ```
 //!
 //! Rules (stargz-snapshotter, `docs/estargz.md`):
 //! - a member begins at each chunk of a file, unless small ones share members ([`EstargzOptions::minimum_chunk`]), and at each landmark;
-//! - headers of entries stay as they are, byte for byte; the TOC is the last entry, in a member of its own;
-//! - boundaries of members depend on the content alone, and a member is compressed as a whole: the same layer gives the same blob on
-//!   any number of threads. (The reference cuts a layer into one part for each core.)
+//! - the TOC is the last entry, in a member of its own;
+//! - boundaries of members depend on the content alone. (The reference cuts a layer into one part for each core.)
+//!
+//! What is not said here is as [`write`](crate::layer::write) says.
 
 mod compress;
 mod members;
-mod time;
 mod toc;
 
-use std::io;
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::num::{NonZeroU64, NonZeroUsize};
 
-use peelfs_registry::digest::Algorithm;
-use peelfs_registry::{Digest, Digester};
+use peelfs_registry::Digest;
 use sha2::{Digest as _, Sha256};
 
 use self::compress::{Compressor, PackedJob};
-use self::members::{Item, Members};
-pub(in crate::layer) use self::time::rfc3339;
+use self::members::{Member, Members};
 use self::toc::ChunkPlace;
-use super::MAXIMUM_TOC;
 use super::footer::footer_bytes;
-use crate::layer::arrange::{ArrangeError, Arrangement, arrange};
+use super::{MAXIMUM_TOC, TOC_DIGEST_ANNOTATION};
+use crate::layer::arrange::{Arrangement, arrange};
 use crate::layer::chunk::{MAXIMUM_CHUNK, MAXIMUM_SKIP};
+use crate::layer::compression::Compression;
 use crate::layer::ordered::in_order;
 use crate::layer::spool::Spool;
-use crate::layer::stream::MAXIMUM_DECODED;
-use crate::layer::tar::{END_OF_ARCHIVE, OwnerNames, SinkError, entry_headers};
-use crate::layer::toc::TOC_NAME;
+use crate::layer::tar::END_OF_ARCHIVE;
+use crate::layer::toc::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
+use crate::layer::write::items::{Item, check_length, whole_format_file};
+use crate::layer::write::output::BlobOutput;
+use crate::layer::write::pieces::jobs;
+use crate::layer::write::{NotLazy, WriteError, WrittenLayer};
+
+/// Bytes of the uncompressed layer, for containers/storage, which must tell them without reading it.
+const UNCOMPRESSED_SIZE_ANNOTATION: &str = "io.containers.estargz.uncompressed-size";
+/// What a landmark holds.
+const LANDMARK_CONTENT: u8 = 0x0f;
 
 /// How an eStargz is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,54 +67,6 @@ pub const DEFAULT_CHUNK_SIZE: NonZeroU64 = NonZeroU64::new(4 << 20).unwrap();
 /// with 9, which takes four times as long.
 pub const DEFAULT_LEVEL: u32 = 7;
 
-/// What was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WrittenEstargz {
-    /// Digest of the uncompressed blob.
-    pub diff_id: Digest,
-    /// Bytes of the uncompressed blob.
-    pub uncompressed_size: u64,
-    /// Digest of the TOC's JSON.
-    pub toc_digest: Digest,
-    /// Positions, in the list of wanted files, of those that the layer does not have.
-    pub missed: Vec<usize>,
-    /// Some names are not UTF-8, and so are not true in the TOC: the layer can be unpacked, but not be mounted lazily.
-    pub names_are_lossy: bool,
-}
-
-/// Why no eStargz could be written.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// The unpacked layer cannot be read.
-    #[error("the unpacked layer cannot be read: {0}")]
-    Spool(#[from] io::Error),
-    /// The blob cannot be stored.
-    #[error("the blob cannot be written: {0}")]
-    Output(SinkError),
-    /// The entries cannot be listed.
-    #[error(transparent)]
-    Arrange(#[from] ArrangeError),
-    /// The compressor failed.
-    #[error("the layer cannot be compressed: {0}")]
-    Compress(String),
-    /// Holes of sparse files, which this format has as zeros, make it too large.
-    #[error("the layer would have {length} bytes uncompressed, more than {limit}")]
-    TooLarge {
-        /// Bytes.
-        length: u64,
-        /// The bound.
-        limit: u64,
-    },
-    /// Too many entries.
-    #[error("the table of contents would have {length} bytes, more than the {limit} that are read")]
-    TocTooLong {
-        /// Its length.
-        length: u64,
-        /// The bound.
-        limit: u64,
-    },
-}
-
 /// Writes the layer in `spool` to `output`, the files named in `wanted` first. `progress` is told how many uncompressed bytes have
 /// been written so far, of about those of the spool.
 ///
@@ -118,20 +76,14 @@ pub fn write_estargz(
     spool: &Spool,
     wanted: &[Vec<u8>],
     options: &EstargzOptions,
-    output: &mut dyn io::Write,
+    output: &mut dyn Write,
     progress: &dyn Fn(u64),
-) -> Result<WrittenEstargz, WriteError> {
+) -> Result<WrittenLayer, WriteError> {
     let Arrangement { wanted, rest, missed } = arrange(&spool.entries, wanted)?;
-    let items = members::items(spool, &wanted, &rest)?;
-    let length = items.iter().map(Item::length).fold(0, u64::saturating_add);
-    if length > MAXIMUM_DECODED {
-        return Err(WriteError::TooLarge { length, limit: MAXIMUM_DECODED });
-    }
+    let items = items(spool, &wanted, &rest)?;
+    check_length(&items)?;
     let mut blob = BlobWriter {
-        output,
-        offset: 0,
-        uncompressed: 0,
-        diff_id: Digester::new(Algorithm::Sha256),
+        output: BlobOutput::new(output),
         items: &items,
         places: Vec::new(),
         file_digests: Vec::new(),
@@ -143,9 +95,9 @@ pub fn write_estargz(
         let items = &items;
         move |job| compressor.pack(job, items, spool)
     };
-    in_order(options.threads, compress::jobs(members), worker, |job| {
+    in_order(options.threads, jobs(members, |member: &Member| member.length), worker, |job| {
         blob.add(&job)?;
-        progress(blob.uncompressed);
+        progress(blob.output.uncompressed());
         Ok(())
     })?;
     let toc = toc::json(&items, &blob.places, &blob.file_digests)?;
@@ -153,22 +105,34 @@ pub fn write_estargz(
     if length > MAXIMUM_TOC {
         return Err(WriteError::TocTooLong { length, limit: MAXIMUM_TOC });
     }
+    let toc_digest = Digest::sha256_of(&toc.json);
     let (diff_id, uncompressed_size) = blob.finish(&toc.json, options.level)?;
-    Ok(WrittenEstargz {
+    let annotations = BTreeMap::from([
+        (TOC_DIGEST_ANNOTATION.to_owned(), toc_digest.to_string()),
+        (UNCOMPRESSED_SIZE_ANNOTATION.to_owned(), uncompressed_size.to_string()),
+    ]);
+    Ok(WrittenLayer {
+        compression: Compression::Gzip,
+        annotations,
         diff_id,
         uncompressed_size,
-        toc_digest: Digest::sha256_of(&toc.json),
+        toc_digest: Some(toc_digest),
         missed,
-        names_are_lossy: toc.names_are_lossy,
+        not_lazy: toc.names_are_lossy.then_some(NotLazy::Names),
     })
+}
+
+/// The entries in the order in which they are written, with their landmark.
+fn items<'a>(spool: &'a Spool, wanted: &[usize], rest: &[usize]) -> std::io::Result<Vec<Item<'a>>> {
+    let landmark = if wanted.is_empty() { NO_PREFETCH_LANDMARK } else { PREFETCH_LANDMARK };
+    let of_image = |at: &usize| Item::of_image(spool, &spool.entries[*at]);
+    let landmark = std::iter::once_with(|| Ok(Item::of_format(landmark, vec![LANDMARK_CONTENT])));
+    wanted.iter().map(of_image).chain(landmark).chain(rest.iter().map(of_image)).collect()
 }
 
 /// The blob as it grows.
 struct BlobWriter<'a> {
-    output: &'a mut dyn io::Write,
-    offset: u64,
-    uncompressed: u64,
-    diff_id: Digester,
+    output: BlobOutput<'a>,
     items: &'a [Item<'a>],
     /// Of all chunks so far.
     places: Vec<ChunkPlace>,
@@ -182,7 +146,7 @@ impl BlobWriter<'_> {
     fn add(&mut self, job: &PackedJob) -> Result<(), WriteError> {
         for chunk in &job.chunks {
             let place = ChunkPlace {
-                offset: self.offset + chunk.member_offset,
+                offset: self.output.offset() + chunk.member_offset,
                 inner_offset: chunk.inner_offset,
                 length: chunk.bytes.len() as u64,
                 digest: chunk.digest,
@@ -196,29 +160,18 @@ impl BlobWriter<'_> {
                 }
             }
         }
-        self.put(&job.uncompressed, &job.compressed)
-    }
-
-    fn put(&mut self, uncompressed: &[u8], compressed: &[u8]) -> Result<(), WriteError> {
-        self.diff_id.update(uncompressed);
-        self.uncompressed += uncompressed.len() as u64;
-        self.offset += compressed.len() as u64;
-        self.output.write_all(compressed).map_err(|error| WriteError::Output(error.into()))
+        self.output.put(&job.uncompressed, &job.compressed)
     }
 
     /// Writes TOC and footer; gives diff ID and uncompressed size.
     fn finish(mut self, json: &[u8], level: u32) -> Result<(Digest, u64), WriteError> {
-        let entry = members::format_entry(TOC_NAME);
-        let mut member = entry_headers(&entry, &OwnerNames::default(), json.len() as u64);
-        member.extend_from_slice(json);
-        member.resize(member.len().next_multiple_of(members::BLOCK as usize), 0);
+        let mut member = whole_format_file(TOC_NAME, json);
         member.extend_from_slice(&END_OF_ARCHIVE);
         let mut compressed = Vec::new();
         Compressor::new(level).append_member(&member, &mut compressed)?;
-        let toc_offset = self.offset;
-        self.put(&member, &compressed)?;
-        let footer = footer_bytes(toc_offset);
-        self.put(&[], &footer)?;
-        Ok((self.diff_id.finish(), self.uncompressed))
+        let toc_offset = self.output.offset();
+        self.output.put(&member, &compressed)?;
+        self.output.put(&[], &footer_bytes(toc_offset))?;
+        Ok(self.output.finish())
     }
 }

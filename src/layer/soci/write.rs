@@ -9,8 +9,8 @@ use flatbuffers::{FlatBufferBuilder, TableFinishedWIPOffset, WIPOffset};
 use super::schema::slot;
 use super::ztoc::{CompressionAlgorithm, FileMetadata, Ztoc};
 use crate::layer::entry::Timestamp;
-use crate::layer::estargz::writer::rfc3339;
 use crate::layer::toc;
+use crate::layer::write::time::rfc3339;
 
 type Offset = WIPOffset<TableFinishedWIPOffset>;
 

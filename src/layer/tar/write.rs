@@ -1,5 +1,5 @@
 //! Headers for entries that no source has in the form in which they are written: landmarks, tables of contents, sparse files
-//! made whole.
+//! made whole, what is said in a way that a format cannot repeat.
 //!
 //! An entry that a plain ustar header block can say gets one. What does not fit (long or unusual names, large numbers, fractions of
 //! seconds, extended attributes) is said in PAX records in front of it, which win over the block (POSIX.1-2001 pax).
@@ -9,26 +9,37 @@ use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use tar_core::{EntryType, Header};
 
 use super::{BLOCK, OwnerNames, padding_of, pax};
-use crate::layer::entry::Entry;
+use crate::layer::entry::{Entry, EntryKind};
 
 /// What ends an archive: two blocks of zeros.
 pub const END_OF_ARCHIVE: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 
-/// The headers of `entry` as a regular file of `size` bytes.
+/// The headers of `entry`. As a regular file it has `size` bytes, which follow them.
 pub fn entry_headers(entry: &Entry, names: &OwnerNames, size: u64) -> Vec<u8> {
     let mut records = Records::default();
     let mut block = Header::new_ustar();
     let fields = block.as_ustar_mut();
-    fields.typeflag = [EntryType::Regular.to_byte()];
+    let (kind, target, (major, minor)) = match &entry.kind {
+        EntryKind::Regular { .. } => (EntryType::Regular, &[][..], (0, 0)),
+        EntryKind::Directory => (EntryType::Directory, &[][..], (0, 0)),
+        EntryKind::Symlink { target } => (EntryType::Symlink, &target[..], (0, 0)),
+        EntryKind::Hardlink { target } => (EntryType::Link, &target[..], (0, 0)),
+        EntryKind::CharacterDevice { major, minor } => (EntryType::Char, &[][..], (*major, *minor)),
+        EntryKind::BlockDevice { major, minor } => (EntryType::Block, &[][..], (*major, *minor)),
+        EntryKind::Fifo => (EntryType::Fifo, &[][..], (0, 0)),
+    };
+    let size = if kind == EntryType::Regular { size } else { 0 };
+    fields.typeflag = [kind.to_byte()];
     records.text("path", &entry.path, &mut fields.name);
+    records.text("linkpath", target, &mut fields.linkname);
     records.text("uname", &names.user, &mut fields.uname);
     records.text("gname", &names.group, &mut fields.gname);
     octal(&mut fields.mode, u64::from(entry.mode));
     records.number("uid", u64::from(entry.uid), &mut fields.uid);
     records.number("gid", u64::from(entry.gid), &mut fields.gid);
     records.number("size", size, &mut fields.size);
-    octal(&mut fields.dev_major, 0);
-    octal(&mut fields.dev_minor, 0);
+    device_number(&mut fields.dev_major, major);
+    device_number(&mut fields.dev_minor, minor);
     let modified = entry.modified;
     let fits = modified.nanoseconds == 0
         && u64::try_from(modified.seconds).is_ok_and(|seconds| octal(&mut fields.mtime, seconds));
@@ -110,6 +121,14 @@ fn octal(field: &mut [u8], value: u64) -> bool {
     fits
 }
 
+/// Octal, or where that has no room base 256 (GNU, and as POSIX has no record for it all others too).
+fn device_number(field: &mut [u8; 8], value: u32) {
+    if !octal(field, u64::from(value)) {
+        *field = u64::from(value).to_be_bytes();
+        field[0] = 0x80;
+    }
+}
+
 /// Seconds since 1970 with a fraction, as in PAX records: -0.25 is 1969-12-31T23:59:59.75.
 fn decimal_time(seconds: i64, nanoseconds: u32) -> String {
     let (sign, whole, fraction) = match (seconds < 0, nanoseconds) {
@@ -178,16 +197,26 @@ mod tests {
             Entry { modified: Timestamp { seconds: -2, nanoseconds: 0 }, ..plain.clone() },
             Entry { modified: Timestamp { seconds: 10, nanoseconds: 1 }, ..plain.clone() },
             Entry { modified: Timestamp { seconds: i64::MIN, nanoseconds: 0 }, ..plain.clone() },
+            Entry { xattrs: vec![(b"user.x=%3D\xff\n".to_vec(), b"\0\n=".to_vec())], ..plain.clone() },
             Entry { xattrs: vec![(b"user.x".to_vec(), b"\0\n=".to_vec())], ..plain.clone() },
-            Entry { xattrs: vec![(b"user.x=%3D\xff\n".to_vec(), b"\0\n=".to_vec())], ..plain },
+            Entry { kind: EntryKind::Directory, path: b"usr/".to_vec(), ..plain.clone() },
+            Entry { kind: EntryKind::Fifo, ..plain.clone() },
+            Entry { kind: EntryKind::Symlink { target: b"../x".to_vec() }, ..plain.clone() },
+            Entry { kind: EntryKind::Hardlink { target: vec![b't'; 200] }, ..plain.clone() },
+            Entry { kind: EntryKind::CharacterDevice { major: 1, minor: 3 }, ..plain.clone() },
+            Entry { kind: EntryKind::BlockDevice { major: 4095, minor: 0x00ff_ffff }, ..plain },
         ];
         for expected in cases {
             let headers = entry_headers(&expected, &names, 3);
             assert_eq!(headers.len() % BLOCK, 0);
             let mut archive = headers.clone();
             archive.extend([b"abc".to_vec(), vec![0; BLOCK - 3], END_OF_ARCHIVE.to_vec()].concat());
-            let content = Content::Contiguous(headers.len() as u64);
-            let expected = Entry { kind: EntryKind::Regular { size: 3, content }, ..expected };
+            let mut expected = expected;
+            if let EntryKind::Regular { content, .. } = &mut expected.kind {
+                *content = Content::Contiguous(headers.len() as u64);
+            } else {
+                archive.truncate(headers.len());
+            }
             assert_eq!(read(&archive), expected);
             assert_eq!(owner_names(&headers), names);
         }

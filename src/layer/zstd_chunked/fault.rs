@@ -1,5 +1,6 @@
 //! Why a zstd:chunked table of contents is refused, said for the person who reads it.
 
+use super::tar_split::TarSplitError;
 use crate::layer::compression::DecodeError;
 use crate::layer::toc::{TocError, hex};
 
@@ -20,20 +21,20 @@ pub enum ZstdChunkedError {
         /// Bytes of the blob.
         blob_size: u64,
     },
-    /// The TOC is too long.
-    #[error("zstd:chunked table of contents has {length} bytes, more than {limit}")]
+    /// TOC or tar-split data are too long.
+    #[error("zstd:chunked metadata have {length} bytes, more than {limit}")]
     TooLarge {
         /// Its length, compressed or not, whichever is more.
         length: u64,
         /// The bound.
         limit: u64,
     },
-    /// The TOC is not the one that the manifest vouches for.
-    #[error("zstd:chunked table of contents does not match the layer's annotation {annotation}: expected {}, is {}", hex(.expected), hex(.actual))]
+    /// TOC or tar-split data are not those that the manifest vouches for.
+    #[error("zstd:chunked metadata do not match their digest in {annotation}: expected {}, is {}", hex(.expected), hex(.actual))]
     Digest {
-        /// The last part of the annotation's name.
+        /// The last part of the annotation's name, or `tarSplitDigest` of the TOC.
         annotation: &'static str,
-        /// SHA-256 of the annotation.
+        /// SHA-256 there.
         expected: [u8; 32],
         /// SHA-256 of what came.
         actual: [u8; 32],
@@ -50,4 +51,7 @@ pub enum ZstdChunkedError {
     /// Its JSON makes no sense.
     #[error("zstd:chunked {0}")]
     Contents(#[from] TocError),
+    /// The tar-split data make no sense.
+    #[error("zstd:chunked {0}")]
+    TarSplit(#[from] TarSplitError),
 }

@@ -5,31 +5,14 @@ use std::ops::Range;
 use flate2::{Compress, Compression, FlushCompress, Status};
 use sha2::{Digest, Sha256};
 
-use super::WriteError;
-use super::members::{Headers, Item, Member, Piece};
+use super::members::Member;
 use crate::layer::spool::Spool;
-
-/// Uncompressed bytes of a job, at least: handing out a job must cost nothing beside doing it.
-const JOB: u64 = 1 << 20;
+use crate::layer::write::WriteError;
+use crate::layer::write::items::Item;
+use crate::layer::write::pieces::Piece;
 
 /// A gzip header (RFC 1952) that says nothing but that one: no time, unknown system.
 const MEMBER_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
-
-/// Members, in groups that are worth a job.
-pub(super) fn jobs(
-    mut members: impl Iterator<Item = Member> + Send,
-) -> impl Iterator<Item = Vec<Member>> + Send {
-    std::iter::from_fn(move || {
-        let mut job = Vec::new();
-        let mut length = 0;
-        while length < JOB {
-            let Some(member) = members.next() else { break };
-            length += member.length;
-            job.push(member);
-        }
-        (!job.is_empty()).then_some(job)
-    })
-}
 
 /// Members, ready to be written.
 pub(super) struct PackedJob {
@@ -77,8 +60,8 @@ impl Compressor {
             let member_offset = packed.compressed.len() as u64;
             for piece in member.pieces {
                 let at = packed.uncompressed.len();
-                append(&piece, items, spool, &mut packed.uncompressed)?;
-                if let Piece::Chunk { item, offset, .. } = piece {
+                piece.append(items, spool, &mut packed.uncompressed)?;
+                if let Piece::Data { item, offset, .. } = piece {
                     let bytes = at..packed.uncompressed.len();
                     packed.chunks.push(PackedChunk {
                         item,
@@ -114,20 +97,6 @@ impl Compressor {
         output.extend_from_slice(&(content.len() as u32).to_le_bytes());
         Ok(())
     }
-}
-
-fn append(piece: &Piece, items: &[Item<'_>], spool: &Spool, to: &mut Vec<u8>) -> Result<(), WriteError> {
-    match piece {
-        Piece::Headers { item, part } => match &items[*item].headers {
-            Headers::Archive(place) => spool.append(place.start + part.start..place.start + part.end, to)?,
-            // A part of a slice in memory.
-            Headers::New(bytes) => to.extend_from_slice(&bytes[part.start as usize..part.end as usize]),
-        },
-        Piece::Chunk { item, offset, length } => items[*item].append_data(spool, *offset, *length, to)?,
-        // Less than a block.
-        Piece::Padding(length) => to.resize(to.len() + *length as usize, 0),
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -8,10 +8,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::WriteError;
-use super::members::Item;
-use super::time::rfc3339;
 use crate::layer::entry::EntryKind;
+use crate::layer::write::WriteError;
+use crate::layer::write::items::Item;
+use crate::layer::write::time::rfc3339;
 
 /// Where a chunk was written, and its digest.
 #[derive(Clone, Copy, Debug)]
@@ -121,7 +121,7 @@ struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     fn add(&mut self, item: &'a Item<'a>) {
-        let entry = item.entry();
+        let entry = &item.entry;
         let mut toc_entry = TocEntry {
             name: self.name(&entry.path),
             modtime: rfc3339(entry.modified),

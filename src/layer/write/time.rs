@@ -4,7 +4,7 @@ use crate::layer::entry::Timestamp;
 
 /// RFC 3339 in UTC, with a fraction if there is one; empty, which stands for it, for the beginning of 1970. The reference rounds to
 /// seconds; its reader takes fractions.
-pub(in crate::layer) fn rfc3339(time: Timestamp) -> String {
+pub fn rfc3339(time: Timestamp) -> String {
     let Timestamp { seconds, nanoseconds } = time;
     if seconds == 0 && nanoseconds == 0 {
         return String::new();

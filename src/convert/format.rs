@@ -1,0 +1,33 @@
+//! The formats in which layers are written. What a format is beyond its name is in its folder in `layer/`.
+
+use std::io::Write;
+
+use crate::layer::estargz::writer::{EstargzOptions, write_estargz};
+use crate::layer::spool::Spool;
+use crate::layer::write::{WriteError, WrittenLayer};
+
+/// A format, and how it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A tar.gz with a table of contents.
+    Estargz(EstargzOptions),
+}
+
+impl Format {
+    /// Writes the layer in `spool` to `output`, the files named in `wanted` first. `progress` is told how many uncompressed bytes
+    /// have been written so far, of about those of the spool.
+    ///
+    /// # Errors
+    /// [`WriteError`]; what was written so far is worthless then.
+    pub(super) fn write(
+        &self,
+        spool: &Spool,
+        wanted: &[Vec<u8>],
+        output: &mut dyn Write,
+        progress: &dyn Fn(u64),
+    ) -> Result<WrittenLayer, WriteError> {
+        match self {
+            Format::Estargz(options) => write_estargz(spool, wanted, options, output, progress),
+        }
+    }
+}
