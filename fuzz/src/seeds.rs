@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::IDENTITY;
 use crate::digest_text;
-use crate::support::archive::{Kind, TestEntry, tar_bytes};
+use crate::support::archive::{Kind, TestEntry, pax_entry, tar_bytes};
 use crate::support::blob::{Estargz, Footer, Landmark, estargz_with_toc, toc_json};
 use crate::support::cases::every_case_of_archives;
 use crate::support::content::Content;
@@ -68,9 +68,12 @@ fn layers_for_tocs() -> Vec<Vec<TestEntry>> {
     layers().into_iter().map(fit).filter(|layer| !layer.is_empty()).collect()
 }
 
-/// Archives.
+/// Archives; the last has an attribute in libarchive's encoding, with all that a name can have in it.
 pub fn archives() -> Vec<Vec<u8>> {
-    layers().iter().map(|layer| tar_bytes(layer)).collect()
+    let mut archives: Vec<Vec<u8>> = layers().iter().map(|layer| tar_bytes(layer)).collect();
+    let record = (b"LIBARCHIVE.xattr.user.a%3Db%25%FF".to_vec(), b"AAH/".to_vec());
+    archives.push([pax_entry(&[record]), tar_bytes(&[TestEntry::file("a", "content")])].concat());
+    archives
 }
 
 /// Blobs of gzip and zstd: stored, fixed and dynamic blocks, several members and frames, headers and padding of every kind.
