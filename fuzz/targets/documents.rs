@@ -42,6 +42,15 @@ fn check_document(document: &Document, media_type: &str, bytes: &[u8]) {
     let object = value.as_object().expect("an object");
     let lower: HashSet<String> = object.keys().map(|key| key.to_ascii_lowercase()).collect();
     assert!(lower.contains("schemaversion") && object.contains_key("schemaVersion"));
+    check_keys(&value);
+    for field in ["config", "layers", "manifests", "subject"] {
+        let below = value.get(field).unwrap_or(&Value::Null);
+        let descriptors = below.as_array().map_or(std::slice::from_ref(below), Vec::as_slice);
+        for descriptor in descriptors {
+            check_keys(descriptor);
+            check_keys(descriptor.get("platform").unwrap_or(&Value::Null));
+        }
+    }
     let descriptors = match document {
         Document::Index(index) => {
             assert!(is_index_media_type(media_type));
@@ -68,3 +77,26 @@ fn check_document(document: &Document, media_type: &str, bytes: &[u8]) {
         }
     }
 }
+
+/// No field has two spellings that a reader which ignores case takes for one.
+fn check_keys(value: &Value) {
+    let Some(object) = value.as_object() else { return };
+    let folded = |key: &String| key.to_lowercase().replace('\u{17f}', "s");
+    let of_fields: Vec<String> = object.keys().map(folded).filter(|key| FIELDS.contains(&&key[..])).collect();
+    let different: HashSet<&String> = of_fields.iter().collect();
+    assert_eq!(of_fields.len(), different.len(), "{:?}", object.keys());
+}
+
+/// In lower case.
+const FIELDS: [&str; 10] = [
+    "schemaversion",
+    "mediatype",
+    "config",
+    "layers",
+    "manifests",
+    "digest",
+    "size",
+    "platform",
+    "os",
+    "architecture",
+];
