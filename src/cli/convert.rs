@@ -8,12 +8,13 @@ use std::process::ExitCode;
 use anyhow::Context;
 use peelfs::convert::{self, Converted, Platforms, Request};
 use peelfs::layer::estargz::writer::{
-    DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, EstargzOptions, MAXIMUM_CHUNK_SIZE, MAXIMUM_MINIMUM_CHUNK,
+    self as estargz, EstargzOptions, MAXIMUM_CHUNK_SIZE, MAXIMUM_MINIMUM_CHUNK,
 };
+use peelfs::layer::zstd_chunked::writer::{self as zstd_chunked, ZstdChunkedOptions};
 use peelfs_registry::{ImageReference, Platform};
 use serde::Serialize;
 
-use super::{environment, output, progress};
+use super::{environment, failure, output, progress};
 
 /// Write an image anew in a format that can be mounted lazily
 ///
@@ -38,15 +39,16 @@ pub struct Arguments {
     /// Put the files listed in FILE first, one path a line, in that order; they are fetched before anything else
     #[arg(long, value_name = "FILE")]
     order: Option<PathBuf>,
-    /// Let small files share what is fetched together until it has BYTES, uncompressed: fewer requests, a smaller image
-    #[arg(long, value_name = "BYTES", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAXIMUM_MINIMUM_CHUNK))]
-    min_chunk: u64,
-    /// Split files longer than BYTES into chunks of that length
-    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_CHUNK_SIZE.get(), value_parser = clap::value_parser!(u64).range(4096..=MAXIMUM_CHUNK_SIZE))]
-    chunk_size: u64,
-    /// How hard to compress
-    #[arg(long, value_name = "1-9", default_value_t = DEFAULT_LEVEL, value_parser = clap::value_parser!(u32).range(1..=9))]
-    level: u32,
+    /// estargz: let small files share what is fetched together until it has BYTES, uncompressed: fewer requests, a smaller image
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(..=MAXIMUM_MINIMUM_CHUNK))]
+    min_chunk: Option<u64>,
+    /// Split files longer than BYTES into chunks of that length [default: 4194304 for estargz; where their content says so, into
+    /// chunks of about 65536, for zstd-chunked]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(4096..=MAXIMUM_CHUNK_SIZE))]
+    chunk_size: Option<u64>,
+    /// How hard to compress: 1 to 9 for estargz, to 19 for zstd-chunked [default: 7, 9]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u32).range(1..=i64::from(zstd_chunked::MAXIMUM_LEVEL)))]
+    level: Option<u32>,
     /// Threads that compress [default: one for each core]
     #[arg(long, value_name = "COUNT")]
     threads: Option<NonZeroUsize>,
@@ -65,6 +67,8 @@ pub struct Arguments {
 enum Format {
     /// A tar.gz with a table of contents; every tool can still unpack it
     Estargz,
+    /// A tar.zst with a table of contents, of podman's dialect: podman pulls the parts that it lacks, and the image keeps its ID
+    ZstdChunked,
 }
 
 #[derive(Serialize)]
@@ -127,7 +131,7 @@ fn request(arguments: &Arguments) -> anyhow::Result<Request> {
             true => Platforms::All,
             false => Platforms::One(environment::platform(arguments.platform.clone())),
         },
-        format: format(arguments),
+        format: format(arguments)?,
         wanted: arguments.order.as_deref().map(wanted).transpose()?.unwrap_or_default(),
         client: environment::client(arguments.plain_http),
         scratch: environment::scratch(),
@@ -135,19 +139,35 @@ fn request(arguments: &Arguments) -> anyhow::Result<Request> {
     })
 }
 
-fn format(arguments: &Arguments) -> convert::Format {
+fn format(arguments: &Arguments) -> anyhow::Result<convert::Format> {
     let threads = match arguments.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
     };
-    match arguments.format {
+    let chunk_size = arguments.chunk_size.and_then(NonZeroU64::new);
+    Ok(match arguments.format {
+        Format::Estargz if arguments.level.is_some_and(|level| level > estargz::MAXIMUM_LEVEL) => {
+            let reason = format!("estargz has no --level above {}", estargz::MAXIMUM_LEVEL);
+            return Err(failure::Usage(reason).into());
+        }
         Format::Estargz => convert::Format::Estargz(EstargzOptions {
-            chunk_size: NonZeroU64::new(arguments.chunk_size).unwrap_or(DEFAULT_CHUNK_SIZE),
-            minimum_chunk: arguments.min_chunk,
-            level: arguments.level,
+            chunk_size: chunk_size.unwrap_or(estargz::DEFAULT_CHUNK_SIZE),
+            minimum_chunk: arguments.min_chunk.unwrap_or(0),
+            level: arguments.level.unwrap_or(estargz::DEFAULT_LEVEL),
             threads,
         }),
-    }
+        Format::ZstdChunked if arguments.min_chunk.is_some() => {
+            return Err(failure::Usage(
+                "--min-chunk is for estargz: in zstd-chunked no two files share a chunk".to_owned(),
+            )
+            .into());
+        }
+        Format::ZstdChunked => convert::Format::ZstdChunked(ZstdChunkedOptions {
+            chunk_size,
+            level: arguments.level.unwrap_or(zstd_chunked::DEFAULT_LEVEL),
+            threads,
+        }),
+    })
 }
 
 /// The lines of a file that are not empty, as paths.

@@ -31,6 +31,11 @@ use peelfs_registry::ErrorKind;
 #[error("{0}")]
 pub struct NotFound(pub String);
 
+/// Options that do not go together.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
 /// Tells the error with its causes and a hint, and gives the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let mut out = anstream::stderr().lock();
@@ -90,6 +95,9 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     }
     if as_type::<NotFound>(error).is_some() {
         return Some(3);
+    }
+    if as_type::<Usage>(error).is_some() {
+        return Some(2);
     }
     if as_type::<MountError>(error).is_some() || as_type::<UnmountError>(error).is_some() {
         return Some(7);

@@ -5,12 +5,15 @@ use std::io::Write;
 use crate::layer::estargz::writer::{EstargzOptions, write_estargz};
 use crate::layer::spool::Spool;
 use crate::layer::write::{WriteError, WrittenLayer};
+use crate::layer::zstd_chunked::writer::{ZstdChunkedOptions, write_zstd_chunked};
 
 /// A format, and how it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Format {
     /// A tar.gz with a table of contents.
     Estargz(EstargzOptions),
+    /// A tar.zst with a table of contents, of podman's dialect.
+    ZstdChunked(ZstdChunkedOptions),
 }
 
 impl Format {
@@ -28,6 +31,7 @@ impl Format {
     ) -> Result<WrittenLayer, WriteError> {
         match self {
             Format::Estargz(options) => write_estargz(spool, wanted, options, output, progress),
+            Format::ZstdChunked(options) => write_zstd_chunked(spool, wanted, options, output, progress),
         }
     }
 }

@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 
 use super::entry::{Content, Entry, EntryKind, Extent};
 use super::stream::{self, LayerSink, StreamError, StreamExpectation, Streamed};
-use super::tar::{OwnerNames, SinkError, owner_names};
+use super::tar::{HeaderFields, OwnerNames, SinkError, owner_names, plain_fields};
 
 /// Most bytes of headers that are read for the names in them.
 const LONGEST_HEADERS: u64 = 32 << 20;
@@ -107,6 +107,27 @@ impl Spool {
         let mut headers = Vec::new();
         self.append(entry.headers.clone(), &mut headers)?;
         Ok(owner_names(&headers))
+    }
+
+    /// What the headers of an entry say beside it; `None` if they are unusual, or longer than any writer makes them.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn header_fields(&self, entry: &SpooledEntry) -> io::Result<Option<HeaderFields>> {
+        if entry.headers.end - entry.headers.start > LONGEST_HEADERS {
+            return Ok(None);
+        }
+        let mut headers = Vec::new();
+        self.append(entry.headers.clone(), &mut headers)?;
+        Ok(plain_fields(&headers))
+    }
+
+    /// Bytes of the archive.
+    ///
+    /// # Errors
+    /// If the file cannot be asked.
+    pub fn length(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
     }
 
     /// Appends `length` bytes of a regular file, from `offset` on, to `buffer`; holes are zeros.

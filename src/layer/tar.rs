@@ -26,6 +26,7 @@ mod header;
 mod number;
 mod owner_names;
 mod pax;
+mod plain;
 mod sparse;
 mod write;
 
@@ -42,6 +43,7 @@ use zerocopy::FromBytes;
 pub use self::fault::{TarError, TarFault};
 pub use self::owner_names::{OwnerNames, owner_names};
 use self::pax::Records;
+pub use self::plain::{HeaderFields, plain_fields};
 use self::sparse::{MapReader, PaxMap};
 pub use self::write::{END_OF_ARCHIVE, entry_headers};
 use super::entry::{Content, Entry, EntryKind, Timestamp};

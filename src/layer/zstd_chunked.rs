@@ -26,6 +26,7 @@ mod claims;
 mod fault;
 mod footer;
 pub mod tar_split;
+pub mod writer;
 
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,8 @@ pub const MAXIMUM_TOC: u64 = 150 << 20;
 
 /// What comes before the data of a skippable frame: magic and length (RFC 8878, section 3.1.2).
 const SKIPPABLE_HEADER: u64 = 8;
+/// The magic, of the sixteen that there are, that all writers of the format use.
+const SKIPPABLE_MAGIC: [u8; 4] = [0x50, 0x2a, 0x4d, 0x18];
 
 /// Where compressed data of the format's own are in the blob, without the header of their skippable frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

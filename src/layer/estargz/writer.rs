@@ -51,7 +51,7 @@ pub struct EstargzOptions {
     pub chunk_size: NonZeroU64,
     /// A member takes up further files until it has this many bytes, uncompressed; 0 gives each file its own.
     pub minimum_chunk: u64,
-    /// How hard deflate tries, 1 to 9.
+    /// How hard deflate tries, 1 to [`MAXIMUM_LEVEL`].
     pub level: u32,
     /// Threads that compress.
     pub threads: NonZeroUsize,
@@ -63,6 +63,8 @@ pub const MAXIMUM_CHUNK_SIZE: u64 = MAXIMUM_CHUNK;
 pub const MAXIMUM_MINIMUM_CHUNK: u64 = MAXIMUM_SKIP / 4;
 /// What the reference writer chooses.
 pub const DEFAULT_CHUNK_SIZE: NonZeroU64 = NonZeroU64::new(4 << 20).unwrap();
+/// Largest [`EstargzOptions::level`].
+pub const MAXIMUM_LEVEL: u32 = 9;
 /// On Debian with Python the result is as large as the reference's at its level 9, 1 % smaller than with 6, and 1.5 % larger than
 /// with 9, which takes four times as long.
 pub const DEFAULT_LEVEL: u32 = 7;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use peelfs_registry::Digest;
+
 use super::{Place, Positions};
 use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
 use crate::layer::toc::sha256;
@@ -47,6 +49,19 @@ impl Claims {
         let claims = PREFIXES.into_iter().find_map(of_prefix).unwrap_or(none);
         (claims.compressed_digest.is_some() || claims.json_digest.is_some()).then_some(claims)
     }
+}
+
+/// The annotations of a layer with that TOC at that place, as the podman family writes them.
+pub(super) fn annotations(toc: &Digest, positions: &Positions) -> BTreeMap<String, String> {
+    let text =
+        |place: &Place| format!("{}:{}:{}", place.offset, place.compressed_length, place.decoded_length);
+    let key = |name: &str| format!("{}{name}", PREFIXES[0]);
+    let mut annotations = BTreeMap::from([
+        (key("manifest-checksum"), toc.to_string()),
+        (key("manifest-position"), format!("{}:{TYPE_CRFS}", text(&positions.toc))),
+    ]);
+    annotations.extend(positions.tar_split.map(|place| (key("tarsplit-position"), text(&place))));
+    annotations
 }
 
 /// `offset:compressed:decoded:type`.
@@ -115,6 +130,14 @@ mod tests {
             tar_split_digest: None,
         };
         assert_eq!(stargz, Some(expected));
+    }
+
+    #[test]
+    fn what_is_written_is_understood() {
+        let positions = Positions { toc: place(1011, 613, 2109), tar_split: Some(place(1632, 1233, 20074)) };
+        let written = annotations(&digest("11").parse().unwrap(), &positions);
+        let claims = Claims::from_annotations(&written).unwrap();
+        assert_eq!((claims.positions, claims.compressed_digest), (Some(positions), Some(ONE)));
     }
 
     #[test]

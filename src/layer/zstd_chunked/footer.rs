@@ -11,7 +11,7 @@
 //! the second for its own.
 
 use super::claims::TYPE_CRFS;
-use super::{Place, Positions};
+use super::{Place, Positions, SKIPPABLE_MAGIC};
 
 /// Longest footer in bytes, its header included: with less of a blob's end, [`parse_footer`] may miss it.
 pub const MAXIMUM_FOOTER: usize = 8 + 64;
@@ -24,10 +24,27 @@ pub fn parse_footer(tail: &[u8]) -> Option<Positions> {
     parse_form::<7>(tail).or_else(|| parse_form::<4>(tail))
 }
 
+/// The footer, as containers/storage writes it, of a blob with TOC and tar-split data at these places.
+pub(super) fn footer_frame(positions: &Positions) -> [u8; MAXIMUM_FOOTER] {
+    let numbers = |place: Place| [place.offset, place.compressed_length, place.decoded_length];
+    let none = Place { offset: 0, compressed_length: 0, decoded_length: 0 };
+    let toc = numbers(positions.toc);
+    let tar_split = numbers(positions.tar_split.unwrap_or(none));
+    let mut frame = [0; MAXIMUM_FOOTER];
+    frame[..4].copy_from_slice(&SKIPPABLE_MAGIC);
+    frame[4..8].copy_from_slice(&64_u32.to_le_bytes());
+    let all = toc.into_iter().chain([TYPE_CRFS]).chain(tar_split);
+    for (field, number) in frame[8..64].as_chunks_mut::<8>().0.iter_mut().zip(all) {
+        *field = number.to_le_bytes();
+    }
+    frame[64..].copy_from_slice(MAGICS[1]);
+    frame
+}
+
 fn parse_form<const NUMBERS: usize>(tail: &[u8]) -> Option<Positions> {
     let length = 8 * NUMBERS + 8;
     let frame = &tail[tail.len().checked_sub(8 + length)?..];
-    let data = frame.strip_prefix(&[0x50, 0x2a, 0x4d, 0x18])?.strip_prefix(&(length as u32).to_le_bytes())?;
+    let data = frame.strip_prefix(&SKIPPABLE_MAGIC)?.strip_prefix(&(length as u32).to_le_bytes())?;
     let data = MAGICS.iter().find_map(|magic| data.strip_suffix(&magic[..]))?;
     let mut numbers = [0_u64; NUMBERS];
     for (number, bytes) in numbers.iter_mut().zip(data.as_chunks().0) {
@@ -72,6 +89,14 @@ mod tests {
                 assert_eq!(parse_footer(&footer), expected);
                 assert_eq!(parse_footer(&[&[7; 500][..], &footer].concat()), expected);
             }
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_found() {
+        for tar_split in [None, Some(place(1028, 5, 600))] {
+            let positions = Positions { toc: place(1000, 20, 300), tar_split };
+            assert_eq!(parse_footer(&footer_frame(&positions)), Some(positions));
         }
     }
 
