@@ -9,7 +9,7 @@ use std::path::Path;
 use flate2::write::GzEncoder;
 use flate2::{Compression, GzBuilder};
 use peelfs::layer::compression::{Decode, Stop};
-use peelfs::layer::entry::{Entry, EntryKind};
+use peelfs::layer::entry::{Entry, EntryKind, Timestamp};
 use peelfs::layer::gzip::GzipDecoder;
 use peelfs::layer::gzip::checkpoint::{CheckpointWriter, Packed};
 use peelfs::layer::soci::checkpoints::uncompressed_checkpoints;
@@ -361,12 +361,19 @@ pub fn headers() -> Vec<Vec<u8>> {
 /// zTOCs of uncompressed layers, which are small, and one of gzip without checkpoints of its own.
 pub fn ztocs() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
-    for archive in archives() {
+    for (number, archive) in archives().into_iter().enumerate() {
         let told = told(&archive, usize::MAX);
-        let files = told.entries.iter().map(|(entry, headers, _)| ztoc_file(entry, headers.end)).collect();
+        let mut files: Vec<FileMetadata> =
+            told.entries.iter().map(|(entry, headers, _)| ztoc_file(entry, headers.end)).collect();
         let length = archive.len() as u64;
         let span_size = 4096;
         let spans = length.div_ceil(span_size);
+        // Years before 0 and beyond four digits among them.
+        if number == 0 {
+            let times = [i64::MIN, -62_167_219_201, 253_402_300_800, i64::MAX]
+                .map(|seconds| Timestamp { seconds, nanoseconds: 0 });
+            files.iter_mut().zip(times).for_each(|(file, time)| file.modified = Some(time));
+        }
         let mut ztoc = Ztoc {
             version: b"0.9".to_vec(),
             build_tool: b"tool".to_vec(),
