@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use super::entry::{Chunk, Content, Entry, EntryKind};
 use super::path::{self, Meaning, PathError};
-use super::walk::{Walk, WalkError};
+use super::walk::{Patience, Walk, WalkError};
 use crate::table::format::*;
 use crate::table::placement::LargePart;
 use crate::table::writer::{self, Child, Contents, Source, SourceInode, encode_xattrs};
@@ -91,6 +91,7 @@ pub struct LayerBuilder {
     extents: Vec<ExtentRecord>,
     large: Vec<LargePart>,
     large_sizes: Vec<u64>,
+    patience: Patience,
 }
 
 impl Node {
@@ -120,6 +121,7 @@ impl Default for LayerBuilder {
             extents: vec![],
             large: vec![],
             large_sizes: vec![],
+            patience: Patience::default(),
         }
     }
 }
@@ -262,7 +264,7 @@ impl LayerBuilder {
                     walk.enter(node)?;
                 }
                 Some(node) if self.nodes[node as usize].is_symlink() => {
-                    walk.follow(&self.nodes[node as usize].target)?;
+                    walk.follow(&self.nodes[node as usize].target, &mut self.patience)?;
                 }
                 Some(_) if purpose == Purpose::Marker => return Ok(None),
                 _ => {
@@ -280,7 +282,7 @@ impl LayerBuilder {
     }
 
     /// What this layer has under that path; symlinks are followed in all but the last component.
-    fn find(&self, path: &[u8]) -> Result<Option<u32>, &'static str> {
+    fn find(&mut self, path: &[u8]) -> Result<Option<u32>, &'static str> {
         let components = path::components(path).map_err(|_| "it is a hardlink to a name that cannot be")?;
         let mut walk = Walk::new(vec![], components.iter().map(|name| name.to_vec()));
         while let Some(name) = walk.next_name() {
@@ -289,7 +291,7 @@ impl LayerBuilder {
                 return Ok(Some(node));
             }
             let walked = match self.nodes[node as usize].is_symlink() {
-                true => walk.follow(&self.nodes[node as usize].target),
+                true => walk.follow(&self.nodes[node as usize].target, &mut self.patience),
                 false => walk.enter(node),
             };
             walked.map_err(|_| "it is a hardlink through symlinks that lead nowhere")?;

@@ -6,7 +6,7 @@
 //! image specification (layer.md, "Applying Changesets"); where implementations differ, `docs/merge.md` says what holds here.
 
 use crate::layer::path;
-use crate::layer::walk::{Walk, WalkError};
+use crate::layer::walk::{Patience, Walk, WalkError};
 use crate::table::Table;
 use crate::table::format::*;
 use crate::table::writer::{self, Child, Contents, Source, SourceInode};
@@ -90,6 +90,7 @@ struct Merged<'a> {
     layers: &'a [&'a Table],
     nodes: Vec<Node>,
     directories: Vec<Directory<'a>>,
+    patience: Patience,
 }
 
 /// What lies below a directory that the layer only implies, where the tree has a symlink.
@@ -156,7 +157,8 @@ impl<'a> Merged<'a> {
         let capacity = layers.iter().map(|table| table.inodes().len()).sum::<usize>().min(MAXIMUM_INODES);
         let mut nodes = Vec::with_capacity(capacity + 1);
         nodes.push(Node { origin: Origin::Implicit, directory: 0 });
-        Merged { layers, nodes, directories: vec![Directory { children: vec![], parent: 0 }] }
+        let directories = vec![Directory { children: vec![], parent: 0 }];
+        Merged { layers, nodes, directories, patience: Patience::default() }
     }
 
     fn apply(&mut self, number: usize) -> Result<(), MergeError> {
@@ -231,7 +233,7 @@ impl<'a> Merged<'a> {
         Ok(())
     }
 
-    fn resolve_hardlinks(&self, application: &mut Application<'a>) -> Result<(), MergeError> {
+    fn resolve_hardlinks(&mut self, application: &mut Application<'a>) -> Result<(), MergeError> {
         for (number, inode) in application.walk.table.inodes().iter().enumerate() {
             if inode.flags.get() & inode_flags::LINK_TO_LOWER == 0 {
                 continue;
@@ -372,7 +374,7 @@ impl<'a> Merged<'a> {
             if let Some(node) = found.filter(|node| self.nodes[*node as usize].directory != NONE) {
                 walk.enter(node)?;
             } else if let Some(target) = found.and_then(|node| self.symlink_target(node)) {
-                walk.follow(target)?;
+                walk.follow(target, &mut self.patience)?;
             } else if missing == Missing::Leave {
                 return Ok(None);
             } else {
@@ -396,7 +398,7 @@ impl<'a> Merged<'a> {
     }
 
     /// What has that path; symlinks are followed in all but the last component.
-    fn find(&self, target: &'a [u8]) -> Option<u32> {
+    fn find(&mut self, target: &'a [u8]) -> Option<u32> {
         let mut walk = Walk::new(vec![], path::components(target).ok()?.into_iter());
         while let Some(name) = walk.next_name() {
             if self.nodes[walk.here() as usize].directory == NONE {
@@ -407,7 +409,7 @@ impl<'a> Merged<'a> {
                 return Some(node);
             }
             match self.symlink_target(node) {
-                Some(target) => walk.follow(target).ok()?,
+                Some(target) => walk.follow(target, &mut self.patience).ok()?,
                 None => walk.enter(node).ok()?,
             }
         }
