@@ -35,7 +35,7 @@ pub(super) fn is_odd(key: &str) -> bool {
         other => other.to_ascii_lowercase(),
     };
     let equals = |field: &&str| key.chars().map(folded).eq(field.chars().map(folded));
-    !FIELDS.contains(&key) && FIELDS.iter().any(|field| equals(&field))
+    !FIELDS.contains(&key) && FIELDS.iter().any(equals)
 }
 
 /// The first odd key of a descriptor, or of a list of them. Only their platform has fields of its own: the keys of annotations are
