@@ -9,7 +9,7 @@ pub mod tar;
 pub mod toc;
 
 /// Layers described entry by entry, blobs of them, and the reference model: the same that the project's tests use.
-#[allow(dead_code)]
+#[allow(dead_code, clippy::new_without_default)]
 #[path = "../../tests/support"]
 pub mod support {
     pub mod archive;
@@ -49,7 +49,7 @@ pub fn file_of(bytes: &[u8]) -> File {
 }
 
 /// Takes the last byte off, which chooses among the ways of a target: at the end, where mutations of the rest seldom move it.
-pub fn choice<'a>(bytes: &mut &'a [u8]) -> u8 {
+pub fn choice(bytes: &mut &[u8]) -> u8 {
     match bytes.split_last() {
         Some((last, rest)) => {
             *bytes = rest;

@@ -79,7 +79,7 @@ pub fn archives() -> Vec<Vec<u8>> {
 /// Blobs of gzip and zstd: stored, fixed and dynamic blocks, several members and frames, headers and padding of every kind.
 pub fn compressed() -> Vec<Vec<u8>> {
     let text: Vec<u8> = (0..700_u32).flat_map(|at| (at * at % 251).to_string().into_bytes()).collect();
-    let noise: Vec<u8> = (0..300_u32).map(|at| (at * at >> 3) as u8).collect();
+    let noise: Vec<u8> = (0..300_u32).map(|at| ((at * at) >> 3) as u8).collect();
     let gzip = |bytes: &[u8], level| {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level));
         encoder.write_all(bytes).expect("writing to memory");

@@ -101,6 +101,9 @@ impl Node {
     fn is_directory(&self) -> bool {
         self.kind() == libc::S_IFDIR
     }
+    fn is_stated_directory(&self) -> bool {
+        self.is_directory() && self.record.flags.get() & inode_flags::IMPLICIT == 0
+    }
     fn is_symlink(&self) -> bool {
         self.kind() == libc::S_IFLNK
     }
@@ -183,12 +186,13 @@ impl LayerBuilder {
         let known = self.child(parent, name);
         let node = match &entry.kind {
             EntryKind::Hardlink { target } => match self.find(target)? {
-                Some(node) if self.nodes[node as usize].is_directory() => {
+                Some(node) if self.nodes[node as usize].is_stated_directory() => {
                     return Err("it is a hardlink to a directory");
                 }
                 Some(node) if known == Some(node) => return Ok(()),
-                Some(node) => node,
-                None => {
+                // A directory that this layer only implies may be a symlink of a lower one, of which this is another name.
+                Some(node) if !self.nodes[node as usize].is_directory() => node,
+                _ => {
                     let node = self.node_of(entry)?;
                     self.insert(node)
                 }
