@@ -64,6 +64,22 @@ proptest! {
 }
 
 #[test]
+fn a_hardlink_may_name_a_symlink_that_lies_on_its_own_way() {
+    let file = |path: &str| TestEntry::file(path, "x");
+    let link = |path: &str, target: &str| TestEntry::symlink(path, target);
+    let hardlink = |path: &str, target: &str| TestEntry::hardlink(path, target);
+    let below = vec![file("real/x"), link("link", "real")];
+    check(&[below.clone(), vec![hardlink("link/second", "link")]]);
+    check(&[below.clone(), vec![file("link/y"), hardlink("second", "link")]]);
+    check(&[below, vec![TestEntry::directory("link"), hardlink("second", "link")]]);
+    check(&[
+        vec![link("a", "c/b"), TestEntry::directory("a/b/a")],
+        vec![link("a/a", "../c")],
+        vec![hardlink("a/a/a/a", "a/a")],
+    ]);
+}
+
+#[test]
 fn markers_make_no_directories_and_spare_the_entries_of_their_own_layer() {
     let (file, whiteout, opaque) =
         (|path: &str| TestEntry::file(path, "x"), TestEntry::whiteout, TestEntry::opaque);

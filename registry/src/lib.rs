@@ -31,6 +31,8 @@ mod credentials;
 pub mod digest;
 mod draft;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod layout;
 pub mod manifest;
 mod origin;

@@ -5,7 +5,9 @@
 //!
 //! - it has `manifests`, or it has `config` and `layers`, never both;
 //! - its `mediaType` and the `Content-Type` it came with, if given, say the same;
-//! - no key occurs twice, nor in another case (some readers ignore case).
+//! - no key occurs twice, nor in another case (some readers ignore case), at the top or in descriptors.
+
+mod odd_keys;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,6 +15,7 @@ use std::fmt;
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use self::odd_keys::{OddKey, is_odd};
 use crate::digest::{Digest, DigestError};
 
 /// Largest manifest or index, in bytes; registries and other clients use the same bound.
@@ -235,7 +238,7 @@ fn is_generic(media_type: &str) -> bool {
     matches!(media_type, "" | "application/json" | "application/octet-stream" | "text/plain")
 }
 
-/// The top level of a document, read without its content.
+/// The top level of a document, and what is odd below it, read without its content.
 #[derive(Default)]
 struct Outline {
     schema_version: Option<u64>,
@@ -263,15 +266,18 @@ impl<'de> Deserialize<'de> for Outline {
                     match key.as_str() {
                         "schemaVersion" => outline.schema_version = Some(map.next_value()?),
                         "mediaType" => outline.media_type = Some(map.next_value()?),
-                        known => {
-                            match known {
+                        "config" | "layers" | "manifests" | "subject" => {
+                            match key.as_str() {
                                 "manifests" => outline.manifests = true,
                                 "config" => outline.config = true,
                                 "layers" => outline.layers = true,
-                                _ if reads_as_another(known) => outline.odd_key = Some(key),
                                 _ => {}
                             }
+                            outline.odd_key = outline.odd_key.or(map.next_value::<OddKey>()?.0);
+                        }
+                        _ => {
                             map.next_value::<IgnoredAny>()?;
+                            outline.odd_key = outline.odd_key.or(is_odd(&key).then_some(key));
                         }
                     }
                 }
@@ -281,12 +287,6 @@ impl<'de> Deserialize<'de> for Outline {
 
         deserializer.deserialize_map(OutlineVisitor)
     }
-}
-
-fn reads_as_another(key: &str) -> bool {
-    ["schemaVersion", "mediaType", "manifests", "config", "layers"]
-        .iter()
-        .any(|known| key.eq_ignore_ascii_case(known))
 }
 
 #[cfg(test)]
@@ -338,10 +338,19 @@ mod tests {
     #[test]
     fn what_could_be_read_in_two_ways_is_refused() {
         type Check = fn(&DocumentError) -> bool;
-        let cases: [(String, Option<&str>, Check); 15] = [
+        let layers = |descriptor: &str| format!(r#"{{"schemaVersion":2,{CONFIG},"layers":[{descriptor}]}}"#);
+        let odd: Check = |error| matches!(error, DocumentError::OddKey { .. });
+        let cases: [(String, Option<&str>, Check); 21] = [
             (manifest(r#","manifests":[]"#), None, |e| matches!(e, DocumentError::Ambiguous)),
-            (manifest(r#","Manifests":[]"#), None, |e| matches!(e, DocumentError::OddKey { .. })),
-            (manifest(r#","LAYERS":[]"#), None, |e| matches!(e, DocumentError::OddKey { .. })),
+            // Unicode folds these letters to an s and to a k.
+            (manifest(r#","layerſ":[]"#), None, odd),
+            (manifest(r#","Subject":{}"#), None, odd),
+            (manifest(r#","subject":{"Digest":"x"}"#), None, odd),
+            (layers(r#"{"digest":"a","Digest":"b","size":1,"mediaType":"x"}"#), None, odd),
+            (layers(r#"{"dige\u017ft":"b"}"#), None, odd),
+            (r#"{"schemaVersion":2,"manifests":[{"platform":{"OS":"linux"}}]}"#.to_owned(), None, odd),
+            (manifest(r#","Manifests":[]"#), None, odd),
+            (manifest(r#","LAYERS":[]"#), None, odd),
             (manifest(r#","layers":[]"#), None, |e| matches!(e, DocumentError::Malformed(_))),
             (manifest(""), Some(OCI_INDEX), |e| matches!(e, DocumentError::MediaType { .. })),
             (manifest(""), Some("text/html"), |e| matches!(e, DocumentError::MediaType { .. })),
@@ -370,6 +379,18 @@ mod tests {
             let error = Document::parse(text.as_bytes(), *content_type).expect_err(&shown);
             assert!(check(&error), "{shown} with {content_type:?}: {error}");
         }
+    }
+
+    #[test]
+    fn annotations_and_what_is_unknown_may_have_any_keys() {
+        let annotations = r#""annotations":{"Digest":"x","LAYERS":"y","digest":"z"}"#;
+        let index = format!(
+            r#"{{"schemaVersion":2,{annotations},"manifests":[{{"mediaType":"x","digest":"sha256:{}","size":1,{annotations}}}]}}"#,
+            "a".repeat(64)
+        );
+        let manifest = manifest(&format!(r#",{annotations},"x":[{{"SIZE":1}}]"#));
+        assert!(Document::parse(manifest.as_bytes(), None).is_ok());
+        assert!(Document::parse(index.as_bytes(), None).is_ok());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use super::entry::{Chunk, Content, Entry, EntryKind};
 use super::path::{self, Meaning, PathError};
-use super::walk::{Walk, WalkError};
+use super::walk::{Patience, Walk, WalkError};
 use crate::table::format::*;
 use crate::table::placement::LargePart;
 use crate::table::writer::{self, Child, Contents, Source, SourceInode, encode_xattrs};
@@ -91,6 +91,7 @@ pub struct LayerBuilder {
     extents: Vec<ExtentRecord>,
     large: Vec<LargePart>,
     large_sizes: Vec<u64>,
+    patience: Patience,
     last_parent: LastParent,
 }
 
@@ -109,6 +110,9 @@ impl Node {
     }
     fn is_directory(&self) -> bool {
         self.kind() == libc::S_IFDIR
+    }
+    fn is_stated_directory(&self) -> bool {
+        self.is_directory() && self.record.flags.get() & inode_flags::IMPLICIT == 0
     }
     fn is_symlink(&self) -> bool {
         self.kind() == libc::S_IFLNK
@@ -130,6 +134,7 @@ impl Default for LayerBuilder {
             extents: vec![],
             large: vec![],
             large_sizes: vec![],
+            patience: Patience::default(),
             last_parent: LastParent::default(),
         }
     }
@@ -193,12 +198,13 @@ impl LayerBuilder {
         let known = self.child(parent, name);
         let node = match &entry.kind {
             EntryKind::Hardlink { target } => match self.find(target)? {
-                Some(node) if self.nodes[node as usize].is_directory() => {
+                Some(node) if self.nodes[node as usize].is_stated_directory() => {
                     return Err("it is a hardlink to a directory");
                 }
                 Some(node) if known == Some(node) => return Ok(()),
-                Some(node) => node,
-                None => {
+                // A directory that this layer only implies may be a symlink of a lower one, of which this is another name.
+                Some(node) if !self.nodes[node as usize].is_directory() => node,
+                _ => {
                     let node = self.node_of(entry)?;
                     self.insert(node)
                 }
@@ -299,7 +305,7 @@ impl LayerBuilder {
                     walk.enter(node)?;
                 }
                 Some(node) if self.nodes[node as usize].is_symlink() => {
-                    walk.follow(&self.nodes[node as usize].target)?;
+                    walk.follow(&self.nodes[node as usize].target, &mut self.patience)?;
                 }
                 Some(_) if purpose == Purpose::Marker => return Ok(None),
                 _ => {
@@ -317,7 +323,7 @@ impl LayerBuilder {
     }
 
     /// What this layer has under that path; symlinks are followed in all but the last component.
-    fn find(&self, path: &[u8]) -> Result<Option<u32>, &'static str> {
+    fn find(&mut self, path: &[u8]) -> Result<Option<u32>, &'static str> {
         let components = path::components(path).map_err(|_| "it is a hardlink to a name that cannot be")?;
         let mut walk = Walk::new(vec![], components.iter().map(|name| name.to_vec()));
         while let Some(name) = walk.next_name() {
@@ -326,7 +332,7 @@ impl LayerBuilder {
                 return Ok(Some(node));
             }
             let walked = match self.nodes[node as usize].is_symlink() {
-                true => walk.follow(&self.nodes[node as usize].target),
+                true => walk.follow(&self.nodes[node as usize].target, &mut self.patience),
                 false => walk.enter(node),
             };
             walked.map_err(|_| "it is a hardlink through symlinks that lead nowhere")?;

@@ -8,6 +8,21 @@ use crate::table::format::{MAXIMUM_DEPTH, MAXIMUM_NAME};
 /// As many symlinks are followed in one path as Linux follows.
 pub const MAXIMUM_SYMLINKS: usize = 40;
 
+/// Most bytes of symlink targets that are followed for all paths of a layer, or of a tree, together. 8 million files below a link like
+/// `lib -> usr/lib/x86_64-linux-gnu` take three quarters of it; who wants us to walk for hours comes to its end in seconds.
+pub const MAXIMUM_FOLLOWED: u64 = 256 << 20;
+
+/// What is left of [`MAXIMUM_FOLLOWED`].
+pub struct Patience {
+    left: u64,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience { left: MAXIMUM_FOLLOWED }
+    }
+}
+
 /// Why a path leads nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WalkError {
@@ -17,6 +32,9 @@ pub enum WalkError {
     /// More than [`MAXIMUM_DEPTH`] directories.
     #[error("its parent is nested too deep")]
     Deep,
+    /// More than [`MAXIMUM_FOLLOWED`].
+    #[error("the symlinks on the ways to all names add up to more than {MAXIMUM_FOLLOWED} bytes")]
+    Patience,
     /// A symlink's target has a component longer than [`MAXIMUM_NAME`].
     #[error("a symlink on its way has too long a name")]
     LongName,
@@ -66,10 +84,11 @@ impl<N: AsRef<[u8]>> Walk<N> {
     }
 
     /// The name led to a symlink: goes on with its target.
-    pub fn follow<'a>(&mut self, target: &'a [u8]) -> Result<(), WalkError>
+    pub fn follow<'a>(&mut self, target: &'a [u8], patience: &mut Patience) -> Result<(), WalkError>
     where
         N: From<&'a [u8]>,
     {
+        patience.left = patience.left.checked_sub(target.len() as u64).ok_or(WalkError::Patience)?;
         self.followed += 1;
         if self.followed > MAXIMUM_SYMLINKS {
             return Err(WalkError::Symlinks);
@@ -98,11 +117,11 @@ mod tests {
         assert_eq!(walk.next_name(), Some(&b"a"[..]));
         walk.enter(7).unwrap();
         assert_eq!(walk.next_name(), Some(&b"link"[..]));
-        walk.follow(b"../../b/./c").unwrap();
+        walk.follow(b"../../b/./c", &mut Patience::default()).unwrap();
         assert_eq!((walk.next_name(), walk.here()), (Some(&b"b"[..]), 0));
         walk.enter(8).unwrap();
         assert_eq!((walk.next_name(), walk.here()), (Some(&b"c"[..]), 8));
-        walk.follow(b"/d").unwrap();
+        walk.follow(b"/d", &mut Patience::default()).unwrap();
         assert_eq!((walk.next_name(), walk.here()), (Some(&b"d"[..]), 0));
         assert_eq!((walk.next_name(), walk.is_at_end()), (Some(&b"x"[..]), true));
         assert_eq!(walk.next_name(), None);
@@ -111,8 +130,13 @@ mod tests {
     #[test]
     fn circles_and_depths_end() {
         let mut walk: Walk<&[u8]> = Walk::new(vec![], std::iter::empty());
-        let ends = (0..1000).find_map(|_| walk.follow(b"loop").err());
+        let ends = (0..1000).find_map(|_| walk.follow(b"loop", &mut Patience::default()).err());
         assert_eq!(ends, Some(WalkError::Symlinks));
+        let mut patience = Patience { left: 100 };
+        let mut followed =
+            || Walk::<&[u8]>::new(vec![], std::iter::empty()).follow(b"x/../x/../y", &mut patience);
+        assert_eq!((0..9).find_map(|_| followed().err()), None);
+        assert_eq!(followed(), Err(WalkError::Patience));
         let mut walk: Walk<&[u8]> = Walk::new(vec![], std::iter::empty());
         let ends = (0..100_000).find_map(|directory| walk.enter(directory).err());
         assert_eq!(ends, Some(WalkError::Deep));

@@ -6,7 +6,7 @@
 //! image specification (layer.md, "Applying Changesets"); where implementations differ, `docs/merge.md` says what holds here.
 
 use crate::layer::path;
-use crate::layer::walk::{Walk, WalkError};
+use crate::layer::walk::{Patience, Walk, WalkError};
 use crate::table::Table;
 use crate::table::format::*;
 use crate::table::writer::{self, Child, Contents, Source, SourceInode};
@@ -36,6 +36,12 @@ pub enum MergeError {
         name: String,
         /// What is wrong.
         what: WalkError,
+    },
+    /// Directories that hold each other, or have several names: no layer's writer makes such a table.
+    #[error("layer {layer} (counted from 1, the lowest): its inode table is damaged: it is not a tree")]
+    NotATree {
+        /// Which layer, from 1.
+        layer: usize,
     },
     /// More layers than [`MAXIMUM_LAYERS`].
     #[error("the image has {0} layers, more than {MAXIMUM_LAYERS}")]
@@ -84,6 +90,7 @@ struct Merged<'a> {
     layers: &'a [&'a Table],
     nodes: Vec<Node>,
     directories: Vec<Directory<'a>>,
+    patience: Patience,
 }
 
 /// What lies below a directory that the layer only implies, where the tree has a symlink.
@@ -102,6 +109,11 @@ enum Missing {
     Leave,
 }
 
+/// Says in which layer, and below which name, a path leads nowhere.
+fn in_layer(number: usize, name: &[u8]) -> impl FnOnce(WalkError) -> MergeError {
+    move |what| MergeError::Entry { layer: number + 1, name: name.escape_ascii().to_string(), what }
+}
+
 /// Whether a layer hides anything of lower ones.
 fn has_markers(table: &Table) -> bool {
     let hides = |inode: &InodeRecord| inode.flags.get() & (inode_flags::OPAQUE | inode_flags::REMADE) != 0;
@@ -110,7 +122,7 @@ fn has_markers(table: &Table) -> bool {
 
 /// What is needed while one layer is applied.
 struct Application<'a> {
-    table: &'a Table,
+    walk: TableWalk<'a>,
     layer: u16,
     /// The node of each inode that has several names, or that is a hardlink to a lower layer.
     known: std::collections::HashMap<u32, u32>,
@@ -119,18 +131,40 @@ struct Application<'a> {
     redirects: Vec<Redirect<'a>>,
 }
 
+/// A walk over all directories of a layer's table, each of which is entered once. In a table that is no tree it would go on for ever, or
+/// nearly so; but it sees no more entries than the table has.
+struct TableWalk<'a> {
+    table: &'a Table,
+    layer: usize,
+    entries_left: usize,
+}
+
+impl<'a> TableWalk<'a> {
+    fn new(table: &'a Table, layer: usize) -> Self {
+        TableWalk { table, layer, entries_left: table.entry_count() }
+    }
+
+    fn enter(&mut self, directory: &'a InodeRecord) -> Result<&'a [EntryRecord], MergeError> {
+        let entries = self.table.directory(directory);
+        let left = self.entries_left.checked_sub(entries.len());
+        self.entries_left = left.ok_or(MergeError::NotATree { layer: self.layer + 1 })?;
+        Ok(entries)
+    }
+}
+
 impl<'a> Merged<'a> {
     fn new(layers: &'a [&'a Table]) -> Self {
         let capacity = layers.iter().map(|table| table.inodes().len()).sum::<usize>().min(MAXIMUM_INODES);
         let mut nodes = Vec::with_capacity(capacity + 1);
         nodes.push(Node { origin: Origin::Implicit, directory: 0 });
-        Merged { layers, nodes, directories: vec![Directory { children: vec![], parent: 0 }] }
+        let directories = vec![Directory { children: vec![], parent: 0 }];
+        Merged { layers, nodes, directories, patience: Patience::default() }
     }
 
     fn apply(&mut self, number: usize) -> Result<(), MergeError> {
         let table = self.layers[number];
         let mut application = Application {
-            table,
+            walk: TableWalk::new(table, number),
             layer: number as u16,
             known: Default::default(),
             pairs: vec![],
@@ -138,13 +172,8 @@ impl<'a> Merged<'a> {
         };
         self.resolve_hardlinks(&mut application)?;
         let root = &table.inodes()[0];
-        let in_layer = |(name, what): (&[u8], _)| MergeError::Entry {
-            layer: number + 1,
-            name: name.escape_ascii().to_string(),
-            what,
-        };
         if has_markers(table) {
-            self.apply_markers(table, root).map_err(in_layer)?;
+            self.apply_markers(TableWalk::new(table, number), root)?;
         }
         if root.flags.get() & inode_flags::IMPLICIT == 0 {
             self.nodes[0].origin = Origin::Layer { layer: application.layer, inode: 0 };
@@ -152,11 +181,11 @@ impl<'a> Merged<'a> {
         application.pairs.push((0, root));
         loop {
             while let Some((node, inode)) = application.pairs.pop() {
-                self.apply_directory(node, inode, &mut application);
+                self.apply_directory(node, inode, &mut application)?;
             }
             let Some(redirect) = application.redirects.pop() else { return Ok(()) };
             let place = self.follow_symlink(redirect.parent, redirect.name, Missing::Make);
-            if let Some(place) = place.map_err(|what| in_layer((redirect.name, what)))? {
+            if let Some(place) = place.map_err(in_layer(number, redirect.name))? {
                 application.pairs.push((place, redirect.inode));
             }
         }
@@ -164,11 +193,8 @@ impl<'a> Merged<'a> {
 
     /// Removes what the layer's whiteouts, opaque markers and remade directories hide. They act on lower layers only, so they go
     /// before the entries; and they make no directory.
-    fn apply_markers(
-        &mut self,
-        table: &'a Table,
-        root: &'a InodeRecord,
-    ) -> Result<(), (&'a [u8], WalkError)> {
+    fn apply_markers(&mut self, mut walk: TableWalk<'a>, root: &'a InodeRecord) -> Result<(), MergeError> {
+        let (table, number) = (walk.table, walk.layer);
         let mut pairs = vec![(0, root)];
         while let Some((node, inode)) = pairs.pop() {
             let place = self.nodes[node as usize].directory as usize;
@@ -177,7 +203,7 @@ impl<'a> Merged<'a> {
                 continue;
             }
             let mut hidden = Vec::new();
-            for entry in table.directory(inode) {
+            for entry in walk.enter(inode)? {
                 let name = table.name(entry);
                 let below = table.inode(entry.inode.get());
                 let directory = below.filter(|below| below.mode.get() & libc::S_IFMT == libc::S_IFDIR);
@@ -191,7 +217,7 @@ impl<'a> Merged<'a> {
                     } else if directory.flags.get() & inode_flags::IMPLICIT != 0
                         && self.symlink_target(child).is_some()
                         && let Some(place) =
-                            self.follow_symlink(node, name, Missing::Leave).map_err(|what| (name, what))?
+                            self.follow_symlink(node, name, Missing::Leave).map_err(in_layer(number, name))?
                     {
                         pairs.push((place, directory));
                     }
@@ -207,12 +233,12 @@ impl<'a> Merged<'a> {
         Ok(())
     }
 
-    fn resolve_hardlinks(&self, application: &mut Application<'a>) -> Result<(), MergeError> {
-        for (number, inode) in application.table.inodes().iter().enumerate() {
+    fn resolve_hardlinks(&mut self, application: &mut Application<'a>) -> Result<(), MergeError> {
+        for (number, inode) in application.walk.table.inodes().iter().enumerate() {
             if inode.flags.get() & inode_flags::LINK_TO_LOWER == 0 {
                 continue;
             }
-            let target = application.table.target(inode);
+            let target = application.walk.table.target(inode);
             let node = self.find(target).filter(|node| self.nodes[*node as usize].directory == NONE);
             let node = node.ok_or_else(|| MergeError::MissingTarget {
                 layer: usize::from(application.layer) + 1,
@@ -223,10 +249,15 @@ impl<'a> Merged<'a> {
         Ok(())
     }
 
-    fn apply_directory(&mut self, node: u32, inode: &'a InodeRecord, application: &mut Application<'a>) {
+    fn apply_directory(
+        &mut self,
+        node: u32,
+        inode: &'a InodeRecord,
+        application: &mut Application<'a>,
+    ) -> Result<(), MergeError> {
         let place = self.nodes[node as usize].directory as usize;
-        let table = application.table;
-        let entries = table.directory(inode);
+        let table = application.walk.table;
+        let entries = application.walk.enter(inode)?;
         let old = std::mem::take(&mut self.directories[place].children);
         let mut children = Vec::with_capacity(old.len() + entries.len());
         let mut old = old.into_iter().peekable();
@@ -242,6 +273,7 @@ impl<'a> Merged<'a> {
         }
         children.extend(old);
         self.directories[place].children = children;
+        Ok(())
     }
 
     /// What has that name once the entry is applied. What markers hide is gone already.
@@ -254,7 +286,7 @@ impl<'a> Merged<'a> {
         application: &mut Application<'a>,
     ) -> Option<u32> {
         let number = entry.inode.get();
-        let Some(inode) = application.table.inode(number) else { return existing };
+        let Some(inode) = application.walk.table.inode(number) else { return existing };
         let origin = Origin::Layer { layer: application.layer, inode: number };
         if inode.mode.get() & libc::S_IFMT != libc::S_IFDIR {
             if let Some(node) = application.known.get(&number) {
@@ -342,7 +374,7 @@ impl<'a> Merged<'a> {
             if let Some(node) = found.filter(|node| self.nodes[*node as usize].directory != NONE) {
                 walk.enter(node)?;
             } else if let Some(target) = found.and_then(|node| self.symlink_target(node)) {
-                walk.follow(target)?;
+                walk.follow(target, &mut self.patience)?;
             } else if missing == Missing::Leave {
                 return Ok(None);
             } else {
@@ -366,7 +398,7 @@ impl<'a> Merged<'a> {
     }
 
     /// What has that path; symlinks are followed in all but the last component.
-    fn find(&self, target: &'a [u8]) -> Option<u32> {
+    fn find(&mut self, target: &'a [u8]) -> Option<u32> {
         let mut walk = Walk::new(vec![], path::components(target).ok()?.into_iter());
         while let Some(name) = walk.next_name() {
             if self.nodes[walk.here() as usize].directory == NONE {
@@ -377,7 +409,7 @@ impl<'a> Merged<'a> {
                 return Some(node);
             }
             match self.symlink_target(node) {
-                Some(target) => walk.follow(target).ok()?,
+                Some(target) => walk.follow(target, &mut self.patience).ok()?,
                 None => walk.enter(node).ok()?,
             }
         }

@@ -5,3 +5,6 @@
 pub mod merge;
 mod proved;
 pub mod serve;
+
+#[cfg(test)]
+mod merge_tests;

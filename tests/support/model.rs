@@ -44,6 +44,10 @@ impl Layer {
                 if moved.place == other.place || covers(moved, other) || covers(other, moved) {
                     return Err(Refusal(format!("{} is made by two names", shown(&moved.place))));
                 }
+                // Whether the other lies below the link's target, or below what replaced the link.
+                if other.name.starts_with(&moved.place) && self.lower.is_symlink(&moved.place) {
+                    return Err(Refusal(format!("{} is replaced by another name", shown(&moved.place))));
+                }
             }
         }
         Ok(())
@@ -130,6 +134,10 @@ impl Model {
             }
         }
         layer.refuse_two_ways_to_one_name()
+    }
+
+    fn is_symlink(&self, path: &[Vec<u8>]) -> bool {
+        matches!(self.kind(path), Some(InodeKind::Symlink(_)))
     }
 
     /// Whether the directory of this marker is one in the layers below, by that very name, and not replaced by the marker's layer.
@@ -246,10 +254,6 @@ impl Model {
         let inode = found
             .or(below)
             .ok_or_else(|| Refusal(format!("a hardlink to the missing {}", target.escape_ascii())))?;
-        // The link itself, though entries lie below it: only one of both can be in the layer's own tree.
-        if layer.followed.contains(&clean(target)) {
-            return Err(Refusal(format!("a hardlink to the followed link {}", target.escape_ascii())));
-        }
         // A name that only this layer's own entries and the links below it, taken together, lead to: tools disagree.
         let is_named_so = |made: &Made| made.inode == inode && made.name == clean(target);
         if Some(inode) == below || layer.made.iter().any(is_named_so) {

@@ -38,37 +38,39 @@ pub(super) fn header_string(field: &[u8]) -> &[u8] {
 
 /// A decimal number without sign, below 2⁶³.
 pub(super) fn decimal(text: &[u8]) -> Option<u64> {
+    digits(text).filter(|value| *value <= i64::MAX as u64)
+}
+
+fn digits(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;
     }
-    let value = text.iter().try_fold(0_u64, |value, byte| match byte {
+    text.iter().try_fold(0_u64, |value, byte| match byte {
         b'0'..=b'9' => value.checked_mul(10)?.checked_add(u64::from(byte - b'0')),
         _ => None,
-    })?;
-    (value <= i64::MAX as u64).then_some(value)
+    })
 }
 
 /// A PAX time: decimal seconds with sign and fraction (POSIX pax, "pax Extended Header File Times"). What is finer than a
 /// nanosecond is cut off.
 pub(super) fn pax_time(text: &[u8]) -> Option<Timestamp> {
-    let (negative, digits) = match text.split_first()? {
+    let (negative, unsigned) = match text.split_first()? {
         (b'-', rest) => (true, rest),
         _ => (false, text),
     };
-    let mut parts = digits.splitn(2, |byte| *byte == b'.');
-    let seconds = i64::try_from(decimal(parts.next()?)?).ok()?;
+    let mut parts = unsigned.splitn(2, |byte| *byte == b'.');
+    let whole = digits(parts.next()?)?;
+    // Negative ones reach one further: base-256 fields hold that, too.
+    let seconds = if negative { 0_i64.checked_sub_unsigned(whole) } else { i64::try_from(whole).ok() }?;
     let fraction = parts.next().unwrap_or_default();
     if !fraction.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let digits = fraction.iter().copied().chain(std::iter::repeat(b'0')).take(9);
-    let nanoseconds = digits.fold(0_u32, |value, digit| value * 10 + u32::from(digit - b'0'));
+    let padded = fraction.iter().copied().chain(std::iter::repeat(b'0')).take(9);
+    let nanoseconds = padded.fold(0_u32, |value, digit| value * 10 + u32::from(digit - b'0'));
     Some(match (negative, nanoseconds) {
-        (false, _) => Timestamp { seconds, nanoseconds },
-        (true, 0) => Timestamp { seconds: -seconds, nanoseconds: 0 },
-        (true, _) => {
-            Timestamp { seconds: (-seconds).checked_sub(1)?, nanoseconds: 1_000_000_000 - nanoseconds }
-        }
+        (false, _) | (true, 0) => Timestamp { seconds, nanoseconds },
+        (true, _) => Timestamp { seconds: seconds.checked_sub(1)?, nanoseconds: 1_000_000_000 - nanoseconds },
     })
 }
 
@@ -104,7 +106,7 @@ mod tests {
 
     #[test]
     fn times_before_1970_are_floored() {
-        let cases: [(&str, Option<(i64, u32)>); 15] = [
+        let cases: [(&str, Option<(i64, u32)>); 18] = [
             ("0", Some((0, 0))),
             ("1700000000.123456789", Some((1_700_000_000, 123_456_789))),
             ("1.5", Some((1, 500_000_000))),
@@ -116,6 +118,9 @@ mod tests {
             ("-0", Some((0, 0))),
             ("9223372036854775807", Some((i64::MAX, 0))),
             ("9223372036854775808", None),
+            ("-9223372036854775808", Some((i64::MIN, 0))),
+            ("-9223372036854775808.5", None),
+            ("-9223372036854775809", None),
             ("", None),
             (".5", None),
             ("1.5e3", None),

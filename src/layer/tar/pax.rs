@@ -184,6 +184,15 @@ const LENIENT_BASE64: base64::engine::GeneralPurpose = base64::engine::GeneralPu
         .with_decode_allow_trailing_bits(true),
 );
 
+/// The key under which libarchive keeps an attribute of that name, whatever it holds.
+pub(super) fn libarchive_key(name: &[u8]) -> Vec<u8> {
+    let encoded = name.iter().flat_map(|byte| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => vec![*byte],
+        _ => format!("%{byte:02X}").into_bytes(),
+    });
+    b"LIBARCHIVE.xattr.".iter().copied().chain(encoded).collect()
+}
+
 fn percent_decoded(name: &[u8]) -> Vec<u8> {
     let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
     let mut decoded = Vec::with_capacity(name.len());

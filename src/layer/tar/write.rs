@@ -4,9 +4,11 @@
 //! An entry that a plain ustar header block can say gets one. What does not fit (long or unusual names, large numbers, fractions of
 //! seconds, extended attributes) is said in PAX records in front of it, which win over the block (POSIX.1-2001 pax).
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use tar_core::{EntryType, Header};
 
-use super::{BLOCK, OwnerNames, padding_of};
+use super::{BLOCK, OwnerNames, padding_of, pax};
 use crate::layer::entry::{Entry, EntryKind};
 
 /// What ends an archive: two blocks of zeros.
@@ -46,7 +48,11 @@ pub fn entry_headers(entry: &Entry, names: &OwnerNames, size: u64) -> Vec<u8> {
         records.push(b"mtime", decimal_time(modified.seconds, modified.nanoseconds).as_bytes());
     }
     for (name, value) in &entry.xattrs {
-        records.push(&[b"SCHILY.xattr.", &name[..]].concat(), value);
+        // A key ends with its first `=`. libarchive's form has it encoded; writers of layers know no such names.
+        match name.contains(&b'=') {
+            false => records.push(&[b"SCHILY.xattr.", &name[..]].concat(), value),
+            true => records.push(&pax::libarchive_key(name), BASE64.encode(value).as_bytes()),
+        }
     }
     set_checksum(&mut block);
     let mut headers = Vec::new();
@@ -190,6 +196,8 @@ mod tests {
             Entry { modified: Timestamp { seconds: -1, nanoseconds: 750_000_000 }, ..plain.clone() },
             Entry { modified: Timestamp { seconds: -2, nanoseconds: 0 }, ..plain.clone() },
             Entry { modified: Timestamp { seconds: 10, nanoseconds: 1 }, ..plain.clone() },
+            Entry { modified: Timestamp { seconds: i64::MIN, nanoseconds: 0 }, ..plain.clone() },
+            Entry { xattrs: vec![(b"user.x=%3D\xff\n".to_vec(), b"\0\n=".to_vec())], ..plain.clone() },
             Entry { xattrs: vec![(b"user.x".to_vec(), b"\0\n=".to_vec())], ..plain.clone() },
             Entry { kind: EntryKind::Directory, path: b"usr/".to_vec(), ..plain.clone() },
             Entry { kind: EntryKind::Fifo, ..plain.clone() },

@@ -2,14 +2,17 @@
 
 use crate::layer::entry::Timestamp;
 
+/// The years of all times that there are have no more than 12; the days until then fit into 64 bits.
+const YEAR_DIGITS: std::ops::RangeInclusive<usize> = 4..=12;
+
 /// The time that `text` names. Years may have more than four digits and a sign: Go writes them so where a tar has such times.
 pub(in crate::layer) fn parse(text: &str) -> Option<Timestamp> {
     let (date, time) = text.split_once(['T', 't'])?;
     let (date, day) = date.rsplit_once('-')?;
     let (year, month) = date.rsplit_once('-')?;
     let year = match year.strip_prefix('-') {
-        Some(digits) => -number(digits, 4..=9)?,
-        None => number(year, 4..=9)?,
+        Some(digits) => -number(digits, YEAR_DIGITS)?,
+        None => number(year, YEAR_DIGITS)?,
     };
     let (month, day) = (number(month, 2..=2)?, number(day, 2..=2)?);
     if !(1..=12).contains(&month) || !(1..=days_of_month(year, month)).contains(&day) {
@@ -32,9 +35,9 @@ pub(in crate::layer) fn parse(text: &str) -> Option<Timestamp> {
             padded.fold(0, |value, digit| value * 10 + u32::from(digit - b'0'))
         }
     };
-    // At most 9 digits of year: far from any overflow.
-    let seconds = days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset;
-    Some(Timestamp { seconds, nanoseconds })
+    let of_day = hour * 3600 + minute * 60 + second - offset;
+    let seconds = i128::from(days_since_1970(year, month, day)) * 86_400 + i128::from(of_day);
+    Some(Timestamp { seconds: i64::try_from(seconds).ok()?, nanoseconds })
 }
 
 fn number(digits: &str, length: std::ops::RangeInclusive<usize>) -> Option<i64> {
@@ -103,6 +106,9 @@ mod tests {
             ("2026-11-21T05:21:35.5-03:30", 1_795_251_095, 500_000_000),
             ("2026-11-21T08:51:35.0000000019Z", 1_795_251_095, 1),
             ("10000-01-01T00:00:00Z", 253_402_300_800, 0),
+            ("-0001-12-31T23:59:59Z", -62_167_219_201, 0),
+            ("292277026596-12-04T15:30:07Z", i64::MAX, 0),
+            ("-292277022657-01-27T08:29:52Z", i64::MIN, 0),
         ];
         for (text, seconds, nanoseconds) in cases {
             assert_eq!(parse(text), Some(Timestamp { seconds, nanoseconds }), "{text}");
@@ -134,6 +140,10 @@ mod tests {
             "2026-11-21T08:51:35+0100",
             "26-11-21T08:51:35Z",
             "99999999999999999999-11-21T08:51:35Z",
+            "999999999999-11-21T08:51:35Z",
+            "292277026596-12-04T15:30:08Z",
+            "-292277022657-01-27T08:29:51Z",
+            "-026-11-21T08:51:35Z",
             "+2026-11-21T08:51:35Z",
         ] {
             assert_eq!(parse(text), None, "{text}");

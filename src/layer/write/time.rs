@@ -11,8 +11,10 @@ pub fn rfc3339(time: Timestamp) -> String {
     }
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let (year, month, day) = date(days);
+    // The sign is not one of the four digits.
+    let (sign, year) = (if year < 0 { "-" } else { "" }, year.unsigned_abs());
     let mut text = format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}",
+        "{sign}{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}",
         second / 3600,
         second / 60 % 60,
         second % 60
@@ -54,8 +56,14 @@ mod tests {
             (1_795_251_095, 0, "2026-11-21T08:51:35Z"),
             (253_402_300_799, 0, "9999-12-31T23:59:59Z"),
             (-62_135_596_800, 0, "0001-01-01T00:00:00Z"),
+            (-62_167_219_201, 0, "-0001-12-31T23:59:59Z"),
+            (i64::MAX, 0, "292277026596-12-04T15:30:07Z"),
+            (i64::MIN, 0, "-292277022657-01-27T08:29:52Z"),
         ] {
-            assert_eq!(rfc3339(Timestamp { seconds, nanoseconds }), expected);
+            let time = Timestamp { seconds, nanoseconds };
+            assert_eq!(rfc3339(time), expected);
+            let read = crate::layer::toc::parse_rfc3339(expected);
+            assert_eq!(read, Some(time).filter(|_| !expected.is_empty()));
         }
     }
 }
