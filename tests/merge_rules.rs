@@ -80,6 +80,14 @@ fn a_hardlink_may_name_a_symlink_that_lies_on_its_own_way() {
 }
 
 #[test]
+fn a_circle_of_links_that_a_layer_removes_does_no_harm() {
+    let below = vec![TestEntry::symlink("c", "/a/x"), TestEntry::symlink("a", "a")];
+    let removes = |marker: TestEntry| vec![marker, TestEntry::file("c/y", "x"), TestEntry::directory("a")];
+    check(&[below.clone(), removes(TestEntry::whiteout("a"))]);
+    check(&[below, vec![TestEntry::file("c/y", "x")]]);
+}
+
+#[test]
 fn markers_make_no_directories_and_spare_the_entries_of_their_own_layer() {
     let (file, whiteout, opaque) =
         (|path: &str| TestEntry::file(path, "x"), TestEntry::whiteout, TestEntry::opaque);

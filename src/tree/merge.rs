@@ -216,10 +216,13 @@ impl<'a> Merged<'a> {
                         pairs.push((child, directory));
                     } else if directory.flags.get() & inode_flags::IMPLICIT != 0
                         && self.symlink_target(child).is_some()
-                        && let Some(place) =
-                            self.follow_symlink(node, name, Missing::Leave).map_err(in_layer(number, name))?
                     {
-                        pairs.push((place, directory));
+                        match self.follow_symlink(node, name, Missing::Leave) {
+                            Ok(Some(place)) => pairs.push((place, directory)),
+                            // A circle of links leads to nothing that could be hidden; this layer may remove it.
+                            Ok(None) | Err(WalkError::Symlinks) => {}
+                            Err(what) => return Err(in_layer(number, name)(what)),
+                        }
                     }
                 }
             }
