@@ -54,6 +54,25 @@ fn ls_and_show_of_a_mounted_image_say_what_it_is() {
     assert!(peel.succeed(&["show", &reference]).contains(descriptor["digest"].as_str().unwrap()));
 }
 
+/// From another directory, the same words name another layout; and whoever serves the mount works in neither.
+#[test]
+fn a_layout_mounted_by_a_relative_path_is_the_one_where_that_is_typed() {
+    let peel = Peel::new();
+    for content in ["one", "two"] {
+        let directory = peel.scratch().join(content);
+        fs::create_dir(&directory).unwrap();
+        let layer = vec![TestEntry::file("file", content)];
+        Layout::create(directory.join("layout")).image("test", &[layer], Form::ESTARGZ);
+        let point = peel.mount_point();
+        let mut command = peel.command(&["mount", "oci:layout:test", point.to_str().unwrap()]);
+        command.current_dir(directory);
+        let outcome = run_to_end(command, peel.scratch());
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        assert_eq!(fs::read_to_string(point.join("file")).unwrap(), content);
+        peel.unmount(&point);
+    }
+}
+
 #[test]
 fn tree_of_a_mounted_image_lists_every_name_as_the_model_does() {
     let peel = Peel::new();

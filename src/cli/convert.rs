@@ -23,10 +23,10 @@ use super::{environment, failure, output, progress};
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The image to read: a registry reference, or oci:PATH[:TAG]
-    #[arg(value_name = "SRC")]
+    #[arg(value_name = "SRC", value_parser = environment::reference)]
     source: ImageReference,
     /// Where to write it: a registry reference, or oci:PATH[:TAG]; a layout is made if it is not there
-    #[arg(value_name = "DST")]
+    #[arg(value_name = "DST", value_parser = environment::reference)]
     destination: ImageReference,
     /// The format of the layers
     #[arg(long, value_enum)]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use peelfs_registry::Platform;
+use peelfs_registry::{ImageReference, LayoutReference, Platform};
 use tracing_subscriber::EnvFilter;
 
 /// Where the store is when nobody says: `/var/lib/peel` for root, else below the user's data directory (XDG base directory
@@ -21,6 +21,18 @@ pub fn default_store() -> anyhow::Result<PathBuf> {
 pub fn scratch() -> PathBuf {
     let set = std::env::var_os("TMPDIR").filter(|value| !value.is_empty());
     set.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+/// An image as somebody types it. A layout's path counts from the directory in which that is done: from another one, the same words
+/// name another layout.
+pub fn reference(text: &str) -> anyhow::Result<ImageReference> {
+    Ok(match text.parse()? {
+        ImageReference::Layout(layout) => {
+            let path = std::path::absolute(&layout.path).context("no working directory")?;
+            ImageReference::Layout(LayoutReference { path, ..layout })
+        }
+        reference => reference,
+    })
 }
 
 /// The platform that was asked for, or this machine's.

@@ -27,7 +27,7 @@ use super::output;
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The image
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = environment::reference)]
     reference: ImageReference,
     /// The platform to choose from an image index, such as linux/arm64 [default: this machine's]
     #[arg(long)]

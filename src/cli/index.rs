@@ -30,7 +30,7 @@ pub enum Command {
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The image: a registry reference, or oci:PATH[:TAG]
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = environment::reference)]
     reference: ImageReference,
     /// Name the result by this tag of the same repository [default: the tag of REF]
     #[arg(long)]

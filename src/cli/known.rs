@@ -12,7 +12,7 @@ use super::failure::NotFound;
 #[derive(clap::Args)]
 pub struct KnownImage {
     /// The image, as it was mounted
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = environment::reference)]
     pub reference: ImageReference,
     /// The platform, if it was mounted for another than this machine's
     #[arg(long)]

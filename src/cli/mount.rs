@@ -25,7 +25,7 @@ use super::{environment, failure, memory, progress};
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The image: a registry reference such as python:3.12 or host:5000/name@sha256:…, or oci:PATH[:TAG]
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = environment::reference)]
     reference: ImageReference,
     /// An empty directory
     #[arg(value_name = "DIR")]
