@@ -209,15 +209,18 @@ pub fn estargz() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for layer in layers_for_tocs() {
         let json = std::cell::RefCell::new(Vec::new());
+        use peelfs::layer::estargz::Footer::{self, Internal};
         let make_toc = |entries| {
             *json.borrow_mut() =
                 serde_json::to_vec(&json!({ "version": 1, "entries": entries })).expect("plain JSON");
             json.borrow().clone()
         };
         let (_, blob) = estargz_with_toc(&layer, options, &make_toc);
-        let footer = peelfs::layer::estargz::Footer::parse(&blob, blob.len() as u64).expect("a footer");
-        let (payloads, rest) = blob.split_at(footer.toc_offset as usize);
-        let member = &rest[..footer.toc_length as usize];
+        let Some(Internal { toc_offset, toc_length }) = Footer::parse(&blob, blob.len() as u64) else {
+            panic!("a footer");
+        };
+        let (payloads, rest) = blob.split_at(toc_offset as usize);
+        let member = &rest[..toc_length as usize];
         seeds.extend(with_way(&json.borrow(), payloads, 0));
         seeds.extend(with_way(member, payloads, 3));
     }

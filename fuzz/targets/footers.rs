@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use peelfs::layer::estargz::{Footer, TOC_DIGEST_ANNOTATION};
-use peelfs::layer::lookup::Lookup;
+use peelfs::layer::lookup::{Lookup, TocPlace};
 use peelfs::layer::zstd_chunked::{self, Place};
 
 #[derive(Arbitrary, Debug)]
@@ -91,12 +91,16 @@ fuzz_target!(|input: Input<'_>| {
         Size::Small(size) => size.into(),
         Size::Any(size) => size,
     };
-    if let Some(Footer { toc_offset, toc_length }) = Footer::parse(&tail, blob_size) {
-        let end = toc_offset.checked_add(toc_length).expect("beyond the numbers");
-        assert!(
-            toc_length > 0 && [47, 51].contains(&(blob_size - end)),
-            "a TOC that does not end at the footer"
-        );
+    match Footer::parse(&tail, blob_size) {
+        Some(Footer::Internal { toc_offset, toc_length }) => {
+            let end = toc_offset.checked_add(toc_length).expect("beyond the numbers");
+            assert!(
+                toc_length > 0 && [47, 51].contains(&(blob_size - end)),
+                "a TOC that does not end at the footer"
+            );
+        }
+        Some(Footer::External { payload_end }) => assert_eq!(blob_size - payload_end, 46),
+        None => {}
     }
     if let Some(positions) = zstd_chunked::parse_footer(&tail) {
         let places = [Some(positions.toc), positions.tar_split].into_iter().flatten();
@@ -122,8 +126,9 @@ fuzz_target!(|input: Input<'_>| {
     let first = lookup.first_range();
     assert!(first.start <= first.end && first.end <= blob_size, "{first:?} of {blob_size}");
     if let Ok(Some(located)) = lookup.locate(&tail) {
-        let range = located.range();
-        assert!(range.start <= range.end && range.end <= blob_size, "{range:?} of {blob_size}");
+        if let TocPlace::Blob(range) = located.place() {
+            assert!(range.start <= range.end && range.end <= blob_size, "{range:?} of {blob_size}");
+        }
         assert!(located.read_toc(&tail).is_err(), "a TOC that nobody wrote");
     }
 });
