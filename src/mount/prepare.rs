@@ -66,11 +66,11 @@ pub fn prepare(
     let running =
         || threads.handle().map_err(|cause| ImageMountError::Threads { image: name.clone(), cause });
     let nothing_is_known = store.database().is_missing().map_err(in_store)?;
-    if nothing_is_known {
-        // Beside the network rather than after it. If it fails, so will the record of the mount, which tells why.
+    // Beside the network rather than after it. If it fails, so will the record of the mount, which tells why.
+    let database = nothing_is_known.then(|| {
         let store = store.clone();
-        std::thread::spawn(move || store.database().make());
-    }
+        std::thread::spawn(move || store.database().make())
+    });
     let known = match request.pull {
         Pull::Always => None,
         _ if nothing_is_known => None,
@@ -118,6 +118,11 @@ pub fn prepare(
         tree: pending_tree,
     });
     let (threads, platform, tree_key) = (threads.clone(), request.platform, hex(&identity));
+    // Signals are held back by the threads that there are while the mount is made; this one was started before, and would be ended by
+    // one, and the process with it.
+    if let Some(database) = database {
+        let _ = database.join();
+    }
     Ok(Prepared {
         store,
         origin,
