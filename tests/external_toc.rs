@@ -208,3 +208,31 @@ fn mounting_by_external_tables_that_the_manifest_does_not_vouch_for_is_refused()
         assert!(!is_mount_point(&point));
     }
 }
+
+/// The table is no part of the blob: whoever names it must not decide what another image of the same layer shows.
+#[test]
+fn mounting_an_image_shows_nothing_of_the_tables_that_another_image_names_for_its_layers() {
+    let mut image = Image::new();
+    image.put_toc_image(&image.true_toc_image());
+    let (layer, json) = image.layers[0].clone();
+    let false_json = String::from_utf8(json).unwrap().replace("\"zero\"", "\"evil\"").into_bytes();
+    let mut lying = layer.clone();
+    for (key, value) in &mut lying.annotations {
+        if key == "containerd.io/snapshot/stargz/toc.digest" {
+            *value = sha256(&false_json);
+        }
+    }
+    let manifest = image.layout.put_image(&[lying], this_architecture());
+    image.layout.tag("liar", &manifest);
+    let liar = image.layout.serve(&image.registry, "liar", "liar");
+    let tables = image.toc_image(&[(layer.digest.as_str(), external_toc(&false_json))]);
+    image.registry.put_manifest("liar", "liar-esgztoc", MANIFEST, tables.to_string().as_bytes());
+
+    let peel = Peel::new();
+    for _ in 0..2 {
+        let mount = peel.mount(&liar);
+        assert!(mount.join("evil").exists() && !mount.join("zero").exists());
+        mount.unmount();
+        image.mounts(&peel, &image.reference());
+    }
+}

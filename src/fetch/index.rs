@@ -100,8 +100,8 @@ pub type Progress = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// What became of a layer that was to be indexed lazily.
 enum Indexed {
-    /// It is, and is to be published.
-    Lazily(Box<(LayerFiles, PendingPublish)>),
+    /// It is, and is to be published under that name.
+    Lazily(Box<(Digest, (LayerFiles, PendingPublish))>),
     /// It cannot be, and is to be streamed: from here, if all of its blob came meanwhile.
     Not { whole_blob: Option<Bytes>, because: &'static str },
 }
@@ -219,7 +219,7 @@ impl Indexer {
         let blob = OriginBlob::new(self.origin.clone(), layer.descriptor.clone());
         let digest = &layer.descriptor.digest;
         let (name, (files, pending)) = match self.index(&layer, &blob).await? {
-            Indexed::Lazily(brought) => (digest.clone(), *brought),
+            Indexed::Lazily(brought) => *brought,
             Indexed::Not { whole_blob, because } => match self.index_beside(&layer, &whole_blob).await? {
                 Some(brought) => brought,
                 None => (digest.clone(), self.stream(&layer, &blob, whole_blob, because).await?),
@@ -295,7 +295,17 @@ impl Indexer {
                 }
             },
         };
-        let (store, digest) = (self.store.clone(), descriptor.digest.clone());
+        let name = match (located.place(), self.image.get()) {
+            (TocPlace::Blob(_), _) => descriptor.digest.clone(),
+            // No part of the blob, like a zTOC that the manifest names.
+            (TocPlace::TocImage, Some(image)) => {
+                names::kept_apart(&descriptor.digest, &image.manifest, IndexSource::Manifest)
+            }
+            (TocPlace::TocImage, None) => {
+                return Ok(Indexed::Not { whole_blob, because: "nobody says which image its table is of" });
+            }
+        };
+        let (store, digest, kept_as) = (self.store.clone(), descriptor.digest.clone(), name.clone());
         let brought = blocking(move || {
             let contents = located.read_toc(&toc).map_err(Box::new)?;
             if contents.names_are_lossy {
@@ -305,13 +315,13 @@ impl Indexer {
             let TableOfContents { entries, chunks, decoded_length, .. } = contents;
             let draft =
                 Draft { entries, chunks, decoded_length, format: located.format(), source: TableSource::Toc };
-            draft_of(&store, &digest, draft, |_| Ok(())).map(Some)
+            draft_of(&store, &kept_as, draft, |_| Ok(())).map(Some)
         });
         let Some(brought) = brought.await? else {
             return Ok(Indexed::Not { whole_blob, because: "it cannot tell all names of the layer" });
         };
         (self.progress)(Event::Indexed(descriptor.digest.clone()));
-        Ok(Indexed::Lazily(Box::new(brought)))
+        Ok(Indexed::Lazily(Box::new((name, brought))))
     }
 
     /// The lazy way by an index that lies beside the layer, if there is one and it is of use: not for a layer that is here already.

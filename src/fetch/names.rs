@@ -1,8 +1,8 @@
 //! Under which name a layer is kept in the store.
 //!
 //! A layer that was made of its own blob, streamed or by the table of contents in it, is the same whoever names it: it is kept under its
-//! digest, and shared. One that was made of an index beside it is what the image says, or what somebody says who may push to its
-//! repository: such a layer is kept apart, for that image alone, and in the second case for those who trust referrers. Else an
+//! digest, and shared. One that was made of an index beside it (a zTOC, or a table of contents in another image) is what the image says,
+//! or what somebody says who may push to its repository: such a layer is kept apart, for that image alone, and in the second case for those who trust referrers. Else an
 //! image could decide what another one's files are.
 
 use peelfs_registry::Digest;
