@@ -1,9 +1,9 @@
 //! One layer: unpacked into a file as it arrives, and written from there.
 
-use futures_util::StreamExt;
 use peelfs_registry::{Digest, Repository};
 
 use super::{ConvertError, Event, Request};
+use crate::fetch::source::feed;
 use crate::image::Layer;
 use crate::layer::compression::check_media_type;
 use crate::layer::spool::spool_layer;
@@ -66,18 +66,8 @@ pub(super) async fn convert_layer(
             Ok::<_, ConvertError>((draft, written))
         })
     };
-    let feed = async {
-        let mut bytes = std::pin::pin!(source.blob_of(descriptor).stream(0));
-        while let Some(piece) = bytes.next().await {
-            let failed = piece.is_err();
-            // The unpacking thread hangs up when it fails; its own error tells more.
-            if sender.send(piece).await.is_err() || failed {
-                break;
-            }
-        }
-        drop(sender);
-    };
-    let (worked, ()) = futures_util::future::join(work, feed).await;
+    let feeding = feed(source.blob_of(descriptor).stream(0), sender);
+    let (worked, ()) = futures_util::future::join(work, feeding).await;
     let (draft, written) = worked?;
     let (new_digest, size) = draft.keep().await?;
     let converted = ConvertedLayer { digest: new_digest, size, written };

@@ -9,7 +9,6 @@ use std::io::{self, BufWriter, Write};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::future::Either;
 use peelfs_registry::Digest;
 use sha2::{Digest as _, Sha256};
@@ -21,7 +20,7 @@ use super::lazy::Fetcher;
 use super::names;
 use super::proof::{Prover, now};
 use super::soci;
-use super::source::OriginBlob;
+use super::source::{OriginBlob, feed};
 use super::toc_image::TocImage;
 use crate::error::chain;
 use crate::image::origin::Origin;
@@ -374,18 +373,11 @@ impl Indexer {
                 unpack(draft, annotations, pieces, &expectation, &told)
             })
         };
-        let mut bytes = std::pin::pin!(match whole_blob {
+        let pieces = match whole_blob {
             Some(bytes) => Either::Left(futures_util::stream::iter([Ok(bytes)])),
             None => Either::Right(blob.open().await?.stream(0)),
-        });
-        while let Some(piece) = bytes.next().await {
-            let failed = piece.is_err();
-            // The unpacking thread hangs up when it fails; its own error tells more.
-            if sender.send(piece).await.is_err() || failed {
-                break;
-            }
-        }
-        drop(sender);
+        };
+        feed(pieces, sender).await;
         let brought = joined(unpack.await)?;
         (self.progress)(Event::StreamFinished(digest));
         Ok(brought)

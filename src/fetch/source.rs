@@ -6,8 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use peelfs_registry::{Blob, BlobDescriptor};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, mpsc};
 
 use crate::image::origin::Origin;
 
@@ -21,6 +22,18 @@ pub type ReadFuture = Pin<Box<dyn Future<Output = Result<Bytes, SourceError>> + 
 pub trait BlobSource: Send + Sync + 'static {
     /// Exactly these bytes, not yet verified. It ends within the source's own deadline, retries included.
     fn read(&self, range: Range<u64>) -> ReadFuture;
+}
+
+/// Hands the pieces of a blob to the thread that decodes it, up to the first that did not come. That thread hangs up when it fails or has
+/// seen enough: its own word tells more than the end of this.
+pub async fn feed<E>(pieces: impl Stream<Item = Result<Bytes, E>>, decoder: mpsc::Sender<Result<Bytes, E>>) {
+    let mut pieces = std::pin::pin!(pieces);
+    while let Some(piece) = pieces.next().await {
+        let failed = piece.is_err();
+        if decoder.send(piece).await.is_err() || failed {
+            break;
+        }
+    }
 }
 
 /// A blob of the registry or layout that an image comes from. It is opened once, as it remembers what its host can do and

@@ -4,12 +4,12 @@ use std::fmt;
 use std::io::{self, Write};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use peelfs_registry::{BlobDraft, Error, Repository};
 
 use super::super::ConvertError;
 use super::super::layers::blocking;
 use super::{Event, IndexRequest};
+use crate::fetch::source::feed;
 use crate::image::Layer;
 use crate::layer::compression::check_media_type;
 use crate::layer::lookup::Lookup;
@@ -119,18 +119,8 @@ pub(super) async fn index_layer(
             Ok((tee.draft, ztoc))
         })
     };
-    let feed = async {
-        let mut bytes = std::pin::pin!(source.blob_of(descriptor).stream(0));
-        while let Some(piece) = bytes.next().await {
-            let failed = piece.is_err();
-            // The decoding thread hangs up when it fails; its own error tells more.
-            if sender.send(piece).await.is_err() || failed {
-                break;
-            }
-        }
-        drop(sender);
-    };
-    let (worked, ()) = futures_util::future::join(work, feed).await;
+    let feeding = feed(source.blob_of(descriptor).stream(0), sender);
+    let (worked, ()) = futures_util::future::join(work, feeding).await;
     let (copy, ztoc) = worked?;
     if let Some(copy) = copy {
         copy.keep().await?;
