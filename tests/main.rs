@@ -3,6 +3,7 @@
 
 mod architecture;
 mod bad_input;
+mod check;
 mod commands;
 mod convert;
 mod docker_images;

@@ -4,6 +4,7 @@
 //! turns into an exit code.
 
 mod background;
+mod check;
 mod convert;
 mod environment;
 mod explain;
@@ -51,6 +52,7 @@ enum Command {
     Explain(explain::Arguments),
     Tree(tree::Arguments),
     Status(status::Arguments),
+    Check(check::Arguments),
     Convert(convert::Arguments),
     #[command(subcommand)]
     Index(index::Command),
@@ -68,6 +70,7 @@ pub fn run() -> ExitCode {
         Command::Explain(command) => explain::run(&command, &store),
         Command::Tree(command) => tree::run(&command, &store),
         Command::Status(command) => status::run(&command, &store),
+        Command::Check(command) => check::run(&command, &store),
         Command::Convert(command) => convert::run(&command, arguments.verbose),
         Command::Index(command) => index::run(&command, arguments.verbose),
     });

@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use bytes::Bytes;
 use futures_util::future::Either;
 use peelfs_registry::Digest;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::content::LayerContent;
+use super::draft_sink::DraftSink;
 use super::lazy::Fetcher;
 use super::names;
 use super::proof::{Prover, now};
@@ -29,16 +29,17 @@ use crate::layer::builder::{BuildError, LayerBuilder};
 use crate::layer::compression::{MediaTypeError, check_media_type};
 use crate::layer::entry::{Chunk, Entry};
 use crate::layer::gzip::checkpoint::Checkpoints;
-use crate::layer::lookup::{Lookup, LookupError, TocPlace, is_bookkeeping};
+use crate::layer::lookup::{Lookup, LookupError, TocPlace};
 use crate::layer::soci::SociError;
 use crate::layer::stream::{self, StreamError, StreamExpectation};
-use crate::layer::tar::{SinkError, TarSink};
+use crate::layer::tar::SinkError;
 use crate::layer::toc::TableOfContents;
 use crate::store::{
     LayerDraft, LayerFiles, PendingPublish, Provenance, Store, StoreError, TableSource, Verdict,
+    table_identity,
 };
 use crate::table::format::ChunkRecord;
-use crate::table::placement::{DataFile, pieces};
+use crate::table::placement::DataFile;
 use crate::table::{Codec, Table, TableError};
 
 /// Layers that are streamed at the same time. Each keeps a decoder and a hasher busy.
@@ -129,7 +130,7 @@ const NO_RANGES: &str = "its host does not read by ranges";
 
 /// What a layer's table is known by.
 pub fn identity(layer: &Digest) -> [u8; 32] {
-    Sha256::digest(layer.as_str()).into()
+    table_identity(layer.as_str())
 }
 
 impl Indexer {
@@ -397,11 +398,11 @@ where
     B: AsRef<[u8]>,
     E: Into<SinkError>,
 {
-    let mut sink = DraftSink { builder: LayerBuilder::new(), draft: &draft, annotations };
+    let mut sink = DraftSink::new(&draft, annotations);
     let mut checkpoints = DraftCheckpoints::of(&draft);
     let streamed =
         stream::unpack_stream(pieces, expectation, &mut sink, &mut checkpoints, told).map_err(Box::new)?;
-    let builder = sink.builder;
+    let builder = sink.finish()?;
     draft.data().set_length(DataFile::Packed, streamed.decoded_length)?;
     let table = builder.finish(identity(&expectation.blob_digest), &streamed.chunks)?;
     Ok(draft.finish_whole_unsynced(&table, streamed.chunks.len() as u64)?)
@@ -541,13 +542,6 @@ fn joined<T>(result: Result<T, tokio::task::JoinError>) -> T {
     }
 }
 
-/// Entries go to the tree, payload to its place in the data files.
-struct DraftSink<'a> {
-    builder: LayerBuilder,
-    draft: &'a LayerDraft,
-    annotations: BTreeMap<String, String>,
-}
-
 /// Checkpoints go to their file, which is made for the first of them.
 pub(super) struct DraftCheckpoints<'a> {
     draft: &'a LayerDraft,
@@ -571,28 +565,5 @@ impl Write for DraftCheckpoints<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.as_mut().map_or(Ok(()), BufWriter::flush)
-    }
-}
-
-impl TarSink for DraftSink<'_> {
-    fn entry(&mut self, entry: Entry) -> Result<(), SinkError> {
-        if is_bookkeeping(&self.annotations, &entry.path) {
-            return Ok(());
-        }
-        let known = self.builder.large_sizes().len();
-        self.builder.add(entry)?;
-        for (number, length) in self.builder.large_sizes().iter().enumerate().skip(known) {
-            self.draft.large_file(number as u32, *length)?;
-        }
-        Ok(())
-    }
-
-    fn payload(&mut self, decoded_offset: u64, mut bytes: &[u8]) -> Result<(), SinkError> {
-        for piece in pieces(self.builder.large_parts(), decoded_offset, bytes.len() as u64) {
-            let (part, rest) = bytes.split_at(piece.length as usize);
-            self.draft.write(piece.file, piece.file_offset, part)?;
-            bytes = rest;
-        }
-        Ok(())
     }
 }

@@ -13,6 +13,7 @@
 //! map, in that order, so that no crash leaves a marked chunk that is not whole.
 
 pub mod content;
+mod draft_sink;
 #[cfg(test)]
 mod eviction_tests;
 mod headers;

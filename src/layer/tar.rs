@@ -62,6 +62,12 @@ pub trait TarSink {
     /// Data of the last entry, in pieces of any size, in order and without gaps. `decoded_offset` is that of the first byte.
     fn payload(&mut self, decoded_offset: u64, bytes: &[u8]) -> Result<(), SinkError>;
 
+    /// What lies between payloads: headers, padding, the end of the archive and what follows it. With the payloads, that is every byte of the
+    /// archive, in order.
+    fn framing(&mut self, _decoded_offset: u64, _bytes: &[u8]) -> Result<(), SinkError> {
+        Ok(())
+    }
+
     /// Where all headers of the entry that comes next lie in the archive, extended and global ones and sparse maps included: from
     /// the end of the entry before, padding included, to the data.
     fn headers(&mut self, _place: Range<u64>) -> Result<(), SinkError> {
@@ -233,7 +239,10 @@ impl TarReader {
     fn step(&mut self, bytes: &[u8], sink: &mut dyn TarSink) -> Result<usize, TarError> {
         let available = bytes.len() as u64;
         match &mut self.state {
-            State::End => Ok(bytes.len()),
+            State::End => {
+                sink.framing(self.offset, bytes).map_err(TarError::Sink)?;
+                self.took(bytes.len())
+            }
             State::Payload { remaining, padding } => {
                 // No more than the slice has, so it fits.
                 let taken = available.min(*remaining) as usize;
@@ -246,6 +255,7 @@ impl TarReader {
             }
             State::Padding { remaining } => {
                 let taken = available.min(*remaining) as usize;
+                sink.framing(self.offset, &bytes[..taken]).map_err(TarError::Sink)?;
                 *remaining -= taken as u64;
                 if *remaining == 0 {
                     self.state = NEXT_HEADER;
@@ -254,6 +264,7 @@ impl TarReader {
             }
             State::Metadata { kind, bytes: collected, remaining, padding } => {
                 let taken = available.min(*remaining) as usize;
+                sink.framing(self.offset, &bytes[..taken]).map_err(TarError::Sink)?;
                 collected.extend_from_slice(&bytes[..taken]);
                 *remaining -= taken as u64;
                 if *remaining == 0 {
@@ -265,6 +276,7 @@ impl TarReader {
             }
             State::Header { .. } | State::SparseBlock { .. } | State::SparseMap { .. } => {
                 let taken = bytes.len().min(BLOCK - self.filled);
+                sink.framing(self.offset, &bytes[..taken]).map_err(TarError::Sink)?;
                 self.block[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
                 self.filled += taken;
                 self.took(taken)?;

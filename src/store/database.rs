@@ -84,6 +84,35 @@ impl Database {
         }
     }
 
+    /// What SQLite finds wrong with the database, a line each; nothing if it is whole. One that cannot be read at all is set aside by
+    /// this like by any other use, and then there is a new one, in which nothing is wrong.
+    pub fn faults(&self) -> Result<Vec<String>, StoreError> {
+        self.read("check the records", |transaction| {
+            let mut faults = Vec::new();
+            let mut integrity = transaction.prepare("PRAGMA integrity_check(10)")?;
+            for line in integrity.query_map([], |row| row.get::<_, String>(0))? {
+                faults.extend(Some(line?).filter(|line| line != "ok"));
+            }
+            let mut foreign_keys = transaction.prepare("PRAGMA foreign_key_check")?;
+            for table in foreign_keys.query_map([], |row| row.get::<_, String>(0))? {
+                faults.push(format!("a record of {} names one that is not there", table?));
+            }
+            Ok(faults)
+        })
+    }
+
+    /// Sets the database aside, as a damaged one is, and begins a new one.
+    pub fn begin_anew(&self) -> Result<(), StoreError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = match open.take() {
+            Some(current) if identity(&self.path)? == Some(current.file) => current,
+            _ => self.connect()?,
+        };
+        self.set_aside(current, &"they contradict each other")?;
+        *open = Some(self.connect()?);
+        Ok(())
+    }
+
     /// Runs `work` in a transaction that only reads: it sees one state of all tables.
     pub(super) fn read<T>(
         &self,
@@ -196,7 +225,7 @@ impl Database {
 
     /// Renames a damaged database, unless another process has done so. The WAL goes first: a new database must never find one
     /// that is not its own.
-    fn set_aside(&self, damaged: Open, error: &rusqlite::Error) -> Result<(), StoreError> {
+    fn set_aside(&self, damaged: Open, error: &dyn std::fmt::Display) -> Result<(), StoreError> {
         let _lock = FileLock::acquire(&self.lock)?;
         drop(damaged.connection);
         if identity(&self.path)? != Some(damaged.file) {

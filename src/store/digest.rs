@@ -64,11 +64,25 @@ impl DigestName {
 
     /// The digest of `bytes` by the same algorithm.
     pub(super) fn of_same_algorithm(&self, bytes: &[u8]) -> DigestName {
-        let hex = match self.algorithm {
-            Algorithm::Sha256 => to_hex(&Sha256::digest(bytes)),
-            Algorithm::Sha512 => to_hex(&Sha512::digest(bytes)),
-        };
-        DigestName { algorithm: self.algorithm, hex }
+        match self.algorithm {
+            Algorithm::Sha256 => DigestName::of_sha256(&Sha256::digest(bytes)),
+            Algorithm::Sha512 => DigestName::of_sha512(&Sha512::digest(bytes)),
+        }
+    }
+
+    /// The digest of these bytes of SHA-256.
+    pub(super) fn of_sha256(hash: &[u8]) -> DigestName {
+        DigestName { algorithm: Algorithm::Sha256, hex: to_hex(hash) }
+    }
+
+    /// The digest of these bytes of SHA-512.
+    pub(super) fn of_sha512(hash: &[u8]) -> DigestName {
+        DigestName { algorithm: Algorithm::Sha512, hex: to_hex(hash) }
+    }
+
+    /// Whether it is one of SHA-512.
+    pub(super) fn is_sha512(&self) -> bool {
+        self.algorithm == Algorithm::Sha512
     }
 
     /// `directory/<algorithm>/<hex>`.

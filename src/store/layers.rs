@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
 use zerocopy::FromBytes;
 
 use super::chunk_map::{ChunkMap, MapPlace};
@@ -74,9 +75,18 @@ impl LayerStore {
         })
     }
 
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     pub(super) fn temporaries(&self) -> &Temporaries {
         &self.temporaries
     }
+}
+
+/// What the inode table of the layer that is kept by that name has for its identity.
+pub fn table_identity(name: &str) -> [u8; 32] {
+    Sha256::digest(name).into()
 }
 
 /// The exclusive right to make a layer; ends when it is dropped.

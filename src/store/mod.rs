@@ -19,6 +19,7 @@
 //! - Locks and the database's connection do not survive `fork`: a process that goes into the background does so before it
 //!   opens the store.
 
+mod check;
 mod chunk_bits;
 mod chunk_map;
 mod content;
@@ -45,6 +46,7 @@ mod trees;
 
 use std::path::{Path, PathBuf};
 
+pub use check::{CheckReport, Finding, FindingKind};
 pub use chunk_map::{ChunkMap, MarkLock};
 pub use content::Content;
 pub use content_index::NamedDescriptor;
@@ -53,7 +55,7 @@ pub use database::Database;
 pub use draft::{LayerDraft, PendingPublish, Publication};
 pub use error::StoreError;
 pub use eviction::ChunkPlace;
-pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore};
+pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore, table_identity};
 pub use lock::FileLock;
 pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};

@@ -1,0 +1,194 @@
+//! Promise: `peel check` finds whatever in the store is not what was put there, `--repair` drops it, and the image is shown again as it
+//! is.
+
+use crate::support::archive::TestEntry;
+use crate::support::blob::{Estargz, Footer, Form};
+use crate::support::cases::{every_case, many_layers};
+use crate::support::content::Content;
+use crate::support::image::Layout;
+use crate::support::model::Model;
+use crate::support::peel::{Peel, kill_and_wait};
+use crate::support::registry::FakeRegistry;
+use crate::support::tree::{Tree, assert_same};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+const SMALL_CHUNKS: Form =
+    Form::Estargz(Estargz { chunk_size: 4 << 10, footer: Footer::Modern, annotated: true, landmark: None });
+
+/// All files below a directory, sorted.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files(&entry.path()))
+        } else {
+            found.push(entry.path())
+        }
+    }
+    found.sort();
+    found
+}
+
+fn files_named(store: &Path, name: &str) -> Vec<PathBuf> {
+    files(&store.join("layers")).into_iter().filter(|path| path.ends_with(name)).collect()
+}
+
+/// Changes the last byte of a file that is not zero.
+fn alter(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    let place = bytes.iter().rposition(|byte| *byte != 0).expect("a file with bytes");
+    File::options().write(true).open(path).unwrap().write_all_at(&[bytes[place] ^ 1], place as u64).unwrap();
+}
+
+fn largest(paths: Vec<PathBuf>) -> PathBuf {
+    paths.into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).expect("a file")
+}
+
+fn kinds(report: &Value) -> Vec<&str> {
+    report["findings"].as_array().unwrap().iter().map(|finding| finding["kind"].as_str().unwrap()).collect()
+}
+
+/// Runs `peel check --json`; gives its exit code and what it says.
+fn check(peel: &Peel, options: &[&str]) -> (i32, Value) {
+    let outcome = peel.run(&[&["check", "--json"], options].concat());
+    let report = serde_json::from_str(&outcome.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {} {}", outcome.stdout, outcome.stderr));
+    (outcome.code.expect("an exit code"), report)
+}
+
+#[track_caller]
+fn is_well(peel: &Peel) -> Value {
+    let (code, report) = check(peel, &[]);
+    assert_eq!((code, kinds(&report)), (0, vec![]), "{report:#}");
+    report
+}
+
+#[test]
+fn what_is_altered_is_found_and_repaired_and_the_image_is_whole_again() {
+    type Damage = fn(&Path);
+    let cases: [(&str, &[&str], Damage); 9] = [
+        ("a manifest", &["altered-blob"], |store| alter(&largest(files(&store.join("content/blobs"))))),
+        ("a config that is gone", &["missing-document"], |store| {
+            let mut documents = files(&store.join("content/blobs"));
+            // The only one of an image's documents that names a platform.
+            documents.retain(|path| fs::read_to_string(path).unwrap().contains("\"rootfs\""));
+            fs::remove_file(&documents[0]).unwrap();
+        }),
+        ("a table", &["damaged-layer"], |store| alter(&files_named(store, "table")[0])),
+        ("a table of another layer", &["damaged-layer"], |store| {
+            let tables = files_named(store, "table");
+            fs::copy(&tables[0], tables[1].with_extension("new")).unwrap();
+            fs::rename(tables[1].with_extension("new"), &tables[1]).unwrap();
+        }),
+        ("data files that are gone", &["damaged-layer"], |store| {
+            fs::remove_file(largest(files_named(store, "data"))).unwrap();
+        }),
+        ("bytes of small files", &["altered-chunks"], |store| alter(&largest(files_named(store, "data")))),
+        ("data files cut short", &["altered-chunks"], |store| {
+            File::options()
+                .write(true)
+                .open(largest(files_named(store, "data")))
+                .unwrap()
+                .set_len(1)
+                .unwrap();
+        }),
+        ("a merged tree", &["damaged-tree"], |store| {
+            let mut trees = files(&store.join("trees"));
+            trees.retain(|path| !path.starts_with(store.join("trees/ingest")));
+            alter(&trees[0]);
+        }),
+        ("a stranger", &["stranger"], |store| fs::write(store.join("trees/notes.txt"), "mine").unwrap()),
+    ];
+    for form in [SMALL_CHUNKS, Form::GZIP] {
+        let layers: Vec<_> = every_case().into_iter().chain(many_layers(2)).collect();
+        let model = Model::of(&layers).unwrap().tree();
+        for (name, expected, damage) in &cases {
+            let registry = FakeRegistry::start();
+            let peel = Peel::new();
+            let mut layout = Layout::create(peel.scratch().join("layout"));
+            layout.image("test", &layers, form);
+            let reference = layout.serve(&registry, "checked", "test");
+            let mount = peel.mount(&reference);
+            assert_same(&Tree::walk(mount.path()), &model, &[]);
+            mount.unmount();
+            peel.wait_for_servers_to_end();
+            let report = is_well(&peel);
+            assert!(report["chunks"].as_u64().unwrap() > 0, "{report:#}");
+
+            damage(peel.store());
+            let (code, report) = check(&peel, &[]);
+            assert_eq!((code, kinds(&report)), (6, expected.to_vec()), "{name}, {form:?}: {report:#}");
+            let (code, report) = check(&peel, &["--repair"]);
+            if *expected == ["stranger"] {
+                assert_eq!(code, 6, "{name}: {report:#}");
+                continue;
+            }
+            assert_eq!(code, 0, "{name}, {form:?}: {report:#}");
+            is_well(&peel);
+            let mount = peel.mount(&reference);
+            assert_same(&Tree::walk(mount.path()), &model, &[]);
+            mount.unmount();
+            peel.wait_for_servers_to_end();
+            is_well(&peel);
+        }
+    }
+}
+
+#[test]
+fn chunks_are_repaired_under_a_mount_that_goes_on() {
+    let registry = FakeRegistry::start();
+    let peel = Peel::new();
+    let layers = vec![vec![TestEntry::file("file", Content::Noise { seed: 1, length: 100_000 })]];
+    let mut layout = Layout::create(peel.scratch().join("layout"));
+    layout.image("test", &layers, SMALL_CHUNKS);
+    let reference = layout.serve(&registry, "checked", "test");
+    let mount = peel.mount(&reference);
+    let model = Model::of(&layers).unwrap().tree();
+    assert_same(&Tree::walk(mount.path()), &model, &[]);
+    alter(&largest(files_named(peel.store(), "data")));
+    let (code, report) = check(&peel, &["--repair"]);
+    assert_eq!((code, kinds(&report)), (0, vec!["altered-chunks"]), "{report:#}");
+    let before = registry.counters().blobs;
+    // A second mount has none of the first one's pages in the kernel's cache.
+    let other = peel.mount(&reference);
+    assert_same(&Tree::walk(other.path()), &model, &[]);
+    assert!(registry.counters().blobs > before, "what was discarded is fetched again");
+    is_well(&peel);
+}
+
+#[test]
+fn records_that_contradict_each_other_are_begun_anew() {
+    let peel = Peel::new();
+    let layers = every_case();
+    let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers, Form::ESTARGZ);
+    peel.mount(&reference).unmount();
+    peel.wait_for_servers_to_end();
+    let database = rusqlite::Connection::open(peel.store().join("peel.db")).unwrap();
+    database.execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM layers").unwrap();
+    drop(database);
+    let (code, report) = check(&peel, &[]);
+    assert_eq!((code, kinds(&report)), (6, vec!["damaged-records"]), "{report:#}");
+    let (code, report) = check(&peel, &["--repair"]);
+    assert_eq!(code, 0, "{report:#}");
+    assert_eq!(peel.json(&["ls", "--json"]), serde_json::json!([]));
+    let mount = peel.mount(&reference);
+    assert_same(&Tree::walk(mount.path()), &Model::of(&layers).unwrap().tree(), &[]);
+    mount.unmount();
+    is_well(&peel);
+}
+
+#[test]
+fn a_mount_whose_process_was_killed_is_told_of() {
+    let peel = Peel::new();
+    let reference = Layout::create(peel.scratch().join("layout")).image("test", &every_case(), Form::ESTARGZ);
+    let mount = peel.mount(&reference);
+    for server in peel.servers() {
+        kill_and_wait(server);
+    }
+    let report = is_well(&peel);
+    assert_eq!(report["dead_mounts"], serde_json::json!([mount.path().to_str().unwrap()]));
+}
