@@ -3,7 +3,7 @@
 
 use crate::support::archive::TestEntry;
 use crate::support::blob::{Estargz, Footer, Form};
-use crate::support::cases::{every_case, many_layers};
+use crate::support::cases::many_layers;
 use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::model::Model;
@@ -67,6 +67,23 @@ fn is_well(peel: &Peel) -> Value {
     report
 }
 
+/// Layers with a file of many chunks, which has a data file of its own, and small ones.
+fn layers() -> Vec<Vec<TestEntry>> {
+    let mut layers = many_layers(3);
+    let file = |name: &str, length| TestEntry::file(name, Content::Noise { seed: length, length });
+    layers.push(vec![file("large", 3 << 20), file("small", 100_000)]);
+    layers
+}
+
+/// Mounts, reads everything, unmounts, and waits until all of it is in its place.
+#[track_caller]
+fn mount_reads(peel: &Peel, reference: &str, model: &Tree) {
+    let mount = peel.mount(reference);
+    assert_same(&Tree::walk(mount.path()), model, &[]);
+    mount.unmount();
+    peel.wait_for_servers_to_end();
+}
+
 #[test]
 fn what_is_altered_is_found_and_repaired_and_the_image_is_whole_again() {
     type Damage = fn(&Path);
@@ -104,7 +121,7 @@ fn what_is_altered_is_found_and_repaired_and_the_image_is_whole_again() {
         ("a stranger", &["stranger"], |store| fs::write(store.join("trees/notes.txt"), "mine").unwrap()),
     ];
     for form in [SMALL_CHUNKS, Form::GZIP] {
-        let layers: Vec<_> = every_case().into_iter().chain(many_layers(2)).collect();
+        let layers = layers();
         let model = Model::of(&layers).unwrap().tree();
         for (name, expected, damage) in &cases {
             let registry = FakeRegistry::start();
@@ -112,10 +129,7 @@ fn what_is_altered_is_found_and_repaired_and_the_image_is_whole_again() {
             let mut layout = Layout::create(peel.scratch().join("layout"));
             layout.image("test", &layers, form);
             let reference = layout.serve(&registry, "checked", "test");
-            let mount = peel.mount(&reference);
-            assert_same(&Tree::walk(mount.path()), &model, &[]);
-            mount.unmount();
-            peel.wait_for_servers_to_end();
+            mount_reads(&peel, &reference, &model);
             let report = is_well(&peel);
             assert!(report["chunks"].as_u64().unwrap() > 0, "{report:#}");
 
@@ -129,10 +143,7 @@ fn what_is_altered_is_found_and_repaired_and_the_image_is_whole_again() {
             }
             assert_eq!(code, 0, "{name}, {form:?}: {report:#}");
             is_well(&peel);
-            let mount = peel.mount(&reference);
-            assert_same(&Tree::walk(mount.path()), &model, &[]);
-            mount.unmount();
-            peel.wait_for_servers_to_end();
+            mount_reads(&peel, &reference, &model);
             is_well(&peel);
         }
     }
@@ -146,9 +157,9 @@ fn chunks_are_repaired_under_a_mount_that_goes_on() {
     let mut layout = Layout::create(peel.scratch().join("layout"));
     layout.image("test", &layers, SMALL_CHUNKS);
     let reference = layout.serve(&registry, "checked", "test");
-    let mount = peel.mount(&reference);
     let model = Model::of(&layers).unwrap().tree();
-    assert_same(&Tree::walk(mount.path()), &model, &[]);
+    mount_reads(&peel, &reference, &model);
+    let _mount = peel.mount(&reference);
     alter(&largest(files_named(peel.store(), "data")));
     let (code, report) = check(&peel, &["--repair"]);
     assert_eq!((code, kinds(&report)), (0, vec!["altered-chunks"]), "{report:#}");
@@ -163,7 +174,7 @@ fn chunks_are_repaired_under_a_mount_that_goes_on() {
 #[test]
 fn records_that_contradict_each_other_are_begun_anew() {
     let peel = Peel::new();
-    let layers = every_case();
+    let layers = layers();
     let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers, Form::ESTARGZ);
     peel.mount(&reference).unmount();
     peel.wait_for_servers_to_end();
@@ -175,16 +186,14 @@ fn records_that_contradict_each_other_are_begun_anew() {
     let (code, report) = check(&peel, &["--repair"]);
     assert_eq!(code, 0, "{report:#}");
     assert_eq!(peel.json(&["ls", "--json"]), serde_json::json!([]));
-    let mount = peel.mount(&reference);
-    assert_same(&Tree::walk(mount.path()), &Model::of(&layers).unwrap().tree(), &[]);
-    mount.unmount();
+    mount_reads(&peel, &reference, &Model::of(&layers).unwrap().tree());
     is_well(&peel);
 }
 
 #[test]
 fn a_mount_whose_process_was_killed_is_told_of() {
     let peel = Peel::new();
-    let reference = Layout::create(peel.scratch().join("layout")).image("test", &every_case(), Form::ESTARGZ);
+    let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers(), Form::ESTARGZ);
     let mount = peel.mount(&reference);
     for server in peel.servers() {
         kill_and_wait(server);
