@@ -153,10 +153,9 @@ impl Indexer {
     }
 
     fn names(&self, layer: &Layer) -> Vec<Digest> {
-        let digest = &layer.descriptor.digest;
         match self.image.get() {
-            Some(image) => names::names(digest, &image.manifest, image.trusts_referrers),
-            None => vec![digest.clone()],
+            Some(image) => names::names(layer, &image.manifest, image.trusts_referrers),
+            None => vec![names::streamed(layer)],
         }
     }
 
@@ -216,12 +215,15 @@ impl Indexer {
             return Ok(content);
         }
         let blob = OriginBlob::new(self.origin.clone(), layer.descriptor.clone());
-        let digest = &layer.descriptor.digest;
         let (name, (files, pending)) = match self.index(&layer, &blob).await? {
             Indexed::Lazily(brought) => *brought,
             Indexed::Not { whole_blob, because } => match self.index_beside(&layer, &whole_blob).await? {
                 Some(brought) => brought,
-                None => (digest.clone(), self.stream(&layer, &blob, whole_blob, because).await?),
+                None => {
+                    let name = names::streamed(&layer);
+                    let brought = self.stream(&layer, &name, &blob, whole_blob, because).await?;
+                    (name, brought)
+                }
             },
         };
         let table = Table::open(&files.table, &identity(&name))?;
@@ -256,6 +258,7 @@ impl Indexer {
             return Ok(Indexed::Not { whole_blob: None, because: "its descriptor names none" });
         };
         let blob = blob.open().await?;
+        let name_in_blob = names::from_toc(layer, &lookup);
         let first_range = lookup.first_range();
         let first = match blob.read(first_range.clone()).await {
             Ok(first) => first,
@@ -295,7 +298,7 @@ impl Indexer {
             },
         };
         let name = match (located.place(), self.image.get()) {
-            (TocPlace::Blob(_), _) => descriptor.digest.clone(),
+            (TocPlace::Blob(_), _) => name_in_blob,
             // No part of the blob, like a zTOC that the manifest names.
             (TocPlace::TocImage, Some(image)) => {
                 names::kept_apart(&descriptor.digest, &image.manifest, IndexSource::Manifest)
@@ -338,10 +341,12 @@ impl Indexer {
         Ok(brought.map(|brought| (name, brought)))
     }
 
-    /// The one pass over a layer that has no table of contents; its blob is read unless it is here already.
+    /// The one pass over a layer that has no table of contents, which is kept under that name; its blob is read unless it is here
+    /// already.
     async fn stream(
         &self,
         layer: &Layer,
+        name: &Digest,
         blob: &OriginBlob,
         whole_blob: Option<Bytes>,
         because: &'static str,
@@ -353,9 +358,10 @@ impl Indexer {
         let (sender, mut receiver) = tokio::sync::mpsc::channel(64);
         let unpack = {
             let (store, layer, progress) = (self.store.clone(), layer.clone(), self.progress.clone());
+            let name = name.clone();
             tokio::task::spawn_blocking(move || {
                 let descriptor = &layer.descriptor;
-                let draft = store.layers().layer(descriptor.digest.as_str())?.create()?;
+                let draft = store.layers().layer(name.as_str())?.create()?;
                 draft.provenance(&Provenance {
                     format: layer.archive_format().to_owned(),
                     index: TableSource::Stream { because: because.to_owned() },
@@ -370,7 +376,7 @@ impl Indexer {
                 };
                 let told = |bytes| progress(Event::Streamed(descriptor.digest.clone(), bytes));
                 let pieces = std::iter::from_fn(|| receiver.blocking_recv());
-                unpack(draft, annotations, pieces, &expectation, &told)
+                unpack(draft, &name, annotations, pieces, &expectation, &told)
             })
         };
         let pieces = match whole_blob {
@@ -384,9 +390,11 @@ impl Indexer {
     }
 }
 
-/// Streams a layer with these annotations into its draft. It is wholly there then, and can be fetched again in chunks.
+/// Streams a layer with these annotations into its draft, to be kept under that name. It is wholly there then, and can be fetched again
+/// in chunks.
 pub(super) fn unpack<I, B, E>(
     draft: LayerDraft,
+    name: &Digest,
     annotations: BTreeMap<String, String>,
     pieces: I,
     expectation: &StreamExpectation,
@@ -403,11 +411,11 @@ where
         stream::unpack_stream(pieces, expectation, &mut sink, &mut checkpoints, told).map_err(Box::new)?;
     let builder = sink.builder;
     draft.data().set_length(DataFile::Packed, streamed.decoded_length)?;
-    let table = builder.finish(identity(&expectation.blob_digest), &streamed.chunks)?;
+    let table = builder.finish(identity(name), &streamed.chunks)?;
     Ok(draft.finish_whole_unsynced(&table, streamed.chunks.len() as u64)?)
 }
 
-/// Opens a layer that is in the store, only to look at it; nothing if it is not there or must be made again.
+/// Opens a layer that is in the store under its digest, only to look at it; nothing if it is not there or must be made again.
 pub fn open_local(store: &Store, layer: &Digest) -> Result<Option<Arc<LayerContent>>, StoreError> {
     let files = open_files(store, layer)?;
     Ok(files.map(|(table, files)| LayerContent::local(layer.as_str(), table, files)))
@@ -417,11 +425,11 @@ pub fn open_local(store: &Store, layer: &Digest) -> Result<Option<Arc<LayerConte
 pub fn open_local_of(
     store: &Store,
     image: &Digest,
-    layer: &Digest,
+    layer: &Layer,
 ) -> Result<Option<Arc<LayerContent>>, StoreError> {
     for name in names::names(layer, image, true) {
         if let Some((table, files)) = open_files(store, &name)? {
-            return Ok(Some(LayerContent::local(layer.as_str(), table, files)));
+            return Ok(Some(LayerContent::local(layer.descriptor.digest.as_str(), table, files)));
         }
     }
     Ok(None)
@@ -431,12 +439,12 @@ pub fn open_local_of(
 pub fn open_local_when_made(
     store: &Store,
     image: &Digest,
-    layer: &Digest,
+    layer: &Layer,
 ) -> Result<Option<Arc<LayerContent>>, StoreError> {
     match open_local_of(store, image, layer)? {
         Some(content) => Ok(Some(content)),
         None => {
-            drop(store.layers().layer(layer.as_str())?.lock()?);
+            drop(store.layers().layer(layer.descriptor.digest.as_str())?.lock()?);
             open_local_of(store, image, layer)
         }
     }

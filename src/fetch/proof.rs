@@ -33,7 +33,7 @@ use crate::layer::entry::Chunk;
 use crate::layer::lookup::Lookup;
 use crate::layer::proof::{ArchiveSink, CompareError, hash_zeros};
 use crate::layer::stream::{self, StreamError, StreamExpectation};
-use crate::store::{LayerState, Provenance, Store, StoreError, TableSource, Verdict};
+use crate::store::{Provenance, Store, StoreError, TableSource, Verdict};
 use crate::table::Codec;
 use crate::table::format::InodeRecord;
 
@@ -149,17 +149,6 @@ impl Prover {
         files.record_verdict(verdict.clone())?;
         if let Err(error) = files.remove_rests() {
             tracing::warn!(layer = digest, error = %chain(&error), "what is of no more use stays behind");
-        }
-        let state = match verdict {
-            Verdict::Proved { .. } => LayerState::Extracted,
-            Verdict::Poisoned { .. } => LayerState::Poisoned,
-        };
-        // The verdict counts; the record of the image may come later. That of the layer itself says nothing of one made by an index
-        // beside it.
-        if self.name == self.layer.descriptor.digest
-            && let Err(error) = self.store.database().set_layer_state(digest, state)
-        {
-            tracing::warn!(layer = digest, error = %chain(&error), "the state of a layer was not recorded");
         }
         Ok(Standing::Judged(verdict))
     }
