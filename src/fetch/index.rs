@@ -19,7 +19,7 @@ use super::content::LayerContent;
 use super::lazy::Fetcher;
 use super::names;
 use super::proof::{Prover, now};
-use super::soci;
+use super::soci::{ByZtoc, index_by_ztoc};
 use super::source::{OriginBlob, feed};
 use super::toc_image::TocImage;
 use crate::error::chain;
@@ -124,8 +124,8 @@ struct ImageTrust {
     trusts_referrers: bool,
 }
 
-/// Why a layer with a table of contents is streamed all the same.
-const NO_RANGES: &str = "its host does not read by ranges";
+/// Why a layer is streamed for which there is a table or an index.
+pub(super) const NO_RANGES: &str = "its host does not read by ranges";
 
 /// What a layer's table is known by.
 pub fn identity(layer: &Digest) -> [u8; 32] {
@@ -215,16 +215,18 @@ impl Indexer {
             return Ok(content);
         }
         let blob = OriginBlob::new(self.origin.clone(), layer.descriptor.clone());
-        let (name, (files, pending)) = match self.index(&layer, &blob).await? {
+        let indexed = match self.index(&layer, &blob).await? {
+            Indexed::Not { whole_blob: None, because } => self.index_beside(&layer, because).await?,
+            // What is here already is streamed sooner than an index beside it is asked for.
+            indexed => indexed,
+        };
+        let (name, (files, pending)) = match indexed {
             Indexed::Lazily(brought) => *brought,
-            Indexed::Not { whole_blob, because } => match self.index_beside(&layer, &whole_blob).await? {
-                Some(brought) => brought,
-                None => {
-                    let name = names::streamed(&layer);
-                    let brought = self.stream(&layer, &name, &blob, whole_blob, because).await?;
-                    (name, brought)
-                }
-            },
+            Indexed::Not { whole_blob, because } => {
+                let name = names::streamed(&layer);
+                let brought = self.stream(&layer, &name, &blob, whole_blob, because).await?;
+                (name, brought)
+            }
         };
         let table = Table::open(&files.table, &identity(&name))?;
         // Not after the last layer: two processes that each held a layer for which the other waits would never end.
@@ -326,19 +328,20 @@ impl Indexer {
         Ok(Indexed::Lazily(Box::new((name, brought))))
     }
 
-    /// The lazy way by an index that lies beside the layer, if there is one and it is of use: not for a layer that is here already.
-    async fn index_beside(
-        &self,
-        layer: &Layer,
-        whole_blob: &Option<Bytes>,
-    ) -> Result<Option<(Digest, (LayerFiles, PendingPublish))>, IndexError> {
-        let (None, Some(lazy_index)) = (whole_blob, &layer.lazy_index) else { return Ok(None) };
-        let Some(name) = self.kept_apart(layer) else { return Ok(None) };
-        let brought = soci::index_by_ztoc(&self.store, &self.origin, layer, lazy_index, &name).await?;
-        if brought.is_some() {
-            (self.progress)(Event::Indexed(layer.descriptor.digest.clone()));
+    /// The lazy way by an index that lies beside the layer, if there is one and it is of use. Why not is what is said, else what was known
+    /// before.
+    async fn index_beside(&self, layer: &Layer, because: &'static str) -> Result<Indexed, IndexError> {
+        let not = |because| Ok(Indexed::Not { whole_blob: None, because });
+        let (Some(lazy_index), Some(name)) = (&layer.lazy_index, self.kept_apart(layer)) else {
+            return not(because);
+        };
+        match index_by_ztoc(&self.store, &self.origin, layer, lazy_index, &name).await? {
+            ByZtoc::Lazily(brought) => {
+                (self.progress)(Event::Indexed(layer.descriptor.digest.clone()));
+                Ok(Indexed::Lazily(Box::new((name, *brought))))
+            }
+            ByZtoc::Not { because } => not(because),
         }
-        Ok(brought.map(|brought| (name, brought)))
     }
 
     /// The one pass over a layer that has no table of contents, which is kept under that name; its blob is read unless it is here
