@@ -362,7 +362,7 @@ fn what_is_kept_for_a_proof_may_be_lost_or_wrong_without_harm() {
     type Harm = fn(&Path);
     let harms: [(&str, Harm); 2] = [
         ("cannot be written", |rests| fs::create_dir(rests).unwrap()),
-        ("wrong", |rests| fs::write(rests, noise(9).to_vec()).unwrap()),
+        ("wrong", |rests| fs::write(rests, &noise(9).to_vec()[..1000]).unwrap()),
     ];
     for (what, harm) in harms {
         let (peel, registry) = (Peel::new(), FakeRegistry::start());
@@ -383,6 +383,28 @@ fn what_is_kept_for_a_proof_may_be_lost_or_wrong_without_harm() {
         }
         assert_eq!(proved(&peel, &reference)[0]["proof"], "proved", "{what}");
     }
+}
+
+#[test]
+fn what_is_kept_for_a_proof_is_gone_with_it_whoever_was_killed_meanwhile() {
+    let (peel, registry) = (Peel::new(), FakeRegistry::start());
+    let mut layout = Layout::create(peel.scratch().join("layout"));
+    layout.image("test", &[layer()], Form::Estargz(SMALL_CHUNKS));
+    let reference = layout.serve(&registry, "some/name", "test");
+    let mount = peel.mount(&reference);
+    assert_eq!(explained(&peel, &reference)[0]["proof"], "incomplete");
+    let rests = layer_folder(&peel).join("rests");
+    fs::read(mount.join("one")).unwrap();
+    assert!(fs::metadata(&rests).unwrap().len() > 1);
+    read_everything(&peel, mount.path());
+    assert_eq!(proved(&peel, &reference)[0]["proof"], "proved");
+    assert!(!rests.exists());
+    mount.unmount();
+    // As if whoever recorded the verdict had been killed then and there.
+    fs::write(&rests, "rest").unwrap();
+    peel.mount(&reference).unmount();
+    peel.wait_for_servers_to_end();
+    assert!(!rests.exists());
 }
 
 #[test]
