@@ -40,7 +40,8 @@ static SETTINGS: Shape = Shape {
 
 /// Reads a config, or says why it cannot be used.
 pub(super) fn parse(json: &[u8]) -> Result<ImageConfiguration, String> {
-    let configuration = ImageConfiguration::from_reader(json).map_err(|error| error.to_string())?;
+    let configuration: ImageConfiguration =
+        serde_json::from_slice(json).map_err(|error| error.to_string())?;
     match CONFIGURATION.odd_key(json) {
         Ok(None) => Ok(configuration),
         Ok(Some(key)) => Err(format!("it has the key {key:?}, which some programs read as another field")),

@@ -234,8 +234,10 @@ impl Rests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Store;
+    use crate::layer::entry::Chunk;
     use crate::store::layers::LayerDirectory;
+    use crate::store::{ChunkPlace, Store};
+    use crate::table::Codec;
 
     const DIGEST: &str = "sha256:3333333333333333333333333333333333333333333333333333333333333333";
 
@@ -243,11 +245,22 @@ mod tests {
         Rest { bytes: bytes.to_vec(), blob_end }
     }
 
+    /// A layer of one chunk, which is not there.
     fn layer(directory: &tempfile::TempDir) -> (LayerDirectory, LayerFiles) {
         let store = Store::open(directory.path()).unwrap();
-        let table = crate::layer::builder::LayerBuilder::new().finish([0; 32], &[]).unwrap();
+        let chunk = Chunk {
+            blob_offset: 0,
+            blob_length: 4096,
+            decoded_offset: 0,
+            decoded_length: 4096,
+            skip: 0,
+            codec: Codec::Raw,
+            checkpoint: 0,
+            digest: [0; 32],
+        };
+        let table = crate::layer::builder::LayerBuilder::new().finish([0; 32], &[chunk]).unwrap();
         let layer = store.layers().layer(DIGEST).unwrap();
-        let files = layer.create().unwrap().publish(&table, Some(0)).unwrap();
+        let files = layer.create().unwrap().publish(&table, Some(1)).unwrap();
         (layer, files)
     }
 
@@ -322,6 +335,20 @@ mod tests {
         // What comes after starts anew.
         files.rest_writer(1000).unwrap().unwrap().add(3, &rest(b"three", 3)).unwrap();
         assert_eq!(files.rests().unwrap().blob_end(3), Some(3));
+    }
+
+    #[test]
+    fn rests_go_with_the_first_chunk_that_is_evicted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (layer, files) = layer(&directory);
+        let path = layer.path().join(RESTS);
+        files.rest_writer(1000).unwrap().unwrap().add(0, &rest(b"rest", 1)).unwrap();
+        let place = ChunkPlace { chunk: 0, pieces: Vec::new() };
+        assert_eq!(files.evict(std::slice::from_ref(&place)).unwrap(), 0);
+        assert!(path.exists(), "nothing was evicted");
+        files.chunk_map.as_ref().unwrap().mark(0);
+        assert_eq!(files.evict(&[place]).unwrap(), 1);
+        assert!(!path.exists());
     }
 
     #[test]
