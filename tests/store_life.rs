@@ -257,8 +257,8 @@ fn what_is_kept_for_a_proof_gives_way_on_a_full_disk() {
     let name = |number: u64| format!("file{number:04}");
     let content = |number: u64| Content::Noise { seed: number, length: 4000 };
     let entries: Vec<_> = (0..FILES).map(|number| TestEntry::file(name(number), content(number))).collect();
-    // With room for all files, but not for half a mebibyte more; and for half of the files.
-    for (room, all_fit) in [(FILES * 4096 + (400 << 10), true), (FILES * 2048, false)] {
+    // With room for all files, but hardly for anything else; and for half of the files.
+    for (room, all_fit) in [(FILES * 4096 + (128 << 10), true), (FILES * 2048, false)] {
         let (peel, registry) = (Peel::new(), FakeRegistry::start());
         let _disk = SmallDisk::make(peel.store(), 32);
         let mut layout = Layout::create(peel.scratch().join("layout"));
