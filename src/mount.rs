@@ -35,7 +35,7 @@ use crate::table::format::InodeRecord;
 use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
 
-pub use prepare::{known_image, local_tree, prepare};
+pub use prepare::{known_image, local_tree, prepare, recorded_image};
 
 /// When the registry is asked what a reference means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

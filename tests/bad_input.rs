@@ -16,7 +16,9 @@ use crate::support::blob::{
     toc_json,
 };
 use crate::support::content::Content;
-use crate::support::image::{INDEX, Layout, MANIFEST, manifest_document, this_architecture};
+use crate::support::image::{
+    CONFIG, INDEX, Layout, MANIFEST, config_document, manifest_document, this_architecture,
+};
 use crate::support::peel::{Outcome, Peel, is_mount_point, run_to_end};
 use crate::support::registry::{Authentication, FakeRegistry, Fault};
 use crate::support::tree::Tree;

@@ -16,6 +16,7 @@ mod merge_rules;
 mod proof;
 mod publishing;
 mod registry;
+mod shared_layers;
 mod soci;
 mod store_life;
 mod support;

@@ -8,7 +8,7 @@ use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::model::Model;
 use crate::support::peel::{Mount, Outcome, Peel, is_mount_point};
-use crate::support::registry::{FakeRegistry, Fault};
+use crate::support::registry::{FakeRegistry, Fault, Request};
 use crate::support::soci::{self, SociIndex, SociLayer, gzip_layer, tar_layer};
 use crate::support::tools::{Unpacked, real_images};
 use crate::support::tree::{Tree, assert_same};
@@ -228,6 +228,51 @@ fn an_index_or_ztoc_that_is_gone_or_does_not_tell_enough_lets_layers_be_streamed
     let peel = Peel::new();
     let mount = peel.mount(&served.reference);
     assert_same(&Tree::walk(mount.path()), &model(&[layer()]), &[]);
+    mount.unmount();
+}
+
+/// It is known before the mount appears: else nothing of it could be read.
+#[test]
+fn a_layer_whose_host_does_not_read_by_ranges_is_streamed() {
+    // Of two layers: what was learnt at one need not be asked again.
+    let cases = [
+        ("ignored", Fault::IgnoreRange),
+        ("a whole blob apart", Fault::RefuseRange(416)),
+        ("refused", Fault::RefuseRange(400)),
+        ("not implemented", Fault::RefuseRange(501)),
+    ];
+    for (what, fault) in cases {
+        let served = Served::image(vec![gzip_layer(&layer(), SPAN, 100)]);
+        served.registry.set_fault("blobs/", fault);
+        let peel = Peel::new();
+        let mount = peel.mount(&served.reference);
+        served.registry.set_fault("blobs/", Fault::Status(404));
+        assert_same(&Tree::walk(mount.path()), &model(&[layer()]), &[]);
+        let explained = peel.json(&["explain", "--json", &served.reference])["layers"][0].clone();
+        assert_eq!(
+            explained["streamed_because"], "its host does not read by ranges",
+            "{what}: {explained:#}"
+        );
+        assert!(log(&peel).contains("does not read by ranges"), "{what}: {}", log(&peel));
+        let asked = served.blob_requests(&served.layers[0].encoded.digest);
+        assert!(asked <= 3, "{what}: {:?}", served.registry.requests());
+        mount.unmount();
+    }
+}
+
+/// A host may send all of a blob to whoever asks for the range that is all of it. That costs one request more, and no laziness.
+#[test]
+fn a_layer_whose_host_only_ignores_ranges_that_are_whole_blobs_is_lazy() {
+    let served = Served::image(vec![gzip_layer(&layer(), SPAN, 100)]);
+    served.registry.set_fault("blobs/", Fault::IgnoreWholeRange);
+    let peel = Peel::new();
+    let mount = peel.mount(&served.reference);
+    let layer = &served.layers[0];
+    let of_layer = |request: &&Request| request.target.ends_with(&layer.encoded.digest);
+    let requests = served.registry.requests();
+    assert_eq!(requests.iter().filter(of_layer).map(|request| request.bytes).collect::<Vec<_>>(), [1]);
+    assert_eq!(fs::read(mount.join("directory/small")).unwrap(), b"small");
+    assert_eq!(peel.json(&["explain", "--json", &served.reference])["layers"][0]["index"], "soci-named");
     mount.unmount();
 }
 

@@ -249,3 +249,52 @@ fn a_full_disk_under_a_lazy_mount_gives_an_error_or_the_right_bytes_and_space_ma
     assert_same(&Tree::walk(mount.path()), &model, &[]);
     mount.unmount();
 }
+
+/// Headers and padding are kept until the layer is proved. They take no room from files, and what becomes of them does no harm.
+#[test]
+fn what_is_kept_for_a_proof_gives_way_on_a_full_disk() {
+    const FILES: u64 = 1000;
+    let name = |number: u64| format!("file{number:04}");
+    let content = |number: u64| Content::Noise { seed: number, length: 4000 };
+    let entries: Vec<_> = (0..FILES).map(|number| TestEntry::file(name(number), content(number))).collect();
+    // With room for all files, but hardly for anything else; and for half of the files.
+    for (room, all_fit) in [(FILES * 4096 + (128 << 10), true), (FILES * 2048, false)] {
+        let (peel, registry) = (Peel::new(), FakeRegistry::start());
+        let _disk = SmallDisk::make(peel.store(), 32);
+        let mut layout = Layout::create(peel.scratch().join("layout"));
+        layout.image("test", std::slice::from_ref(&entries), SMALL_CHUNKS);
+        let reference = layout.serve(&registry, "small", "test");
+        let mount = peel.mount(&reference);
+        let proof = |options: &[&str]| {
+            let arguments = [&["explain", "--json", &reference], options].concat();
+            peel.json(&arguments)["layers"][0]["proof"].clone()
+        };
+        // It is published before this command sees it.
+        assert_eq!(proof(&[]), "incomplete");
+        let space = rustix::fs::statvfs(peel.store()).unwrap();
+        let ballast = peel.store().join("content/ballast");
+        fs::write(&ballast, vec![1; (space.f_bavail * space.f_frsize - room) as usize]).unwrap();
+        let mut failed = 0;
+        for number in 0..FILES {
+            match fs::read(mount.join(&name(number))) {
+                Ok(bytes) => assert!(bytes == content(number).to_vec(), "wrong bytes of {number}"),
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+                    failed += 1;
+                }
+            }
+        }
+        assert_eq!(failed == 0, all_fit, "{failed} reads failed");
+        let layer = fs::read_dir(peel.store().join("layers/sha256")).unwrap().next().unwrap().unwrap();
+        let rests = fs::metadata(layer.path().join("rests")).map_or(0, |rests| rests.len());
+        assert!(rests <= 1, "{rests} bytes are kept");
+        fs::remove_file(&ballast).unwrap();
+        assert_same(
+            &Tree::walk(mount.path()),
+            &Model::of(std::slice::from_ref(&entries)).unwrap().tree(),
+            &[],
+        );
+        assert_eq!(proof(&["--prove"]), "proved");
+        mount.unmount();
+    }
+}

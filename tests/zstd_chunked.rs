@@ -12,11 +12,11 @@ use peelfs::layer::zstd_chunked::tar_split::{TarSplit, compare};
 use peelfs::layer::zstd_chunked::{Claims, ZstdChunked, read_tar_split, read_toc};
 use serde_json::{Value, json};
 
-use crate::support::archive::{SparseEncoding, TestEntry};
-use crate::support::blob::{Form, sha256};
+use crate::support::archive::{SparseEncoding, TestEntry, pax_entry, tar_bytes};
+use crate::support::blob::{Encoded, Form, gzip_member, sha256};
 use crate::support::cases::{every_case, many_files};
 use crate::support::content::Content;
-use crate::support::image::Layout;
+use crate::support::image::{Layout, this_architecture};
 use crate::support::peel::{Peel, run_to_end};
 use crate::support::tools::real_images;
 
@@ -143,6 +143,100 @@ fn a_layer_that_json_cannot_list_is_an_ordinary_one() {
         let manifest = converted.manifest(&name);
         assert_eq!(manifest["layers"][0]["annotations"], json!(null));
         assert_eq!(manifest["config"]["digest"], layout.manifest("test")["config"]["digest"]);
+    }
+}
+
+/// An image of one ordinary layer with that archive, byte for byte.
+fn image_of_archive(peel: &Peel, name: &str, archive: &[u8]) -> String {
+    let mut layout = Layout::create(peel.scratch().join(name));
+    let blob = gzip_member(archive);
+    let encoded = Encoded {
+        media_type: Form::GZIP.media_type().to_owned(),
+        digest: layout.put(&blob),
+        size: blob.len() as u64,
+        diff_id: sha256(archive),
+        annotations: Vec::new(),
+    };
+    let manifest = layout.put_image(&[encoded], this_architecture());
+    layout.tag("test", &manifest);
+    layout.reference("test")
+}
+
+/// The entries in the table of contents of an image's only layer.
+fn entries(layout: &Layout, tag: &str) -> Vec<Value> {
+    let (blob, annotations) = layers(layout, tag).remove(0);
+    let toc: Value = serde_json::from_slice(&part(&blob, &annotations, "manifest-position")).unwrap();
+    toc["entries"].as_array().unwrap().clone()
+}
+
+/// podman compares these times with those of the archive.
+#[test]
+fn times_of_access_and_change_are_listed_where_the_archive_tells_them() {
+    let peel = Peel::new();
+    let archive = |atime: &str| {
+        let records = [(b"atime".to_vec(), atime.into()), (b"ctime".to_vec(), b"5".to_vec())];
+        [pax_entry(&records), tar_bytes(&[TestEntry::file("file", "content")])].concat()
+    };
+    let source = image_of_archive(&peel, "source", &archive("1000000000.5"));
+    let (converted, _) = convert(&peel, &source, "converted", &[]);
+    let entry = entries(&converted, "converted").remove(0);
+    assert_eq!(entry["accesstime"], "2001-09-09T01:46:40.5Z", "{entry}");
+    assert_eq!(entry["changetime"], "1970-01-01T00:00:05Z", "{entry}");
+
+    let source = image_of_archive(&peel, "late", &archive("253402300800"));
+    let (_, report) = convert(&peel, &source, "not-lazy", &[]);
+    let layer = &report["images"][0]["layers"][0];
+    assert!(layer["not_lazy"].as_str().unwrap().contains("after 9999"), "{layer}");
+}
+
+#[test]
+fn a_layer_with_an_attribute_that_json_cannot_name_is_an_ordinary_one() {
+    let peel = Peel::new();
+    let record = (b"SCHILY.xattr.user.\xff".to_vec(), b"x".to_vec());
+    let archive = [pax_entry(&[record]), tar_bytes(&[TestEntry::file("file", "content")])].concat();
+    let source = image_of_archive(&peel, "source", &archive);
+    let (_, report) = convert(&peel, &source, "converted", &[]);
+    let layer = &report["images"][0]["layers"][0];
+    assert!(layer["not_lazy"].as_str().unwrap().contains("not UTF-8"), "{layer}");
+}
+
+/// Nobody fetches what is known to be zeros.
+#[test]
+fn zeros_are_listed_as_such_and_nothing_else_is() {
+    let peel = Peel::new();
+    let layer = vec![
+        TestEntry::file("zeros", Content::Zeros(9 << 20)),
+        TestEntry::file("noise", Content::Noise { seed: 1, length: 9 << 20 }),
+    ];
+    let source = Layout::create(peel.scratch().join("source")).image("test", &[layer], Form::GZIP);
+    for options in [&[][..], &["--chunk-size", "1048576"]] {
+        let destination = format!("out{}", options.len());
+        let (converted, _) = convert(&peel, &source, &destination, options);
+        let kinds = |name: &str| -> Vec<Value> {
+            let of_file = |entry: &Value| (entry["name"] == name).then(|| entry["chunkType"].clone());
+            entries(&converted, &destination).iter().filter_map(of_file).collect()
+        };
+        let (zeros, noise) = (kinds("zeros"), kinds("noise"));
+        assert!(zeros.len() > 1 && zeros.iter().all(|kind| kind == "zeros"), "{options:?}: {zeros:?}");
+        assert!(noise.len() > 1 && noise.iter().all(Value::is_null), "{options:?}: {noise:?}");
+    }
+}
+
+/// Go's reader goes on behind the end of an archive, and wants zeros there.
+#[test]
+fn what_follows_an_archive_stays_if_it_is_zeros() {
+    let peel = Peel::new();
+    let archive = tar_bytes(&[TestEntry::file("file", "content")]);
+    for (name, behind, stays) in [("zeros", vec![0; 5 << 10], true), ("else", vec![7; 5 << 10], false)] {
+        let archive = [archive.clone(), behind].concat();
+        let source = image_of_archive(&peel, name, &archive);
+        let destination = format!("{name}-converted");
+        let (converted, report) = convert(&peel, &source, &destination, &[]);
+        let diff_id = &report["images"][0]["layers"][0]["diff_id"];
+        assert_eq!(*diff_id == sha256(&archive), stays, "{name}");
+        let (blob, annotations) = layers(&converted, &destination).remove(0);
+        let (read, tar_split) = read(&blob, &annotations);
+        assert_eq!(*diff_id, sha256(&rebuilt(&blob, &read, &tar_split)), "{name}");
     }
 }
 

@@ -151,17 +151,24 @@ impl Repository {
     ///
     /// Fails with [`ErrorKind::TooLarge`] if it is larger than `limit` bytes, before anything is asked for.
     pub async fn small_blob(&self, descriptor: &BlobDescriptor, limit: u64) -> Result<Bytes, Error> {
+        let blob = self.small(descriptor, limit)?;
+        proved(&blob, blob.read(0..descriptor.size).await?)
+    }
+
+    /// The same, by a request for a range that is all of it. That costs nothing, and shows as a rule whether the host reads by
+    /// ranges: what came of it, [`Blob::range_support`] of any blob of the host tells afterwards.
+    pub async fn small_blob_by_range(&self, descriptor: &BlobDescriptor, limit: u64) -> Result<Bytes, Error> {
+        let blob = self.small(descriptor, limit)?;
+        proved(&blob, blob.read_whole_by_range().await?)
+    }
+
+    fn small(&self, descriptor: &BlobDescriptor, limit: u64) -> Result<Blob, Error> {
         let blob = self.blob_of(descriptor);
         if descriptor.size > limit {
             let message = format!("it has {} bytes, more than the {limit} allowed", descriptor.size);
             return Err(Error::new(ErrorKind::TooLarge, &blob.context(), message));
         }
-        let bytes = blob.read(0..descriptor.size).await?;
-        if !descriptor.digest.matches(&bytes) {
-            let message = "what came has another digest";
-            return Err(Error::new(ErrorKind::DigestMismatch, &blob.context(), message));
-        }
-        Ok(bytes)
+        Ok(blob)
     }
 
     pub(crate) fn context(&self, target: &Target) -> crate::error::Context {
@@ -178,6 +185,15 @@ impl Repository {
             Place::Layout(layout) => layout.context(subject),
         }
     }
+}
+
+/// The bytes of a blob, if they have its digest.
+fn proved(blob: &Blob, bytes: Bytes) -> Result<Bytes, Error> {
+    if !blob.digest().matches(&bytes) {
+        let message = "what came has another digest";
+        return Err(Error::new(ErrorKind::DigestMismatch, &blob.context(), message));
+    }
+    Ok(bytes)
 }
 
 type FetchedBytes = (Bytes, Option<String>, Digest);
@@ -286,6 +302,14 @@ impl Blob {
         }
     }
 
+    /// Whether reading a part costs only that part, if this blob or its host has shown it yet.
+    pub fn range_support(&self) -> Option<bool> {
+        match &self.place {
+            BlobPlace::Registry(blob) => blob.range_support(),
+            BlobPlace::Layout(_) => Some(true),
+        }
+    }
+
     /// Whether reading a part costs only that part, as far as is known: true until the host showed otherwise.
     pub fn ranges_work(&self) -> bool {
         match &self.place {
@@ -311,6 +335,13 @@ impl Blob {
         match &self.place {
             BlobPlace::Registry(blob) => blob.read(range).await,
             BlobPlace::Layout(blob) => blob.read(range).await,
+        }
+    }
+
+    async fn read_whole_by_range(&self) -> Result<Bytes, Error> {
+        match &self.place {
+            BlobPlace::Registry(blob) if blob.size() > 0 => blob.read_whole_by_range().await,
+            _ => self.read(0..self.size()).await,
         }
     }
 

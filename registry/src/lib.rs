@@ -35,6 +35,7 @@ mod error;
 pub mod fuzzing;
 mod layout;
 pub mod manifest;
+pub mod odd_keys;
 mod origin;
 pub mod platform;
 mod push;

@@ -7,16 +7,14 @@
 //! - its `mediaType` and the `Content-Type` it came with, if given, say the same;
 //! - no key occurs twice, nor in another case (some readers ignore case), at the top or in descriptors.
 
-mod odd_keys;
-
 use std::collections::BTreeMap;
 use std::fmt;
 
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use self::odd_keys::{OddKey, is_odd};
 use crate::digest::{Digest, DigestError};
+use crate::odd_keys::Shape;
 
 /// Largest manifest or index, in bytes; registries and other clients use the same bound.
 pub const MAXIMUM_DOCUMENT_SIZE: u64 = 4 * 1024 * 1024;
@@ -238,6 +236,31 @@ fn is_generic(media_type: &str) -> bool {
     matches!(media_type, "" | "application/json" | "application/octet-stream" | "text/plain")
 }
 
+/// Of manifests, indexes, descriptors and platforms (OCI image specification), none of which has a field that differs in its case from one
+/// of another.
+const FIELDS: [&str; 18] = [
+    "schemaVersion",
+    "mediaType",
+    "artifactType",
+    "config",
+    "layers",
+    "manifests",
+    "subject",
+    "annotations",
+    "digest",
+    "size",
+    "urls",
+    "data",
+    "platform",
+    "architecture",
+    "os",
+    "os.version",
+    "os.features",
+    "variant",
+];
+static PLATFORM: Shape = Shape { fields: &FIELDS, inside: &[] };
+static DESCRIPTOR: Shape = Shape { fields: &FIELDS, inside: &[("platform", &PLATFORM)] };
+
 /// The top level of a document, and what is odd below it, read without its content.
 #[derive(Default)]
 struct Outline {
@@ -273,11 +296,11 @@ impl<'de> Deserialize<'de> for Outline {
                                 "layers" => outline.layers = true,
                                 _ => {}
                             }
-                            outline.odd_key = outline.odd_key.or(map.next_value::<OddKey>()?.0);
+                            outline.odd_key = outline.odd_key.or(map.next_value_seed(&DESCRIPTOR)?);
                         }
                         _ => {
                             map.next_value::<IgnoredAny>()?;
-                            outline.odd_key = outline.odd_key.or(is_odd(&key).then_some(key));
+                            outline.odd_key = outline.odd_key.or(DESCRIPTOR.is_odd(&key).then_some(key));
                         }
                     }
                 }

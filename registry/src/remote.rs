@@ -6,7 +6,7 @@
 //!           └── registry ──307──▶ storage host: remembered for the next read
 //!                  │
 //!                 206 exactly what was asked: pass it on
-//!                 200 the range was ignored: skip to it, stop after it, remember that
+//!                 200 the range was ignored: skip to it, stop after it, remember that, unless it was the whole blob
 //!                 400, 416, 501: ranges are refused, remember that
 //!                 404: ask the hosts that the descriptor names (a foreign layer), if that is allowed
 //! ```
@@ -113,9 +113,14 @@ impl RemoteBlob {
         self.shared.size
     }
 
-    /// What this blob showed, else what its host showed, else hope.
+    /// What this blob showed, else what its host showed.
+    pub(crate) fn range_support(&self) -> Option<bool> {
+        self.shared.ranges.verdict().or_else(|| self.shared.host_ranges.verdict())
+    }
+
+    /// The same, else hope.
     pub(crate) fn ranges_work(&self) -> bool {
-        self.shared.ranges.verdict().or_else(|| self.shared.host_ranges.verdict()).unwrap_or(true)
+        self.range_support().unwrap_or(true)
     }
 
     pub(crate) fn context(&self) -> Context {
@@ -124,10 +129,20 @@ impl RemoteBlob {
 
     /// Reads exactly `range`, which lies within the blob.
     pub(crate) async fn read(&self, range: Range<u64>) -> Result<Bytes, Error> {
+        let by_range = range != (0..self.shared.size);
+        self.read_within_time(range, by_range).await
+    }
+
+    /// Reads all of it, but asks for that as for a range: so the host shows, as a rule, whether it reads by ranges.
+    pub(crate) async fn read_whole_by_range(&self) -> Result<Bytes, Error> {
+        self.read_within_time(0..self.shared.size, self.ranges_work()).await
+    }
+
+    async fn read_within_time(&self, range: Range<u64>, by_range: bool) -> Result<Bytes, Error> {
         let length = range.end.saturating_sub(range.start);
         let patience = self.shared.transport.configuration.timeouts.operation;
         let limit = patience.saturating_add(Duration::from_secs(length / SLOWEST_TRANSFER));
-        let read = tokio::time::timeout(limit, self.read_with_retries(range));
+        let read = tokio::time::timeout(limit, self.read_with_retries(range, by_range));
         match read.await {
             Ok(result) => result.map_err(|failure| failure.into_error(&self.context())),
             Err(_) => {
@@ -137,7 +152,7 @@ impl RemoteBlob {
         }
     }
 
-    async fn read_with_retries(&self, range: Range<u64>) -> Result<Bytes, Failure> {
+    async fn read_with_retries(&self, range: Range<u64>, mut by_range: bool) -> Result<Bytes, Failure> {
         let length = usize::try_from(range.end - range.start).map_err(|_| {
             Failure::permanent(ErrorKind::InvalidRange, "the range is larger than this machine's memory")
         })?;
@@ -146,11 +161,18 @@ impl RemoteBlob {
         let mut content = BytesMut::with_capacity(length);
         loop {
             let start = range.start + content.len() as u64;
-            let failure = match self.open(start..range.end, true).await {
+            let rest = start..range.end;
+            let is_whole = rest == (0..self.shared.size);
+            let failure = match self.open(rest, by_range || !is_whole).await {
                 Ok(mut body) => match self.fill(&mut body, &mut content, &mut retrier).await {
                     Ok(()) => return Ok(content.freeze()),
                     Err(failure) => failure,
                 },
+                // All of it can be had otherwise.
+                Err(failure) if failure.kind == ErrorKind::RangeUnsupported && is_whole => {
+                    by_range = false;
+                    continue;
+                }
                 Err(failure) => failure,
             };
             if content.len() == length {
@@ -194,7 +216,6 @@ impl RemoteBlob {
     /// Begins to read `range`; with `ranged` false, by reading the blob from its start.
     async fn open(&self, range: Range<u64>, ranged: bool) -> Result<Body, Failure> {
         let whole = range == (0..self.shared.size);
-        let ranged = ranged && !whole;
         let answer = match self.locate(&range, ranged).await {
             Err(failure) if failure.kind == ErrorKind::RangeUnsupported => {
                 self.shared.ranges.learn(false);
@@ -224,7 +245,8 @@ impl RemoteBlob {
                 {
                     return Err(wrong_length(&origin, length, self.shared.size));
                 }
-                if ranged {
+                // To a range that is the whole blob a host may answer so that knows ranges.
+                if ranged && !whole {
                     self.shared.ranges.learn(false);
                     self.shared.host_ranges.learn(false);
                 }
@@ -357,7 +379,7 @@ impl BlobReader {
         let body = match &mut self.body {
             Some(body) => body,
             empty => {
-                let ranged = self.blob.ranges_work();
+                let ranged = self.position > 0 && self.blob.ranges_work();
                 empty.insert(self.blob.open(self.position..self.blob.size(), ranged).await?)
             }
         };

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use peelfs::fetch::index::open_local_of;
+use peelfs::mount::recorded_image;
 use peelfs::store::Store;
-use peelfs_registry::Digest;
 use serde::Serialize;
 
 use super::output::{self, Align};
@@ -38,25 +38,23 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     let mut lines = Vec::new();
     for image in store.database().images()? {
         let layers = store.database().layers_of(&image.manifest_digest)?;
-        let (mut lazy_layers, mut present_bytes) = (0, 0);
-        for layer in &layers {
-            let digests = (image.manifest_digest.parse::<Digest>().ok()).zip(layer.digest.parse().ok());
-            let Some(content) =
-                digests.and_then(|(image, layer)| open_local_of(&store, &image, &layer).ok()).flatten()
-            else {
-                lazy_layers += 1;
-                continue;
-            };
-            let present = content.blob_bytes_present(layer.size);
-            lazy_layers += usize::from(present < layer.size);
-            present_bytes += present;
+        let (mut whole_layers, mut present_bytes) = (0, 0);
+        // Where a layer is kept depends on what the image says of it. Of one whose documents are gone nothing is found.
+        if let Some(image) = recorded_image(&store, &image)? {
+            for layer in &image.layers {
+                let opened = open_local_of(&store, &image.manifest_digest, layer).ok().flatten();
+                let Some(content) = opened else { continue };
+                let present = content.blob_bytes_present(layer.descriptor.size);
+                whole_layers += usize::from(present == layer.descriptor.size);
+                present_bytes += present;
+            }
         }
         lines.push(ImageLine {
             reference: image.reference,
             platform: image.platform,
             manifest_digest: image.manifest_digest,
             layers: layers.len(),
-            lazy_layers,
+            lazy_layers: layers.len().saturating_sub(whole_layers),
             blob_bytes: layers.iter().map(|layer| layer.size).sum(),
             present_bytes,
             last_used: image.last_used,

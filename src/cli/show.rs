@@ -92,7 +92,7 @@ fn layers(store: &Store, image: &Image) -> anyhow::Result<Vec<LayerLine>> {
             present_chunks: 0,
             inodes: 0,
         };
-        if let Some(content) = open_local_when_made(store, &image.manifest_digest, &descriptor.digest)? {
+        if let Some(content) = open_local_when_made(store, &image.manifest_digest, layer)? {
             let presence = content.presence();
             line.state = match presence.chunks {
                 _ if presence.all_chunks == 0 => "extracted",

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use peelfs::fetch::index::open_local_of;
 use peelfs::mount::live::{LiveMount, Liveness, live_mounts};
-use peelfs::store::Store;
+use peelfs::mount::recorded_image;
+use peelfs::store::{ImageRecord, Store};
 use serde::Serialize;
 
 use super::output::{self, Align};
@@ -41,8 +42,10 @@ struct MountLine {
 /// Runs the command.
 pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     let store = Store::open(store)?;
+    let images = store.database().images()?;
+    let mounts = live_mounts(&store)?;
     let lines =
-        live_mounts(&store)?.iter().map(|mount| line(&store, mount)).collect::<anyhow::Result<Vec<_>>>()?;
+        mounts.iter().map(|mount| line(&store, &images, mount)).collect::<anyhow::Result<Vec<_>>>()?;
     if arguments.json {
         output::json(&lines)?;
     } else {
@@ -51,13 +54,15 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn line(store: &Store, mount: &LiveMount) -> anyhow::Result<MountLine> {
+fn line(store: &Store, images: &[ImageRecord], mount: &LiveMount) -> anyhow::Result<MountLine> {
     let (mut present_bytes, mut blob_bytes) = (0, 0);
-    let image = mount.record.manifest_digest.parse()?;
-    for layer in store.database().layers_of(&mount.record.manifest_digest)? {
-        blob_bytes += layer.size;
-        if let Some(content) = open_local_of(store, &image, &layer.digest.parse()?)? {
-            present_bytes += content.blob_bytes_present(layer.size);
+    let recorded = images.iter().find(|image| image.manifest_digest == mount.record.manifest_digest);
+    let image = recorded.map_or(Ok(None), |record| recorded_image(store, record))?;
+    for (image, layer) in image.iter().flat_map(|image| image.layers.iter().map(move |layer| (image, layer)))
+    {
+        blob_bytes += layer.descriptor.size;
+        if let Some(content) = open_local_of(store, &image.manifest_digest, layer)? {
+            present_bytes += content.blob_bytes_present(layer.descriptor.size);
         }
     }
     Ok(MountLine {

@@ -103,7 +103,8 @@ impl Fixture {
         };
         let draft = store.layers().layer(digest.as_str()).unwrap().create().unwrap();
         let pieces = blob.chunks(10_000).map(Ok::<_, SinkError>);
-        let (files, pending) = unpack(draft, Default::default(), pieces, &expectation, &|_| {}).unwrap();
+        let (files, pending) =
+            unpack(draft, &digest, Default::default(), pieces, &expectation, &|_| {}).unwrap();
         pending.commit().unwrap();
         drop(files);
         let threads = NetworkThreads::new(|| {});

@@ -19,7 +19,7 @@ use super::draft_sink::DraftSink;
 use super::lazy::Fetcher;
 use super::names;
 use super::proof::{Prover, now};
-use super::soci;
+use super::soci::{ByZtoc, index_by_ztoc};
 use super::source::{OriginBlob, feed};
 use super::toc_image::TocImage;
 use crate::error::chain;
@@ -125,8 +125,8 @@ struct ImageTrust {
     trusts_referrers: bool,
 }
 
-/// Why a layer with a table of contents is streamed all the same.
-const NO_RANGES: &str = "its host does not read by ranges";
+/// Why a layer is streamed for which there is a table or an index.
+pub(super) const NO_RANGES: &str = "its host does not read by ranges";
 
 /// What a layer's table is known by.
 pub fn identity(layer: &Digest) -> [u8; 32] {
@@ -154,10 +154,9 @@ impl Indexer {
     }
 
     fn names(&self, layer: &Layer) -> Vec<Digest> {
-        let digest = &layer.descriptor.digest;
         match self.image.get() {
-            Some(image) => names::names(digest, &image.manifest, image.trusts_referrers),
-            None => vec![digest.clone()],
+            Some(image) => names::names(layer, &image.manifest, image.trusts_referrers),
+            None => vec![names::streamed(layer)],
         }
     }
 
@@ -217,13 +216,18 @@ impl Indexer {
             return Ok(content);
         }
         let blob = OriginBlob::new(self.origin.clone(), layer.descriptor.clone());
-        let digest = &layer.descriptor.digest;
-        let (name, (files, pending)) = match self.index(&layer, &blob).await? {
+        let indexed = match self.index(&layer, &blob).await? {
+            Indexed::Not { whole_blob: None, because } => self.index_beside(&layer, because).await?,
+            // What is here already is streamed sooner than an index beside it is asked for.
+            indexed => indexed,
+        };
+        let (name, (files, pending)) = match indexed {
             Indexed::Lazily(brought) => *brought,
-            Indexed::Not { whole_blob, because } => match self.index_beside(&layer, &whole_blob).await? {
-                Some(brought) => brought,
-                None => (digest.clone(), self.stream(&layer, &blob, whole_blob, because).await?),
-            },
+            Indexed::Not { whole_blob, because } => {
+                let name = names::streamed(&layer);
+                let brought = self.stream(&layer, &name, &blob, whole_blob, because).await?;
+                (name, brought)
+            }
         };
         let table = Table::open(&files.table, &identity(&name))?;
         // Not after the last layer: two processes that each held a layer for which the other waits would never end.
@@ -257,6 +261,7 @@ impl Indexer {
             return Ok(Indexed::Not { whole_blob: None, because: "its descriptor names none" });
         };
         let blob = blob.open().await?;
+        let name_in_blob = names::from_toc(layer, &lookup);
         let first_range = lookup.first_range();
         let first = match blob.read(first_range.clone()).await {
             Ok(first) => first,
@@ -296,7 +301,7 @@ impl Indexer {
             },
         };
         let name = match (located.place(), self.image.get()) {
-            (TocPlace::Blob(_), _) => descriptor.digest.clone(),
+            (TocPlace::Blob(_), _) => name_in_blob,
             // No part of the blob, like a zTOC that the manifest names.
             (TocPlace::TocImage, Some(image)) => {
                 names::kept_apart(&descriptor.digest, &image.manifest, IndexSource::Manifest)
@@ -324,25 +329,28 @@ impl Indexer {
         Ok(Indexed::Lazily(Box::new((name, brought))))
     }
 
-    /// The lazy way by an index that lies beside the layer, if there is one and it is of use: not for a layer that is here already.
-    async fn index_beside(
-        &self,
-        layer: &Layer,
-        whole_blob: &Option<Bytes>,
-    ) -> Result<Option<(Digest, (LayerFiles, PendingPublish))>, IndexError> {
-        let (None, Some(lazy_index)) = (whole_blob, &layer.lazy_index) else { return Ok(None) };
-        let Some(name) = self.kept_apart(layer) else { return Ok(None) };
-        let brought = soci::index_by_ztoc(&self.store, &self.origin, layer, lazy_index, &name).await?;
-        if brought.is_some() {
-            (self.progress)(Event::Indexed(layer.descriptor.digest.clone()));
+    /// The lazy way by an index that lies beside the layer, if there is one and it is of use. Why not is what is said, else what was known
+    /// before.
+    async fn index_beside(&self, layer: &Layer, because: &'static str) -> Result<Indexed, IndexError> {
+        let not = |because| Ok(Indexed::Not { whole_blob: None, because });
+        let (Some(lazy_index), Some(name)) = (&layer.lazy_index, self.kept_apart(layer)) else {
+            return not(because);
+        };
+        match index_by_ztoc(&self.store, &self.origin, layer, lazy_index, &name).await? {
+            ByZtoc::Lazily(brought) => {
+                (self.progress)(Event::Indexed(layer.descriptor.digest.clone()));
+                Ok(Indexed::Lazily(Box::new((name, *brought))))
+            }
+            ByZtoc::Not { because } => not(because),
         }
-        Ok(brought.map(|brought| (name, brought)))
     }
 
-    /// The one pass over a layer that has no table of contents; its blob is read unless it is here already.
+    /// The one pass over a layer that has no table of contents, which is kept under that name; its blob is read unless it is here
+    /// already.
     async fn stream(
         &self,
         layer: &Layer,
+        name: &Digest,
         blob: &OriginBlob,
         whole_blob: Option<Bytes>,
         because: &'static str,
@@ -354,9 +362,10 @@ impl Indexer {
         let (sender, mut receiver) = tokio::sync::mpsc::channel(64);
         let unpack = {
             let (store, layer, progress) = (self.store.clone(), layer.clone(), self.progress.clone());
+            let name = name.clone();
             tokio::task::spawn_blocking(move || {
                 let descriptor = &layer.descriptor;
-                let draft = store.layers().layer(descriptor.digest.as_str())?.create()?;
+                let draft = store.layers().layer(name.as_str())?.create()?;
                 draft.provenance(&Provenance {
                     format: layer.archive_format().to_owned(),
                     index: TableSource::Stream { because: because.to_owned() },
@@ -371,7 +380,7 @@ impl Indexer {
                 };
                 let told = |bytes| progress(Event::Streamed(descriptor.digest.clone(), bytes));
                 let pieces = std::iter::from_fn(|| receiver.blocking_recv());
-                unpack(draft, annotations, pieces, &expectation, &told)
+                unpack(draft, &name, annotations, pieces, &expectation, &told)
             })
         };
         let pieces = match whole_blob {
@@ -385,9 +394,11 @@ impl Indexer {
     }
 }
 
-/// Streams a layer with these annotations into its draft. It is wholly there then, and can be fetched again in chunks.
+/// Streams a layer with these annotations into its draft, to be kept under that name. It is wholly there then, and can be fetched again
+/// in chunks.
 pub(super) fn unpack<I, B, E>(
     draft: LayerDraft,
+    name: &Digest,
     annotations: BTreeMap<String, String>,
     pieces: I,
     expectation: &StreamExpectation,
@@ -404,11 +415,11 @@ where
         stream::unpack_stream(pieces, expectation, &mut sink, &mut checkpoints, told).map_err(Box::new)?;
     let builder = sink.finish()?;
     draft.data().set_length(DataFile::Packed, streamed.decoded_length)?;
-    let table = builder.finish(identity(&expectation.blob_digest), &streamed.chunks)?;
+    let table = builder.finish(identity(name), &streamed.chunks)?;
     Ok(draft.finish_whole_unsynced(&table, streamed.chunks.len() as u64)?)
 }
 
-/// Opens a layer that is in the store, only to look at it; nothing if it is not there or must be made again.
+/// Opens a layer that is in the store under its digest, only to look at it; nothing if it is not there or must be made again.
 pub fn open_local(store: &Store, layer: &Digest) -> Result<Option<Arc<LayerContent>>, StoreError> {
     let files = open_files(store, layer)?;
     Ok(files.map(|(table, files)| LayerContent::local(layer.as_str(), table, files)))
@@ -418,11 +429,11 @@ pub fn open_local(store: &Store, layer: &Digest) -> Result<Option<Arc<LayerConte
 pub fn open_local_of(
     store: &Store,
     image: &Digest,
-    layer: &Digest,
+    layer: &Layer,
 ) -> Result<Option<Arc<LayerContent>>, StoreError> {
     for name in names::names(layer, image, true) {
         if let Some((table, files)) = open_files(store, &name)? {
-            return Ok(Some(LayerContent::local(layer.as_str(), table, files)));
+            return Ok(Some(LayerContent::local(layer.descriptor.digest.as_str(), table, files)));
         }
     }
     Ok(None)
@@ -432,12 +443,12 @@ pub fn open_local_of(
 pub fn open_local_when_made(
     store: &Store,
     image: &Digest,
-    layer: &Digest,
+    layer: &Layer,
 ) -> Result<Option<Arc<LayerContent>>, StoreError> {
     match open_local_of(store, image, layer)? {
         Some(content) => Ok(Some(content)),
         None => {
-            drop(store.layers().layer(layer.as_str())?.lock()?);
+            drop(store.layers().layer(layer.descriptor.digest.as_str())?.lock()?);
             open_local_of(store, image, layer)
         }
     }

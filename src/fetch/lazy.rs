@@ -447,14 +447,18 @@ fn deliver(content: &LayerContent, number: u32, stretch: &mut Stretch<'_>) -> Re
     deliver_decoded(content, number, &chunk, &decoded)
 }
 
-/// Writes the verified bytes of a chunk and marks it; an eviction waits for both.
+/// Writes the verified bytes of a chunk and marks it; an eviction waits for both. Where there is no room, what is only kept for a proof
+/// makes some.
 pub(super) fn deliver_decoded(
     content: &LayerContent,
     number: u32,
     chunk: &Chunk,
     decoded: &[u8],
 ) -> Result<(), FetchError> {
-    content
-        .write_and_mark(number as usize, chunk.decoded_offset, decoded)
-        .map_err(|cause| FetchError::Store { layer: content.layer().clone(), cause: Arc::new(cause) })
+    let write = || content.write_and_mark(number as usize, chunk.decoded_offset, decoded);
+    let written = match write() {
+        Err(error) if error.is_full() && content.give_up_rests() => write(),
+        written => written,
+    };
+    written.map_err(|cause| FetchError::Store { layer: content.layer().clone(), cause: Arc::new(cause) })
 }

@@ -33,7 +33,7 @@ use crate::layer::entry::Chunk;
 use crate::layer::lookup::Lookup;
 use crate::layer::proof::{ArchiveSink, CompareError, hash_zeros};
 use crate::layer::stream::{self, StreamError, StreamExpectation};
-use crate::store::{LayerState, Provenance, Store, StoreError, TableSource, Verdict};
+use crate::store::{Provenance, Store, StoreError, TableSource, Verdict};
 use crate::table::Codec;
 use crate::table::format::InodeRecord;
 
@@ -136,10 +136,10 @@ impl Prover {
 
     /// Proves the layer, unless that was done. Waits for another process that does it at this moment.
     fn prove(&self, content: &LayerContent) -> Result<Standing, ProofError> {
-        let digest = self.layer.descriptor.digest.as_str();
         let _lock = self.store.layers().layer(self.name.as_str())?.lock_for_proof()?;
         let files = content.files();
         if let Some(standing) = recorded(&self.layer, files.provenance()?, files.verdict()?) {
+            content.remove_rests();
             return Ok(standing);
         }
         if !content.is_complete() {
@@ -147,20 +147,7 @@ impl Prover {
         }
         let verdict = self.judge(content)?;
         files.record_verdict(verdict.clone())?;
-        if let Err(error) = files.remove_rests() {
-            tracing::warn!(layer = digest, error = %chain(&error), "what is of no more use stays behind");
-        }
-        let state = match verdict {
-            Verdict::Proved { .. } => LayerState::Extracted,
-            Verdict::Poisoned { .. } => LayerState::Poisoned,
-        };
-        // The verdict counts; the record of the image may come later. That of the layer itself says nothing of one made by an index
-        // beside it.
-        if self.name == self.layer.descriptor.digest
-            && let Err(error) = self.store.database().set_layer_state(digest, state)
-        {
-            tracing::warn!(layer = digest, error = %chain(&error), "the state of a layer was not recorded");
-        }
+        content.remove_rests();
         Ok(Standing::Judged(verdict))
     }
 
@@ -307,11 +294,22 @@ impl LayerContent {
             let files = self.files();
             let recorded =
                 |provenance| Ok::<_, StoreError>(recorded(&prover.layer, provenance, files.verdict()?));
-            matches!(files.provenance().and_then(recorded), Ok(None))
+            let found = files.provenance().and_then(recorded);
+            if matches!(found, Ok(Some(Standing::Judged(_)))) {
+                // Who judged it may have been killed before it removed them.
+                self.remove_rests();
+            }
+            matches!(found, Ok(None))
         };
         *trust.was_open.get_or_init(was_open)
             && !trust.is_settled.load(Ordering::Relaxed)
             && trust.poison.get().is_none()
+    }
+
+    fn remove_rests(&self) {
+        if let Err(error) = self.files().remove_rests() {
+            tracing::warn!(layer = %self.layer(), error = %chain(&error), "what is of no more use stays behind");
+        }
     }
 
     /// Begins to prove the layer if all of it is here and that was not done yet; returns at once.

@@ -21,7 +21,7 @@ use crate::layer::proof::ArchiveSink;
 use crate::layer::rebuild::{Step, blob_bytes, next_stored, rest_of, steps};
 use crate::layer::stream::MAXIMUM_DECODED;
 use crate::layer::tar::{Limits, SinkError, TarReader};
-use crate::store::{MAXIMUM_REST, Rest, RestWriter, Rests};
+use crate::store::{MAXIMUM_REST, Rest, RestWriter, Rests, maximum_rests};
 use crate::table::Codec;
 
 /// Requests that are made for the parts that never came: more are dearer than one for all of the blob.
@@ -53,11 +53,19 @@ impl LayerContent {
                 && self.table().chunks().iter().all(|chunk| {
                     [Codec::Gzip, Codec::Zstd, Codec::Zeros].map(|codec| codec as u8).contains(&chunk.codec)
                 });
-            let writer = is_wanted.then(|| self.files().rest_writer())?;
+            // Another process may have proved the layer since this one looked.
+            let is_open = is_wanted && matches!(self.files().verdict(), Ok(None));
+            let decoded = self
+                .table()
+                .chunks()
+                .last()
+                .map_or(0, |chunk| chunk.decoded_offset.get().saturating_add(chunk.decoded_length.get()));
+            let writer = is_open.then(|| self.files().rest_writer(maximum_rests(decoded)))?;
             // Without them its blob is fetched twice, and that is all.
             writer
                 .inspect_err(|error| tracing::debug!(layer = %self.layer(), %error, "no rests are kept"))
                 .ok()
+                .flatten()
         };
         self.rest_keeper().writer.get_or_init(open).as_ref()
     }
@@ -85,9 +93,14 @@ impl LayerContent {
             && let Err(error) = writer.add(number, &Rest { bytes, blob_end })
         {
             tracing::debug!(layer = %self.layer(), %error, "no more rests are kept");
-            self.rest_keeper().has_failed.store(true, Ordering::Relaxed);
-            writer.give_up();
+            self.give_up_rests();
         }
+    }
+
+    /// Frees the room that the rests take; whether they took any.
+    pub(super) fn give_up_rests(&self) -> bool {
+        self.rest_keeper().has_failed.store(true, Ordering::Relaxed);
+        self.rest_writer().is_some_and(RestWriter::give_up)
     }
 }
 

@@ -7,9 +7,9 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use peelfs_registry::{BlobDescriptor, Digest, ErrorKind, Target};
+use peelfs_registry::{Blob, BlobDescriptor, Digest, ErrorKind, Target};
 
-use super::index::{Draft, DraftCheckpoints, IndexError, blocking, draft_of};
+use super::index::{Draft, DraftCheckpoints, IndexError, NO_RANGES, blocking, draft_of};
 use crate::error::chain;
 use crate::image::origin::Origin;
 use crate::image::{Image, IndexSource, Layer, LazyIndex};
@@ -56,19 +56,27 @@ pub async fn with_index(origin: &Origin, image: &Image) -> Result<Vec<Layer>, In
     Ok(layers)
 }
 
-/// Fetches the zTOC of a layer, and makes the layer of it, which is kept under that name. `None` if the layer is to be streamed; the log says why. What only a referrer
-/// claimed fails nobody's mount.
+/// What came of a zTOC.
+pub(super) enum ByZtoc {
+    /// The layer.
+    Lazily(Box<(LayerFiles, PendingPublish)>),
+    /// It is to be streamed.
+    Not { because: &'static str },
+}
+
+/// Fetches the zTOC of a layer, and makes the layer of it, which is kept under that name. If the layer is to be streamed, the log says
+/// why. What only a referrer claimed fails nobody's mount.
 pub(super) async fn index_by_ztoc(
     store: &Arc<Store>,
     origin: &Origin,
     layer: &Layer,
     lazy_index: &LazyIndex,
     name: &Digest,
-) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
+) -> Result<ByZtoc, IndexError> {
     match (try_ztoc(store, origin, layer, lazy_index, name).await, lazy_index.source) {
         (Err(error), IndexSource::Referrer) if !matches!(error, IndexError::Store(_)) => {
             tracing::warn!(layer = %layer.descriptor.digest, error = %chain(&error), "its zTOC cannot be used; the layer is streamed");
-            Ok(None)
+            Ok(ByZtoc::Not { because: "its zTOC cannot be used" })
         }
         (tried, _) => tried,
     }
@@ -80,27 +88,26 @@ async fn try_ztoc(
     layer: &Layer,
     lazy_index: &LazyIndex,
     name: &Digest,
-) -> Result<Option<(LayerFiles, PendingPublish)>, IndexError> {
+) -> Result<ByZtoc, IndexError> {
     let digest = layer.descriptor.digest.clone();
-    let streamed = |why: String| {
-        tracing::warn!(layer = %digest, ztoc = %lazy_index.descriptor.digest, why, "the layer is streamed");
+    let streamed = |because: &'static str, details: String| {
+        tracing::warn!(layer = %digest, ztoc = %lazy_index.descriptor.digest, because, details, "the layer is streamed");
+        Ok(ByZtoc::Not { because })
     };
     if lazy_index.descriptor.size > MAXIMUM_ZTOC {
-        streamed(format!("its zTOC has {} bytes, more than {MAXIMUM_ZTOC}", lazy_index.descriptor.size));
-        return Ok(None);
+        let details = format!("{} bytes, {MAXIMUM_ZTOC} at most", lazy_index.descriptor.size);
+        return streamed("its zTOC is too long", details);
     }
     let repository = origin.repository().await?;
-    let bytes = match repository.small_blob(&lazy_index.descriptor, MAXIMUM_ZTOC).await {
+    let bytes = match repository.small_blob_by_range(&lazy_index.descriptor, MAXIMUM_ZTOC).await {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            streamed("its zTOC is not there".to_owned());
-            return Ok(None);
+            return streamed("its zTOC is not there", chain(&error));
         }
         Err(error) => return Err(error.into()),
     };
-    if !repository.blob_of(&layer.descriptor).ranges_work() {
-        streamed("its host does not read by ranges".to_owned());
-        return Ok(None);
+    if !reads_by_ranges(&repository.blob_of(&layer.descriptor)).await? {
+        return streamed(NO_RANGES, origin.reference().to_string());
     }
     let format = layer.archive_format();
     let (store, descriptor, name) = (store.clone(), layer.descriptor.clone(), name.clone());
@@ -116,14 +123,27 @@ async fn try_ztoc(
                 IndexSource::Manifest => TableSource::SociNamed,
                 IndexSource::Referrer => TableSource::SociReferrer,
             };
-            blocking(move || draft_of_contents(&store, &name, contents, format, source)).await.map(Some)
+            let brought = blocking(move || draft_of_contents(&store, &name, contents, format, source)).await;
+            Ok(ByZtoc::Lazily(Box::new(brought?)))
         }
         Err(SociError::Insufficient(shortfall)) => {
-            streamed(shortfall.to_string());
-            Ok(None)
+            streamed("its zTOC does not tell enough of it", shortfall.to_string())
         }
         Err(error) => Err(Box::new(error).into()),
     }
+}
+
+/// Whether the host of a layer reads by ranges. As a rule the zTOC has shown it; else the layer's first byte is asked for, which costs no
+/// more where ranges are ignored.
+async fn reads_by_ranges(layer: &Blob) -> Result<bool, peelfs_registry::Error> {
+    if layer.range_support().is_none()
+        && layer.size() > 1
+        && let Err(error) = layer.read(0..1).await
+        && error.kind() != ErrorKind::RangeUnsupported
+    {
+        return Err(error);
+    }
+    Ok(layer.ranges_work())
 }
 
 fn draft_of_contents(

@@ -3,6 +3,7 @@
 //! [`Image::parse`] is pure; [`origin`] is the way to the registry or layout, opened when it is first needed, so that a known
 //! image mounts without it.
 
+mod configuration;
 pub mod origin;
 
 use oci_spec::image::{ImageConfiguration, ImageManifest, MediaType};
@@ -135,8 +136,7 @@ impl Image {
     pub fn parse(digest: &Digest, manifest: &[u8], config: &[u8]) -> Result<Image, ImageError> {
         let (manifest, descriptor) = Image::manifest(digest, manifest)?;
         let unusable = |reason: String| ImageError::Config { digest: descriptor.digest.clone(), reason };
-        let configuration =
-            ImageConfiguration::from_reader(config).map_err(|error| unusable(error.to_string()))?;
+        let configuration = configuration::parse(config).map_err(unusable)?;
         let diff_ids = configuration.rootfs().diff_ids();
         if diff_ids.len() != manifest.layers().len() {
             return Err(ImageError::LayerCount { layers: manifest.layers().len(), diff_ids: diff_ids.len() });

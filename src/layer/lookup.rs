@@ -94,6 +94,14 @@ impl Lookup {
         }
     }
 
+    /// All that the descriptor claims of the TOC, in words that are the same for the same claims, and for no others: they decide what is
+    /// read of a blob. What layers are kept by depends on these words.
+    pub fn claims(&self) -> String {
+        let estargz = self.estargz_digest.map_or("-".to_owned(), |digest| toc::hex(&digest));
+        let annotated = self.claims.as_ref().map_or("-".to_owned(), Claims::to_string);
+        format!("{} bytes, eStargz {estargz}, zstd:chunked {annotated}", self.blob_size)
+    }
+
     /// The bytes of the blob to read first.
     pub fn first_range(&self) -> Range<u64> {
         self.first_range.clone()
@@ -130,7 +138,12 @@ impl Lookup {
 /// Whether an entry of that name is no part of the image but what the writer of a layer with these annotations added to its archive.
 /// A layer that is streamed shows the same files as one whose TOC is used.
 pub fn is_bookkeeping(annotations: &BTreeMap<String, String>, path: &[u8]) -> bool {
-    annotations.contains_key(estargz::TOC_DIGEST_ANNOTATION) && toc::is_bookkeeping(path)
+    hides_bookkeeping(annotations) && toc::is_bookkeeping(path)
+}
+
+/// Whether there may be such entries in a layer with these annotations.
+pub fn hides_bookkeeping(annotations: &BTreeMap<String, String>) -> bool {
+    annotations.contains_key(estargz::TOC_DIGEST_ANNOTATION)
 }
 
 impl Located {

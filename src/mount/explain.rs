@@ -54,7 +54,7 @@ pub fn explain_layer(
     image: &Image,
     layer: &Layer,
 ) -> Result<Option<LayerAccount>, StoreError> {
-    let content = open_local_when_made(store, &image.manifest_digest, &layer.descriptor.digest)?;
+    let content = open_local_when_made(store, &image.manifest_digest, layer)?;
     let Some(content) = content else { return Ok(None) };
     let provenance = content.provenance()?;
     Ok(Some(LayerAccount {

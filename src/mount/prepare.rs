@@ -12,7 +12,7 @@ use crate::fetch::index::{IndexError, Indexer, identity as layer_identity, open_
 use crate::fetch::{Fetcher, LayerContent, ThreadStarter, referrers, soci};
 use crate::image::Image;
 use crate::image::origin::{Origin, ResolvedImage};
-use crate::store::{PendingTree, Store, StoreError};
+use crate::store::{ImageRecord, PendingTree, Store, StoreError};
 use crate::table::Table;
 use crate::tree::merge::merge;
 use crate::tree::serve::MergedTree;
@@ -47,7 +47,11 @@ pub fn known_image(
     platform: &Platform,
 ) -> Result<Option<Image>, StoreError> {
     let record = store.database().find_image(&reference.to_string(), &platform.to_string())?;
-    let Some(record) = record else { return Ok(None) };
+    record.map_or(Ok(None), |record| recorded_image(store, &record))
+}
+
+/// The image of a record; nothing if not all of its documents are in the store.
+pub fn recorded_image(store: &Store, record: &ImageRecord) -> Result<Option<Image>, StoreError> {
     let Some(manifest) = store.content().get(&record.manifest_digest)? else { return Ok(None) };
     let Some(config) = store.content().get(&record.config_digest)? else { return Ok(None) };
     let image =
@@ -143,7 +147,7 @@ pub fn prepare(
 pub fn local_tree(store: &Store, name: &str, image: &Image) -> Result<Option<MergedTree>, ImageMountError> {
     let mut layers = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
-        let opened = open_local_when_made(store, &image.manifest_digest, &layer.descriptor.digest)
+        let opened = open_local_when_made(store, &image.manifest_digest, layer)
             .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) })?;
         let Some(content) = opened else { return Ok(None) };
         layers.push(content);

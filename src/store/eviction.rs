@@ -62,7 +62,7 @@ impl ChunkMap {
 }
 
 impl LayerFiles {
-    /// Discards those of the chunks that are present, and gives their number. What somebody else holds stays: see the head of
+    /// Discards those of the chunks that are present, and gives their number; with them goes what is only kept to prove the layer. What somebody else holds stays: see the head of
     /// this file. Blocks that a chunk shares with its neighbours stay too, unless both are discarded at once.
     ///
     /// # Errors
@@ -101,6 +101,9 @@ impl LayerFiles {
         }) {
             let (first, last) = (&joined[0], &joined[joined.len() - 1]);
             self.data.discard(first.file, first.file_offset, last.file_offset.saturating_add(last.length))?;
+        }
+        if !cleared.is_empty() {
+            self.remove_rests()?;
         }
         Ok(cleared.len() as u64)
     }

@@ -59,7 +59,7 @@ pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore, table_identi
 pub use lock::FileLock;
 pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
-pub use rests::{MAXIMUM_REST, Rest, RestWriter, Rests};
+pub use rests::{MAXIMUM_REST, Rest, RestWriter, Rests, maximum_rests};
 pub use trees::{PendingTree, Trees};
 
 /// Where temporaries are made, within each part of the store.

@@ -8,11 +8,17 @@
 //!
 //! None of it is verified, and none of it is needed: what is missing, torn or wrong is fetched again. A record says what follows a
 //! chunk in the archive up to the next chunk, and where in the blob that ends. Of two of one chunk the last counts.
+//!
+//! As nobody needs them, they never stand in the way of what somebody does. They are
+//! - *given up* for good, and one byte is left that says so, when they would take more than their share of the layer
+//!   ([`maximum_rests`]), cannot be written, or take the room that a chunk needs: half of them would be worth next to nothing;
+//! - removed with the verdict, by whoever sees it first if who made it was killed; and when chunks are evicted, which is for want of room.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
@@ -20,15 +26,26 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::error::{Context, StoreError};
-use super::layers::LayerFiles;
+use super::layers::{LayerFiles, optional};
 
 const RESTS: &str = "rests";
 const MAGIC: u32 = u32::from_le_bytes(*b"rest");
 
 /// Most bytes of one rest: the headers of a thousand entries.
 pub const MAXIMUM_REST: usize = 1 << 20;
-/// Most bytes of all rests of a layer: those of some 200,000 files. They are gone once the layer is proved.
-pub const MAXIMUM_RESTS: u64 = 256 << 20;
+/// Most bytes of all rests of any layer: those of some 200,000 files.
+const MAXIMUM_RESTS: u64 = 256 << 20;
+/// Rests that are no more than this are never too many.
+const FEW_RESTS: u64 = 64 << 10;
+
+/// Length of the file of rests that were given up.
+const GIVEN_UP: u64 = 1;
+
+/// Most bytes of all rests of a layer whose files take so many: a quarter. Those of a Debian system with Python take a twenty-fifth; headers of
+/// 512 bytes stay below for the smallest files, which take 4 KiB each.
+pub fn maximum_rests(decoded: u64) -> u64 {
+    (decoded / 4).clamp(FEW_RESTS, MAXIMUM_RESTS)
+}
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -77,12 +94,15 @@ pub struct Rest {
 #[derive(Debug)]
 pub struct RestWriter {
     file: File,
+    maximum: u64,
+    /// Length of the file when it was last looked at: if it is shorter now, another process has given the rests up.
+    length: AtomicU64,
 }
 
 /// The rests of a layer, as they were when this was opened.
 #[derive(Debug)]
 pub struct Rests {
-    file: File,
+    file: Option<File>,
     places: HashMap<u32, (Head, u64)>,
 }
 
@@ -93,20 +113,30 @@ impl std::fmt::Debug for Head {
 }
 
 impl LayerFiles {
-    /// Opens the file of rests to add to it.
-    pub fn rest_writer(&self) -> Result<RestWriter, StoreError> {
+    /// Opens the file of rests to add to it, which are never to take more than `maximum` bytes. Nothing if they were given up.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn rest_writer(&self, maximum: u64) -> Result<Option<RestWriter>, StoreError> {
         let home = self.data.home();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND;
-        let file = home.open(RESTS, flags).context("make", home.path().join(RESTS))?;
-        Ok(RestWriter { file })
+        let path = home.path().join(RESTS);
+        let file = home.open(RESTS, flags).context("make", &path)?;
+        let length = file.metadata().context("look at", &path)?.len();
+        Ok((length != GIVEN_UP).then_some(RestWriter { file, maximum, length: AtomicU64::new(length) }))
     }
 
     /// The rests that are there.
+    ///
+    /// # Errors
+    /// Those of the disk.
     pub fn rests(&self) -> Result<Rests, StoreError> {
-        let file = self.rest_writer()?.file;
-        let path = self.data.home().path().join(RESTS);
-        let length = file.metadata().context("look at", &path)?.len();
+        let home = self.data.home();
+        let path = home.path().join(RESTS);
         let mut places = HashMap::new();
+        let file = optional(home.open(RESTS, OFlags::RDONLY)).context("open", &path)?;
+        let Some(file) = file else { return Ok(Rests { file, places }) };
+        let length = file.metadata().context("look at", &path)?.len();
         let mut reader = BufReader::new(&file);
         let mut head = Head::new(0, 0, &[]);
         let mut offset = 0;
@@ -122,10 +152,13 @@ impl LayerFiles {
             }
             places.insert(head.chunk.get(), (head, start));
         }
-        Ok(Rests { file, places })
+        Ok(Rests { file: Some(file), places })
     }
 
     /// Removes the rests: nobody needs them any more.
+    ///
+    /// # Errors
+    /// Those of the disk.
     pub fn remove_rests(&self) -> Result<(), StoreError> {
         let home = self.data.home();
         match rustix::fs::unlinkat(home.directory(), RESTS, AtFlags::empty()) {
@@ -136,27 +169,43 @@ impl LayerFiles {
 }
 
 impl RestWriter {
-    /// Frees the room that all rests take.
-    pub fn give_up(&self) {
-        if let Err(error) = self.file.set_len(0) {
-            tracing::debug!(%error, "rests stay");
+    /// Gives all rests up, and frees the room that they take; whether they took any.
+    pub fn give_up(&self) -> bool {
+        let takes_room = self.file.metadata().is_ok_and(|file| file.len() > GIVEN_UP);
+        match self.file.set_len(GIVEN_UP) {
+            Ok(()) => takes_room,
+            Err(error) => {
+                tracing::debug!(%error, "rests stay");
+                false
+            }
         }
     }
 
-    /// Keeps what follows a chunk; false if it is too much.
+    /// Keeps what follows a chunk.
     ///
     /// # Errors
-    /// Those of the disk; what was kept before is as it was.
-    pub fn add(&self, chunk: u32, rest: &Rest) -> std::io::Result<bool> {
-        let length = (size_of::<Head>() + rest.bytes.len()) as u64;
-        if rest.bytes.len() > MAXIMUM_REST || self.file.metadata()?.len() + length > MAXIMUM_RESTS {
-            return Ok(false);
+    /// Those of the disk; if the rests are too many then, or were given up or removed by another process. To be
+    /// [given up](Self::give_up) then.
+    pub fn add(&self, chunk: u32, rest: &Rest) -> std::io::Result<()> {
+        let refused = |why: &'static str| Err(std::io::Error::new(std::io::ErrorKind::QuotaExceeded, why));
+        if rest.bytes.len() > MAXIMUM_REST {
+            return refused("it is too long");
+        }
+        let metadata = self.file.metadata()?;
+        let is_shorter = metadata.len() < self.length.load(Ordering::Relaxed);
+        if metadata.len() == GIVEN_UP || is_shorter || metadata.nlink() == 0 {
+            return refused("another process has given them up");
+        }
+        let length = metadata.len() + (size_of::<Head>() + rest.bytes.len()) as u64;
+        if length > self.maximum {
+            return refused("they are too many");
         }
         let head = Head::new(chunk, rest.blob_end, &rest.bytes);
         super::durable::crash_point();
         // One write, so that no other process writes in between.
         std::io::Write::write_all(&mut &self.file, &[head.as_bytes(), &rest.bytes].concat())?;
-        Ok(true)
+        self.length.fetch_max(length, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -171,10 +220,12 @@ impl Rests {
     /// # Errors
     /// Those of the disk.
     pub fn get(&self, chunk: u32) -> std::io::Result<Option<Rest>> {
-        let Some((head, start)) = self.places.get(&chunk) else { return Ok(None) };
+        let (Some((head, start)), Some(file)) = (self.places.get(&chunk), &self.file) else {
+            return Ok(None);
+        };
         // It lies in the file, so it was written by somebody who kept to the bound.
         let mut bytes = vec![0; (head.length.get() as usize).min(MAXIMUM_REST)];
-        self.file.read_exact_at(&mut bytes, *start)?;
+        file.read_exact_at(&mut bytes, *start)?;
         let is_whole = head.sum(&bytes) == head.checksum.get();
         Ok(is_whole.then(|| Rest { bytes, blob_end: head.blob_end.get() }))
     }
@@ -183,7 +234,10 @@ impl Rests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Store;
+    use crate::layer::entry::Chunk;
+    use crate::store::layers::LayerDirectory;
+    use crate::store::{ChunkPlace, Store};
+    use crate::table::Codec;
 
     const DIGEST: &str = "sha256:3333333333333333333333333333333333333333333333333333333333333333";
 
@@ -191,20 +245,36 @@ mod tests {
         Rest { bytes: bytes.to_vec(), blob_end }
     }
 
+    /// A layer of one chunk, which is not there.
+    fn layer(directory: &tempfile::TempDir) -> (LayerDirectory, LayerFiles) {
+        let store = Store::open(directory.path()).unwrap();
+        let chunk = Chunk {
+            blob_offset: 0,
+            blob_length: 4096,
+            decoded_offset: 0,
+            decoded_length: 4096,
+            skip: 0,
+            codec: Codec::Raw,
+            checkpoint: 0,
+            digest: [0; 32],
+        };
+        let table = crate::layer::builder::LayerBuilder::new().finish([0; 32], &[chunk]).unwrap();
+        let layer = store.layers().layer(DIGEST).unwrap();
+        let files = layer.create().unwrap().publish(&table, Some(1)).unwrap();
+        (layer, files)
+    }
+
     #[test]
     fn rests_are_read_as_they_were_written_up_to_what_is_torn() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        let table = crate::layer::builder::LayerBuilder::new().finish([0; 32], &[]).unwrap();
-        let layer = store.layers().layer(DIGEST).unwrap();
-        let files = layer.create().unwrap().publish(&table, Some(0)).unwrap();
+        let (layer, files) = layer(&directory);
         assert_eq!(files.rests().unwrap().get(0).unwrap(), None);
-        let (one, other) =
-            (files.rest_writer().unwrap(), layer.open().unwrap().unwrap().rest_writer().unwrap());
-        assert!(one.add(5, &rest(b"five", 50)).unwrap());
-        assert!(other.add(6, &rest(b"", 60)).unwrap());
-        assert!(one.add(5, &rest(b"again", 51)).unwrap());
-        assert!(!one.add(7, &rest(&[0; MAXIMUM_REST + 1], 70)).unwrap(), "too long");
+        let open = |files: &LayerFiles| files.rest_writer(MAXIMUM_RESTS).unwrap().unwrap();
+        let (one, other) = (open(&files), open(&layer.open().unwrap().unwrap()));
+        one.add(5, &rest(b"five", 50)).unwrap();
+        other.add(6, &rest(b"", 60)).unwrap();
+        one.add(5, &rest(b"again", 51)).unwrap();
+        one.add(7, &rest(&[0; MAXIMUM_REST + 1], 70)).expect_err("too long");
         let rests = files.rests().unwrap();
         assert_eq!(rests.get(5).unwrap(), Some(rest(b"again", 51)));
         assert_eq!((rests.get(6).unwrap(), rests.blob_end(6)), (Some(rest(b"", 60)), Some(60)));
@@ -229,5 +299,68 @@ mod tests {
         files.remove_rests().unwrap();
         files.remove_rests().unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn rests_that_are_given_up_stay_so_for_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let (layer, files) = layer(&directory);
+        let path = layer.path().join(RESTS);
+        let length = || std::fs::metadata(&path).unwrap().len();
+        let open = || files.rest_writer(1000).unwrap();
+        let (one, other) = (open().unwrap(), open().unwrap());
+        one.add(1, &rest(&[1; 400], 1)).unwrap();
+        other.add(2, &rest(&[2; 400], 2)).unwrap();
+        let full = length();
+        assert!(full <= 1000);
+        one.add(3, &rest(&[3; 400], 3)).expect_err("they would be more than they may");
+        assert_eq!(length(), full, "what does not fit changes nothing");
+        assert!(one.give_up());
+        assert!(!other.give_up(), "they are gone");
+        for writer in [&one, &other] {
+            writer.add(4, &rest(b"", 4)).expect_err("they were given up");
+        }
+        assert!(open().is_none());
+        assert_eq!((length(), files.rests().unwrap().blob_end(1)), (GIVEN_UP, None));
+    }
+
+    #[test]
+    fn nobody_adds_to_rests_that_were_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_, files) = layer(&directory);
+        let writer = files.rest_writer(1000).unwrap().unwrap();
+        writer.add(1, &rest(b"one", 1)).unwrap();
+        files.remove_rests().unwrap();
+        writer.add(2, &rest(b"two", 2)).expect_err("nobody would find it");
+        // What comes after starts anew.
+        files.rest_writer(1000).unwrap().unwrap().add(3, &rest(b"three", 3)).unwrap();
+        assert_eq!(files.rests().unwrap().blob_end(3), Some(3));
+    }
+
+    #[test]
+    fn rests_go_with_the_first_chunk_that_is_evicted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (layer, files) = layer(&directory);
+        let path = layer.path().join(RESTS);
+        files.rest_writer(1000).unwrap().unwrap().add(0, &rest(b"rest", 1)).unwrap();
+        let place = ChunkPlace { chunk: 0, pieces: Vec::new() };
+        assert_eq!(files.evict(std::slice::from_ref(&place)).unwrap(), 0);
+        assert!(path.exists(), "nothing was evicted");
+        files.chunk_map.as_ref().unwrap().mark(0);
+        assert_eq!(files.evict(&[place]).unwrap(), 1);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn rests_take_no_more_than_a_quarter_of_what_their_layer_takes() {
+        for (decoded, most) in [
+            (0, FEW_RESTS),
+            (1 << 20, 256 << 10),
+            (200 << 20, 50 << 20),
+            (1 << 40, MAXIMUM_RESTS),
+            (u64::MAX, MAXIMUM_RESTS),
+        ] {
+            assert_eq!(maximum_rests(decoded), most, "{decoded}");
+        }
     }
 }

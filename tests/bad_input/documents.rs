@@ -18,6 +18,10 @@ fn mounting_documents_that_cannot_be_is_refused() {
     };
     let raw =
         |bytes: &[u8]| json!({ "mediaType": MANIFEST, "digest": layout.put(bytes), "size": bytes.len() });
+    // Some programs hold the layer against the second list.
+    let mut two_lists = config_document(std::slice::from_ref(&good), this_architecture());
+    two_lists["ROOTFS"] = json!({ "type": "layers", "diff_ids": [sha256(b"another archive")] });
+    let two_lists = manifest_document(&layout.put_json(CONFIG, &two_lists), std::slice::from_ref(&good));
     let index = |inner: &Value| layout.put_index(std::slice::from_ref(inner));
     let cases = [
         ("no JSON", raw(b"not JSON")),
@@ -25,6 +29,7 @@ fn mounting_documents_that_cannot_be_is_refused() {
         ("not an object", raw(b"[]")),
         ("nested without end", raw("[".repeat(200_000).as_bytes())),
         ("a manifest and an index at once", edited(&|document| document["manifests"] = json!([]))),
+        ("config with two lists of diff IDs", layout.put_json(MANIFEST, &two_lists)),
         ("config without layers", edited(&|_| {})),
         ("layer of another size", edited(&|document| document["layers"][0]["size"] = 1.into())),
         ("layer of negative size", edited(&|document| document["layers"][0]["size"] = (-1).into())),

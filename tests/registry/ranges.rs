@@ -1,6 +1,6 @@
 //! Ranged reads and streams give exactly the bytes asked for, whatever the host does.
 
-use peelfs_registry::{Blob, Client, ErrorKind};
+use peelfs_registry::{Blob, BlobDescriptor, Client, ErrorKind};
 
 use super::{client, content, hasty_client, streamed};
 use crate::support::registry::{FakeRegistry, Fault};
@@ -84,6 +84,45 @@ async fn a_host_that_refuses_ranges_says_so_at_once_and_can_be_streamed() {
         assert_eq!(streamed(&blob, 100_000).await.unwrap(), bytes[100_000..], "{status}");
         let last = registry.requests().pop().unwrap();
         assert_eq!(last.header("range"), None, "{status}");
+    }
+}
+
+/// A small blob that is asked for as a range is the same blob, whatever the host makes of ranges, and tells what that is.
+#[tokio::test]
+async fn a_small_blob_asked_for_by_its_range_tells_whether_ranges_work() {
+    let cases = [
+        (None, 1, Some(true)),
+        (Some(Fault::IgnoreRange), 1, None),
+        (Some(Fault::IgnoreWholeRange), 1, None),
+        (Some(Fault::RefuseRange(400)), 2, Some(false)),
+        (Some(Fault::RefuseRange(501)), 2, Some(false)),
+        // That may be said of this blob alone.
+        (Some(Fault::RefuseRange(416)), 2, None),
+    ];
+    for (fault, requests, works) in cases {
+        let (registry, client, bytes) = (FakeRegistry::start(), client(), content(SIZE));
+        let repository = client.repository(&registry.reference("name", "tag")).unwrap();
+        let descriptor = |bytes: &[u8]| BlobDescriptor {
+            digest: registry.put_blob(bytes),
+            size: bytes.len() as u64,
+            media_type: "application/octet-stream".to_owned(),
+            annotations: Default::default(),
+            urls: Vec::new(),
+        };
+        let (small, sibling) = (descriptor(&bytes), repository.blob_of(&descriptor(b"sibling")));
+        assert_eq!(sibling.range_support(), None);
+        if let Some(fault) = &fault {
+            registry.set_fault("blobs/", fault.clone());
+        }
+        assert_eq!(repository.small_blob_by_range(&small, SIZE as u64).await.unwrap(), bytes, "{fault:?}");
+        assert_eq!(registry.counters().blobs, requests, "{fault:?}");
+        assert_eq!(sibling.range_support(), works, "{fault:?}");
+        let error = repository.small_blob_by_range(&small, SIZE as u64 - 1).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        registry.put_blob_as(&small.digest, vec![0; SIZE]);
+        repository.small_blob_by_range(&small, SIZE as u64).await.unwrap_err();
+        let empty = descriptor(b"");
+        assert!(repository.small_blob_by_range(&empty, 0).await.unwrap().is_empty());
     }
 }
 

@@ -42,7 +42,11 @@ use sha2::Digest as _;
 pub enum Fault {
     /// Answers a ranged request with 200 and the whole blob.
     IgnoreRange,
-    /// Answers with this status and nothing else. 416, 501 and 400 are how registries refuse ranges.
+    /// The same for a range that is the whole blob.
+    IgnoreWholeRange,
+    /// Answers a ranged request with this status and nothing else. 416, 501 and 400 are how registries refuse ranges.
+    RefuseRange(u16),
+    /// Answers with this status and nothing else.
     Status(u16),
     /// Answers with this status and this `Retry-After`.
     RetryAfter(u16, String),

@@ -1,12 +1,13 @@
 //! What a layer's annotations claim of its TOC. They are part of the manifest, so this is what is vouched for.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use peelfs_registry::Digest;
 
 use super::{Place, Positions};
 use crate::layer::estargz::TOC_DIGEST_ANNOTATION;
-use crate::layer::toc::sha256;
+use crate::layer::toc::{hex, sha256};
 
 /// What the names of annotations begin with: in the podman family today; in the stargz project, and in podman's at first.
 const PREFIXES: [&str; 2] = ["io.github.containers.zstd-chunked.", "io.containers.zstd-chunked."];
@@ -25,6 +26,28 @@ pub struct Claims {
     pub json_digest: Option<[u8; 32]>,
     /// SHA-256 of the compressed tar-split data (`tarsplit-checksum`); newer writers put it into the TOC.
     pub tar_split_digest: Option<[u8; 32]>,
+}
+
+impl fmt::Display for Claims {
+    /// In words that are the same for the same claims, and for no others.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Claims { positions, compressed_digest, json_digest, tar_split_digest } = self;
+        let place = |place: Option<Place>| {
+            place.map_or("-".to_owned(), |place| {
+                format!("{}:{}:{}", place.offset, place.compressed_length, place.decoded_length)
+            })
+        };
+        let digest = |digest: &Option<[u8; 32]>| digest.map_or("-".to_owned(), |digest| hex(&digest));
+        write!(
+            formatter,
+            "at {} {}, tar-split at {} {}, JSON {}",
+            place(positions.map(|positions| positions.toc)),
+            digest(compressed_digest),
+            place(positions.and_then(|positions| positions.tar_split)),
+            digest(tar_split_digest),
+            digest(json_digest),
+        )
+    }
 }
 
 impl Claims {

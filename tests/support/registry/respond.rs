@@ -65,6 +65,9 @@ pub(super) fn answer(
     }
     match fault {
         Some(Fault::Close) => return None,
+        Some(Fault::RefuseRange(status)) if request.header("range").is_some() => {
+            return Some(Answer::error(*status, "UNSUPPORTED", "told to"));
+        }
         Some(Fault::Status(status)) => return Some(Answer::error(*status, "UNKNOWN", "told to")),
         Some(Fault::RetryAfter(status, after)) => {
             return Some(Answer::empty(*status, vec![("retry-after", after.clone())]));
@@ -205,7 +208,12 @@ fn blob_answer(content: Content, digest: &str, request: &Request, fault: Option<
         ("docker-content-digest", digest.to_owned()),
     ];
     let range = request.header("range").and_then(parsed_range);
-    let Some((first, last)) = range.filter(|_| !matches!(fault, Some(Fault::IgnoreRange))) else {
+    let is_ignored = |(first, last): &(u64, Option<u64>)| match fault {
+        Some(Fault::IgnoreRange) => true,
+        Some(Fault::IgnoreWholeRange) => *first == 0 && last.is_none_or(|last| last + 1 >= size),
+        _ => false,
+    };
+    let Some((first, last)) = range.filter(|range| !is_ignored(range)) else {
         return Answer::new(200, headers, content);
     };
     if first >= size {
