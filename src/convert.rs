@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! source ─▶ index ─▶ manifests ─▶ layers, each once ─▶ spool ─▶ writer ─▶ blob draft ─▶ destination
+//!                        │                                        └ tables of contents ─▶ TOC image, if they are external
 //!                        └──────── documents made anew, when all their layers are there ──▶ │
 //! ```
 //!
@@ -13,9 +14,9 @@ mod error;
 mod format;
 mod layers;
 pub mod soci;
+mod toc_image;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ use peelfs_registry::{
 use self::documents::NewDocument;
 pub use self::error::ConvertError;
 pub use self::format::Format;
-pub use self::layers::ConvertedLayer;
+pub use self::layers::{ConvertedLayer, TocBlob};
 use crate::image::{Image, Layer};
 
 /// Layers that are worked on at the same time: while one is decoded, which one thread does, the others are compressed.
@@ -79,7 +80,7 @@ pub enum Event {
     /// So many of them have been written.
     Written(Digest, u64),
     /// It is at its destination.
-    Done(Digest, ConvertedLayer),
+    Done(Digest, Box<ConvertedLayer>),
 }
 
 /// Who is told of [`Event`]s.
@@ -92,6 +93,8 @@ pub struct Converted {
     pub digest: Digest,
     /// Its media type.
     pub media_type: String,
+    /// Digest of the manifest of the TOC image, if there is one: it is named by the destination's tag and a suffix.
+    pub toc_image: Option<Digest>,
     /// One for each image, in the order of the source.
     pub images: Vec<ConvertedImage>,
     /// Files that were to come first and are in no layer.
@@ -122,18 +125,24 @@ pub async fn convert(request: Request) -> Result<Converted, ConvertError> {
     if request.destination.digest().is_some() {
         return Err(ConvertError::Destination { destination: request.destination.to_string() });
     }
+    let toc_target = toc_image::target(&request.destination, &request.format)?;
     let client = Client::new(request.client.clone())?;
     let source = client.repository(&request.source)?;
     let destination = client.repository(&request.destination)?;
     let plan = Plan::find(&source, &request.source.target(), &request.platforms).await?;
     let layers = convert_layers(&plan, &source, &destination, &request).await?;
     let missed = plan.missed(&layers, request.wanted.len());
+    let toc_image = match toc_target {
+        Some(target) => Some(toc_image::put(&destination, &target, layers.values(), &request.scratch).await?),
+        None => None,
+    };
     let writer =
         DocumentWriter { plan: &plan, layers: &layers, destination: &destination, scratch: &request.scratch };
     let (root, images) = writer.write(&plan.root, Some(&request.destination.target())).await?;
     Ok(Converted {
         digest: root.digest,
         media_type: root.media_type.to_owned(),
+        toc_image,
         images,
         missed: missed.into_iter().map(|at| request.wanted[at].clone()).collect(),
         left_out: plan.left_out,
@@ -295,13 +304,7 @@ impl DocumentWriter<'_> {
         let converted: Vec<&ConvertedLayer> = layers.iter().map(|(_, converted)| converted).collect();
         let config = documents::config(&image.config.digest, config, &converted)?;
         let config_size = config.len() as u64;
-        let (destination, scratch) = (self.destination.clone(), self.scratch.to_owned());
-        let draft = layers::blocking(move || {
-            let mut draft = destination.new_blob(&scratch)?;
-            draft.write_all(&config).map_err(|error| ConvertError::Config { reason: error.to_string() })?;
-            Ok::<_, ConvertError>(draft)
-        });
-        let (config_digest, _) = draft.await?.keep().await?;
+        let (config_digest, _) = layers::put_bytes(self.destination, self.scratch, config).await?;
         let bytes = documents::manifest(document, &config_digest, config_size, &converted)?;
         images.push(ConvertedImage {
             platform: platform_name(image),

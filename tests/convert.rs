@@ -32,6 +32,8 @@ fn additions() -> [Allowed; 1] {
 
 const ESTARGZ: &str = "estargz";
 const ZSTD_CHUNKED: &str = "zstd-chunked";
+/// The formats that write layers anew, and how they are asked for.
+const FORMS: [(&str, &[&str]); 3] = [(ESTARGZ, &[]), (ESTARGZ, &["--external-toc"]), (ZSTD_CHUNKED, &[])];
 
 fn convert(peel: &Peel, source: &str, destination: &str, options: &[&str]) -> Value {
     convert_as(ESTARGZ, peel, source, destination, options)
@@ -73,13 +75,13 @@ fn a_converted_debian_python_is_what_it_was() {
     let source = format!("oci:{}:gzip", images.display());
     let expected = Unpacked::by_umoci(&format!("{}:gzip", images.display())).unwrap();
     let expected = Tree::walk(&expected.path());
-    for format in [ESTARGZ, ZSTD_CHUNKED] {
-        let out = peel.scratch().join(format);
+    for (format, options) in FORMS {
+        let out = peel.scratch().join([&[format], options].concat().join("-"));
         let destination = format!("oci:{}:converted", out.display());
-        let report = convert_as(format, &peel, &source, &destination, &[]);
+        let report = convert_as(format, &peel, &source, &destination, options);
 
         // umoci knows no zstd. As a copy of it in gzip the image must be the same.
-        let copy = peel.scratch().join(format!("{format}-copied"));
+        let copy = out.with_added_extension("copied");
         let mut skopeo = Command::new("skopeo");
         skopeo.args(["copy", "--quiet", "--dest-compress-format", "gzip", &destination]);
         skopeo.arg(format!("oci:{}:converted", copy.display()));
@@ -99,16 +101,24 @@ fn a_converted_debian_python_is_what_it_was() {
 
         let layout = Layout::open(&out);
         for (_, layer) in layers(&report, &layout).filter(|_| format == ESTARGZ) {
-            let blob = layout.blob_path(layer["digest"].as_str().unwrap());
-            stargz_library_verifies(&blob, layer, peel.scratch());
+            let tables = layout.has_tag("converted-esgztoc").then(|| layout.manifest("converted-esgztoc"));
+            stargz_library_verifies(&layout, layer, tables, peel.scratch());
         }
     }
 }
 
 /// Skipped, with a word, where Go or the library is not installed.
-fn stargz_library_verifies(blob: &Path, layer: &Value, scratch: &Path) {
+fn stargz_library_verifies(layout: &Layout, layer: &Value, tables: Option<Value>, scratch: &Path) {
+    let blob = layout.blob_path(layer["digest"].as_str().unwrap());
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/verify-estargz"));
-    command.arg(blob).arg(layer["toc_digest"].as_str().unwrap());
+    command.arg(&blob).arg(layer["toc_digest"].as_str().unwrap());
+    if let Some(tables) = tables {
+        let is_of_layer = |table: &&Value| {
+            table["annotations"]["containerd.io/snapshot/stargz/layer.digest"] == layer["digest"]
+        };
+        let table = tables["layers"].as_array().unwrap().iter().find(is_of_layer).unwrap();
+        command.arg(layout.blob_path(table["digest"].as_str().unwrap()));
+    }
     let outcome = run_to_end(command, scratch);
     match outcome.code {
         Some(77) => eprintln!("skipped: {}", outcome.stderr.trim()),
@@ -122,6 +132,9 @@ fn every_case_is_what_the_model_says_after_conversion() {
         (every_case(), ESTARGZ, &["--chunk-size", "100000"][..]),
         (every_case(), ESTARGZ, &["--min-chunk", "50000", "--level", "1"]),
         (every_case_of_archives(), ESTARGZ, &["--min-chunk", "1000"]),
+        (every_case(), ESTARGZ, &["--external-toc", "--chunk-size", "100000"]),
+        (every_case_of_archives(), ESTARGZ, &["--external-toc", "--min-chunk", "50000"]),
+        (vec![vec![]], ESTARGZ, &["--external-toc"]),
         (every_case(), ZSTD_CHUNKED, &[]),
         (every_case(), ZSTD_CHUNKED, &["--chunk-size", "100000", "--level", "1"]),
         (every_case_of_archives(), ZSTD_CHUNKED, &[]),
@@ -146,11 +159,13 @@ fn digests_depend_on_content_and_options_alone() {
             .concat();
     let gzip = layout.image("gzip", std::slice::from_ref(&files), Form::GZIP);
     let zstd = layout.image("zstd", &[files], Form::ZSTD);
-    for format in [ESTARGZ, ZSTD_CHUNKED] {
-        let out = |name: &str| peel.scratch().join(format!("{format}-{name}"));
+    for (form, (format, form_options)) in FORMS.into_iter().enumerate() {
+        let out = |name: &str| peel.scratch().join(format!("{form}-{name}"));
         let convert_to = |name: &str, source: &str, options: &[&str]| {
             let destination = format!("oci:{}:{name}", out(name).display());
-            convert_as(format, &peel, source, &destination, options)["digest"].clone()
+            let options = [form_options, options].concat();
+            let report = convert_as(format, &peel, source, &destination, &options);
+            [&report["digest"], &report["toc_image"]["digest"]].map(Value::clone)
         };
         let first = convert_to("one", &gzip, &["--threads", "1"]);
         assert_eq!(convert_to("seven", &gzip, &["--threads", "7"]), first);
@@ -317,13 +332,17 @@ fn what_cannot_be_converted_is_refused_and_nothing_is_named() {
             assert!(!out.join("index.json").exists());
         }
     }
-    for (format, option, value) in [(ZSTD_CHUNKED, "--min-chunk", "1000"), (ESTARGZ, "--level", "10")] {
+    for (format, option) in [
+        (ZSTD_CHUNKED, &["--min-chunk", "1000"][..]),
+        (ESTARGZ, &["--level", "10"]),
+        (ZSTD_CHUNKED, &["--external-toc"]),
+        ("soci", &["--external-toc"]),
+    ] {
         let destination = format!("oci:{}:options", out.display());
-        let arguments =
-            ["convert", &layout.reference("lying"), &destination, "--format", format, option, value];
-        let outcome = peel.run(&arguments);
+        let arguments = ["convert", &layout.reference("lying"), &destination, "--format", format];
+        let outcome = peel.run(&[&arguments, option].concat());
         assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
-        assert!(outcome.stderr.contains(option), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(option[0]), "{}", outcome.stderr);
     }
     let pinned = format!("oci:{}@sha256:{:064}", out.display(), 0);
     let outcome = peel.run(&["convert", &layout.reference("lying"), &pinned, "--format", "estargz"]);

@@ -1,8 +1,11 @@
 //! Promise: an eStargz whose tables of contents are in another image is mounted by them, and trusted no more than any other: a
-//! missing or foreign table costs laziness, a false one the mount. (Real images of that form are mounted in `formats`.)
+//! missing or foreign table costs laziness, a false one the mount. And what we write in that form is so, and leaves the image what it was.
+//! (Real images of that form, written by others, are mounted in `formats`.)
 
 use crate::support::archive::TestEntry;
-use crate::support::blob::{Encoded, Estargz, Footer, estargz_with_toc, external_toc, sha256, toc_json};
+use crate::support::blob::{
+    Encoded, Estargz, Footer, Form, estargz_with_toc, external_toc, sha256, toc_json,
+};
 use crate::support::content::Content;
 use crate::support::image::{CONFIG, INDEX, Layout, MANIFEST, manifest_document, this_architecture};
 use crate::support::peel::{Peel, is_mount_point};
@@ -235,4 +238,123 @@ fn mounting_an_image_shows_nothing_of_the_tables_that_another_image_names_for_it
         mount.unmount();
         image.mounts(&peel, &image.reference());
     }
+}
+
+/// An ordinary image of [`layers`] in a registry that takes pushes.
+fn ordinary() -> (FakeRegistry, Layout, String, tempfile::TempDir) {
+    let (registry, directory) = (FakeRegistry::start(), tempfile::tempdir().unwrap());
+    let mut layout = Layout::create(directory.path());
+    layout.image("test", &layers(), Form::GZIP);
+    let reference = layout.serve(&registry, "ordinary", "test");
+    registry.take_pushes();
+    (registry, layout, reference, directory)
+}
+
+fn convert(peel: &Peel, source: &str, destination: &str, options: &[&str]) -> Value {
+    let arguments = ["convert", source, destination, "--format", "estargz", "--external-toc", "--quiet"];
+    peel.json(&[&arguments[..], &["--json"], options].concat())
+}
+
+fn manifest(registry: &FakeRegistry, repository: &str, tag: &str) -> Value {
+    serde_json::from_slice(&registry.manifest(repository, tag).unwrap()).unwrap()
+}
+
+#[test]
+fn a_converted_image_keeps_config_and_diff_ids_and_is_mounted_by_the_tables_beside_it() {
+    let (registry, layout, source, _blobs) = ordinary();
+    let peel = Peel::new();
+    let destination = registry.reference("converted", "tag").to_string();
+    let report = convert(&peel, &source, &destination, &[]);
+    let (before, after) = (layout.manifest("test"), manifest(&registry, "converted", "tag"));
+    assert_eq!(after["config"]["digest"], before["config"]["digest"]);
+
+    // As the reference writes it: no config to speak of, one table for each layer, no more annotations than that.
+    let tables = manifest(&registry, "converted", "tag-esgztoc");
+    assert_eq!(report["toc_image"]["reference"], format!("{destination}-esgztoc"));
+    assert_eq!(tables["mediaType"], MANIFEST);
+    assert_eq!(tables["config"], json!({ "mediaType": CONFIG, "digest": sha256(b"{}"), "size": 2 }));
+    let described: Vec<Value> =
+        tables["layers"].as_array().unwrap().iter().map(|table| table["annotations"].clone()).collect();
+    let mut expected: Vec<&str> =
+        after["layers"].as_array().unwrap().iter().map(|layer| layer["digest"].as_str().unwrap()).collect();
+    expected.sort_unstable();
+    let expected: Vec<Value> = expected
+        .into_iter()
+        .map(|digest| json!({ "containerd.io/snapshot/stargz/layer.digest": digest }))
+        .collect();
+    assert_eq!(described, expected);
+
+    let layer_bytes: u64 =
+        after["layers"].as_array().unwrap().iter().map(|layer| layer["size"].as_u64().unwrap()).sum();
+    registry.reset_counters();
+    let mount = peel.mount(&destination);
+    let counters = registry.counters();
+    assert_eq!((counters.manifests, counters.blobs), (2, 1 + 3 + 2), "{:?}", registry.requests());
+    assert!(counters.blob_bytes < layer_bytes / 10, "{counters:?}");
+    for (name, seed) in [("zero", 0), ("one", 1)] {
+        assert!(fs::read(mount.join(name)).unwrap() == large(seed).to_vec(), "{name}");
+    }
+    mount.unmount();
+}
+
+#[test]
+fn listed_files_have_their_landmark_and_make_it_another_archive() {
+    let (registry, layout, source, directory) = ordinary();
+    let peel = Peel::new();
+    let list = directory.path().join("list");
+    fs::write(&list, "one\n").unwrap();
+    let destination = registry.reference("converted", "tag").to_string();
+    let report = convert(&peel, &source, &destination, &["--order", list.to_str().unwrap()]);
+    let config: Value = serde_json::from_slice(
+        &fs::read(layout.blob_path(layout.manifest("test")["config"]["digest"].as_str().unwrap())).unwrap(),
+    )
+    .unwrap();
+    let layers = report["images"][0]["layers"].as_array().unwrap();
+    let is_as_before = |layer: usize| layers[layer]["diff_id"] == config["rootfs"]["diff_ids"][layer];
+    assert_eq!([0, 1, 2].map(is_as_before), [true, false, true]);
+    let mount = peel.mount(&destination);
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 3, "landmarks are not shown");
+    mount.unmount();
+}
+
+#[test]
+fn all_platforms_have_one_image_with_the_tables_of_all() {
+    let peel = Peel::new();
+    let mut layout = Layout::create(peel.scratch().join("source"));
+    let shared = layout.put_layer(&[TestEntry::file("shared", "shared")], Form::GZIP);
+    let images = ["amd64", "arm64"].map(|architecture| {
+        let own = layout.put_layer(&[TestEntry::file("of", architecture)], Form::Tar);
+        layout.put_image(&[shared.clone(), own], architecture)
+    });
+    let index = layout.put_index(&images);
+    layout.tag("test", &index);
+    let out = peel.scratch().join("out");
+    let destination = format!("oci:{}:all", out.display());
+    convert(&peel, &layout.reference("test"), &destination, &["--all-platforms"]);
+    assert_eq!(Layout::open(&out).manifest("all-esgztoc")["layers"].as_array().unwrap().len(), 3);
+    let mount = peel.mount_with(&destination, &["--platform", "linux/arm64"]);
+    assert_eq!(fs::read(mount.join("of")).unwrap(), b"arm64");
+    mount.unmount();
+}
+
+#[test]
+fn an_image_that_needs_tables_is_not_named_before_they_are() {
+    let (registry, _layout, source, directory) = ordinary();
+    let peel = Peel::new();
+    let destination = registry.reference("converted", "tag").to_string();
+    registry.set_fault("manifests/tag-esgztoc", Fault::Status(403));
+    let arguments = ["convert", &source, &destination, "--format", "estargz", "--external-toc"];
+    assert_eq!(peel.run(&arguments).code, Some(4));
+    assert!(registry.manifest("converted", "tag").is_none());
+    // Where there is no name for such an image, nothing is read.
+    registry.reset_counters();
+    let long = format!("{}:{}", destination.strip_suffix(":tag").unwrap(), "t".repeat(124));
+    let unnamed = format!("oci:{}", directory.path().join("unnamed").display());
+    for destination in [long, unnamed] {
+        let arguments = ["convert", &source, &destination, "--format", "estargz", "--external-toc"];
+        let outcome = peel.run(&arguments);
+        assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("-esgztoc"), "{}", outcome.stderr);
+    }
+    assert!(registry.requests().is_empty());
 }

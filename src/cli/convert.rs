@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use peelfs::convert::{self, Converted, Platforms, Request};
+use peelfs::layer::estargz::TOC_IMAGE_SUFFIX;
 use peelfs::layer::estargz::writer::{
     self as estargz, EstargzOptions, MAXIMUM_CHUNK_SIZE, MAXIMUM_MINIMUM_CHUNK,
 };
@@ -37,12 +38,17 @@ pub struct Arguments {
     /// Convert the images of all platforms
     #[arg(long)]
     all_platforms: bool,
-    /// Put the files listed in FILE first, one path a line, in that order; they are fetched before anything else
+    /// Put the files listed in FILE first, one path a line, in that order. In estargz a landmark follows them, and they are fetched
+    /// before anything else; zstd-chunked has no landmark: there they lie together, and come in few requests when they are read
     #[arg(long, value_name = "FILE")]
     order: Option<PathBuf>,
     /// estargz: let small files share what is fetched together until it has BYTES, uncompressed: fewer requests, a smaller image
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(..=MAXIMUM_MINIMUM_CHUNK))]
     min_chunk: Option<u64>,
+    /// estargz: put the tables of contents into an image of their own, named by the tag of DST and "-esgztoc": an image in which nothing
+    /// has to change keeps its config, and so its ID
+    #[arg(long)]
+    external_toc: bool,
     /// Split files longer than BYTES into chunks of that length [default: 4194304 for estargz; where their content says so, into
     /// chunks of about 65536, for zstd-chunked]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(4096..=MAXIMUM_CHUNK_SIZE))]
@@ -78,9 +84,17 @@ struct Report {
     destination: String,
     digest: String,
     media_type: String,
+    /// The image with the tables of contents, if they are in one.
+    toc_image: Option<TocImageReport>,
     images: Vec<ImageReport>,
     missed: Vec<String>,
     left_out: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct TocImageReport {
+    reference: String,
+    digest: String,
 }
 
 #[derive(Serialize)]
@@ -100,7 +114,7 @@ struct LayerReport {
     diff_id: String,
     uncompressed_size: u64,
     toc_digest: Option<String>,
-    /// What its table of contents cannot say, if something.
+    /// Why its table of contents, if it has one at all, is of no use, if so.
     not_lazy: Option<String>,
 }
 
@@ -155,10 +169,10 @@ fn format(arguments: &Arguments) -> anyhow::Result<Option<convert::Format>> {
     };
     let chunk_size = arguments.chunk_size.and_then(NonZeroU64::new);
     let writes = arguments.level.is_some() || arguments.threads.is_some() || arguments.order.is_some();
-    let cuts = arguments.min_chunk.is_some() || arguments.chunk_size.is_some();
+    let cuts = arguments.min_chunk.is_some() || arguments.chunk_size.is_some() || arguments.external_toc;
     Ok(Some(match arguments.format {
         Format::Soci if writes || cuts => {
-            let reason = "soci leaves the layers as they are: it has no --order, --min-chunk, --chunk-size, --level, --threads";
+            let reason = "soci leaves the layers as they are: it has no --order, --min-chunk, --external-toc, --chunk-size, --level, --threads";
             return Err(failure::Usage(reason.to_owned()).into());
         }
         Format::Soci => return Ok(None),
@@ -170,11 +184,19 @@ fn format(arguments: &Arguments) -> anyhow::Result<Option<convert::Format>> {
             chunk_size: chunk_size.unwrap_or(estargz::DEFAULT_CHUNK_SIZE),
             minimum_chunk: arguments.min_chunk.unwrap_or(0),
             level: arguments.level.unwrap_or(estargz::DEFAULT_LEVEL),
+            external_toc: arguments.external_toc,
             threads,
         }),
         Format::ZstdChunked if arguments.min_chunk.is_some() => {
             return Err(failure::Usage(
                 "--min-chunk is for estargz: in zstd-chunked no two files share a chunk".to_owned(),
+            )
+            .into());
+        }
+        Format::ZstdChunked if arguments.external_toc => {
+            return Err(failure::Usage(
+                "--external-toc is for estargz: zstd-chunked leaves the archive as it was without it"
+                    .to_owned(),
             )
             .into());
         }
@@ -218,6 +240,11 @@ fn report(destination: &ImageReference, converted: &Converted) -> Report {
         destination: destination.to_string(),
         digest: converted.digest.to_string(),
         media_type: converted.media_type.clone(),
+        toc_image: converted.toc_image.as_ref().map(|digest| TocImageReport {
+            // It has a tag, or there would be no such image.
+            reference: format!("{destination}{TOC_IMAGE_SUFFIX}"),
+            digest: digest.to_string(),
+        }),
         images: images.collect(),
         missed: converted.missed.iter().map(shown).collect(),
         left_out: converted.left_out.clone(),
@@ -233,10 +260,7 @@ fn warn(report: &Report) {
     }
     for layer in report.images.iter().flat_map(|image| &image.layers) {
         if let Some(reason) = &layer.not_lazy {
-            tracing::warn!(
-                layer = layer.digest,
-                "it will be mounted, but not lazily: its table of contents cannot say {reason}"
-            );
+            tracing::warn!(layer = layer.digest, "it will be mounted, but not lazily: {reason}");
         }
     }
 }
@@ -256,5 +280,8 @@ fn table(report: &Report) -> String {
             ]);
         }
     }
-    format!("{}{} {}\n", output::table(&columns, &rows), report.destination, report.digest)
+    let toc_image = report.toc_image.as_ref();
+    let toc_image = toc_image.map(|image| format!("{} {}\n", image.reference, image.digest));
+    let toc_image = toc_image.unwrap_or_default();
+    format!("{}{} {}\n{toc_image}", output::table(&columns, &rows), report.destination, report.digest)
 }

@@ -123,8 +123,8 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         Some(_) => return Some(6),
     }
     match as_type::<ConvertError>(error) {
-        Some(ConvertError::Destination { .. }) => return Some(2),
-        Some(ConvertError::Config { .. } | ConvertError::Scratch { .. } | ConvertError::Copy { .. }) => {
+        Some(ConvertError::Destination { .. } | ConvertError::TocImage { .. }) => return Some(2),
+        Some(ConvertError::SmallBlob { .. } | ConvertError::Scratch { .. } | ConvertError::Copy { .. }) => {
             return Some(7);
         }
         Some(ConvertError::NothingToIndex { .. }) => return Some(1),

@@ -112,7 +112,7 @@ pub(super) fn index(
 }
 
 /// A layer that may not be distributed stays one.
-fn layer_media_type(source: Option<&str>, compression: Compression) -> String {
+pub(super) fn layer_media_type(source: Option<&str>, compression: Compression) -> String {
     let base = match source {
         Some(source) if source.contains("nondistributable") || source.contains(".foreign.") => {
             "application/vnd.oci.image.layer.nondistributable.v1.tar"

@@ -42,9 +42,19 @@ pub enum ConvertError {
         /// Why not.
         reason: String,
     },
-    /// The new config cannot be stored.
-    #[error("the new config cannot be written: {reason}")]
-    Config {
+    /// Nothing to name the image with the tables of contents by.
+    #[error(
+        "the tables of contents go into an image beside {destination}, named by its tag and \"{suffix}\": give it a tag that leaves room for that"
+    )]
+    TocImage {
+        /// As it was given.
+        destination: String,
+        /// What comes after the tag.
+        suffix: &'static str,
+    },
+    /// A config or a table of contents cannot be stored.
+    #[error("a blob of the new image cannot be written: {reason}")]
+    SmallBlob {
         /// Why not.
         reason: String,
     },

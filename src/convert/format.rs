@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use crate::layer::estargz::TOC_IMAGE_SUFFIX;
 use crate::layer::estargz::writer::{EstargzOptions, write_estargz};
 use crate::layer::spool::Spool;
 use crate::layer::write::{WriteError, WrittenLayer};
@@ -17,6 +18,14 @@ pub enum Format {
 }
 
 impl Format {
+    /// What the tag of the image with the layers' tables of contents has after that of the image itself, if they go into one.
+    pub(super) fn toc_image_suffix(&self) -> Option<&'static str> {
+        match self {
+            Format::Estargz(options) => options.external_toc.then_some(TOC_IMAGE_SUFFIX),
+            Format::ZstdChunked(_) => None,
+        }
+    }
+
     /// Writes the layer in `spool` to `output`, the files named in `wanted` first. `progress` is told how many uncompressed bytes
     /// have been written so far, of about those of the spool.
     ///

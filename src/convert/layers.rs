@@ -1,5 +1,8 @@
 //! One layer: unpacked into a file as it arrives, and written from there.
 
+use std::io::Write;
+use std::path::Path;
+
 use peelfs_registry::{Digest, Repository};
 
 use super::{ConvertError, Event, Request};
@@ -22,6 +25,17 @@ pub struct ConvertedLayer {
     pub size: u64,
     /// What is in it.
     pub written: WrittenLayer,
+    /// The blob with its table of contents, if that is at the destination beside it.
+    pub toc_blob: Option<TocBlob>,
+}
+
+/// A blob that holds the table of contents of a layer.
+#[derive(Clone, Debug)]
+pub struct TocBlob {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// Converts a layer and puts it at its destination.
@@ -68,11 +82,33 @@ pub(super) async fn convert_layer(
     };
     let feeding = feed(source.blob_of(descriptor).stream(0), sender);
     let (worked, ()) = futures_util::future::join(work, feeding).await;
-    let (draft, written) = worked?;
+    let (draft, mut written) = worked?;
     let (new_digest, size) = draft.keep().await?;
-    let converted = ConvertedLayer { digest: new_digest, size, written };
-    (request.progress)(Event::Done(digest, converted.clone()));
+    let toc_blob = match written.external_toc.take() {
+        None => None,
+        Some(bytes) => {
+            let (digest, size) = put_bytes(destination, &request.scratch, bytes).await?;
+            Some(TocBlob { digest, size })
+        }
+    };
+    let converted = ConvertedLayer { digest: new_digest, size, written, toc_blob };
+    (request.progress)(Event::Done(digest, Box::new(converted.clone())));
     Ok(converted)
+}
+
+/// Puts a blob that is all in memory at the destination; gives its digest and size.
+pub(super) async fn put_bytes(
+    destination: &Repository,
+    scratch: &Path,
+    bytes: Vec<u8>,
+) -> Result<(Digest, u64), ConvertError> {
+    let (destination, scratch) = (destination.clone(), scratch.to_owned());
+    let draft = blocking(move || {
+        let mut draft = destination.new_blob(&scratch)?;
+        draft.write_all(&bytes).map_err(|error| ConvertError::SmallBlob { reason: error.to_string() })?;
+        Ok::<_, ConvertError>(draft)
+    });
+    Ok(draft.await?.keep().await?)
 }
 
 /// Runs what blocks beside the runtime's own threads; its panic goes on here.

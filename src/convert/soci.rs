@@ -364,7 +364,7 @@ impl Publisher<'_> {
         let (digest, bytes) = (digest.clone(), bytes.to_vec());
         let draft = blocking(move || {
             let mut draft = destination.new_copy(&digest, &scratch)?;
-            draft.write_all(&bytes).map_err(|error| ConvertError::Config { reason: error.to_string() })?;
+            draft.write_all(&bytes).map_err(|error| ConvertError::SmallBlob { reason: error.to_string() })?;
             Ok::<_, ConvertError>(draft)
         });
         draft.await?.keep().await?;

@@ -4,10 +4,10 @@
 //! layer replaces: such a list has one entry for each name. First come the files that are wanted first, each after its parent
 //! directories and, if it is a hardlink, after its target; all else stays in the order of the archive.
 
-use std::collections::{HashMap, HashSet};
+mod names;
 
+use self::names::{Name, NameError, Names};
 use super::entry::EntryKind;
-use super::path::{PathError, components};
 use super::spool::SpooledEntry;
 use super::toc::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
 
@@ -23,7 +23,7 @@ pub enum ArrangeError {
         /// As written, escaped.
         name: String,
         /// What is wrong with it.
-        reason: PathError,
+        reason: NameError,
     },
     /// A file that has a second name, and of which the first was taken by another file later.
     #[error(
@@ -53,146 +53,156 @@ pub struct Arrangement {
 /// # Errors
 /// [`ArrangeError`].
 pub fn arrange(entries: &[SpooledEntry], wanted: &[Vec<u8>]) -> Result<Arrangement, ArrangeError> {
-    let names = names(entries)?;
-    let kept = last_of_each_name(entries, &names);
-    check_targets(entries, &names, &kept)?;
-    let kept_by_name: HashMap<&[u8], usize> = kept.iter().map(|at| (&names[*at][..], *at)).collect();
-    let mut mover = Mover { entries, kept_by_name, moved: HashSet::new(), order: Vec::new() };
+    let layer = Layer::new(entries)?;
+    let is_kept = layer.last_of_each_name();
+    layer.check_targets(&is_kept)?;
+    let kept = || (0..entries.len()).filter(|at| is_kept[*at]);
+    let mut kept_as = vec![None; layer.names.count()];
+    for at in kept() {
+        kept_as[layer.name_of[at].index()] = Some(at);
+    }
+    let mut mover = Mover {
+        layer: &layer,
+        kept_as,
+        looked: vec![false; layer.names.count()],
+        moved: vec![false; entries.len()],
+        order: Vec::new(),
+    };
     let mut missed = Vec::new();
     for (position, path) in wanted.iter().enumerate() {
-        let Ok(name) = cleaned(path) else {
-            missed.push(position);
-            continue;
-        };
-        if mover.kept_by_name.contains_key(&name[..]) {
-            mover.move_up(name);
-        } else {
-            missed.push(position);
+        match layer.names.find(path).filter(|name| mover.kept_as[name.index()].is_some()) {
+            Some(name) => mover.move_up(name),
+            None => missed.push(position),
         }
     }
     let Mover { moved, order, .. } = mover;
-    let rest = kept.into_iter().filter(|at| !moved.contains(at)).collect();
+    let rest = kept().filter(|at| !moved[*at]).collect();
     Ok(Arrangement { wanted: order, rest, missed })
 }
 
-/// Root-relative, without anything that says nothing; empty for the root.
-fn cleaned(path: &[u8]) -> Result<Vec<u8>, PathError> {
-    Ok(components(path)?.join(&b'/'))
+/// The entries of a layer, and what they are called.
+struct Layer<'a> {
+    entries: &'a [SpooledEntry],
+    names: Names<'a>,
+    /// Of each entry.
+    name_of: Vec<Name>,
 }
 
-fn names(entries: &[SpooledEntry]) -> Result<Vec<Vec<u8>>, ArrangeError> {
-    let name = |spooled: &SpooledEntry| {
-        cleaned(&spooled.entry.path).map_err(|reason| ArrangeError::Path {
-            name: spooled.entry.path.escape_ascii().to_string(),
-            reason,
-        })
-    };
-    entries.iter().map(name).collect()
+/// What is known of a name while the entries are looked at from the last to the first.
+#[derive(Clone, Copy, Default)]
+struct Later {
+    /// A later entry has it.
+    is_taken: bool,
+    /// It is a directory to later entries.
+    is_parent: bool,
+    /// The later entry is no directory, nor leads to one.
+    is_leaf: bool,
 }
 
-/// The entries that nothing later replaces. What is not a directory replaces all that was below its name, too; and what is below
-/// a name replaces what was neither directory nor symlink there.
-fn last_of_each_name(entries: &[SpooledEntry], names: &[Vec<u8>]) -> Vec<usize> {
-    let mut kept = Vec::new();
-    let mut seen: HashSet<&[u8]> = HashSet::new();
-    // Names that are directories to what comes later.
-    let mut parents: HashSet<&[u8]> = HashSet::new();
-    // Names of later entries that are no directories, nor lead to one.
-    let mut leaves: HashSet<&[u8]> = HashSet::new();
-    for (at, name) in names.iter().enumerate().rev() {
-        let kind = &entries[at].entry.kind;
-        let is_directory = matches!(kind, EntryKind::Directory);
-        let may_lead = is_directory || matches!(kind, EntryKind::Symlink { .. });
-        let is_replaced = RESERVED_NAMES.contains(&&name[..])
-            || seen.contains(&name[..])
-            || (!may_lead && parents.contains(&name[..]))
-            || ancestors(name).any(|parent| leaves.contains(parent));
-        if is_replaced {
-            continue;
+impl<'a> Layer<'a> {
+    fn new(entries: &'a [SpooledEntry]) -> Result<Self, ArrangeError> {
+        let mut names = Names::new();
+        let mut name_of = Vec::with_capacity(entries.len());
+        for SpooledEntry { entry, .. } in entries {
+            let name = names.add(&entry.path).map_err(|reason| ArrangeError::Path {
+                name: entry.path.escape_ascii().to_string(),
+                reason,
+            })?;
+            name_of.push(name);
         }
-        seen.insert(name);
-        if !may_lead {
-            leaves.insert(name);
-        }
-        parents.extend(ancestors(name));
-        kept.push(at);
+        Ok(Layer { entries, names, name_of })
     }
-    kept.reverse();
-    kept
-}
 
-/// The names above a cleaned name, without the root.
-fn ancestors(name: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let slashes = name.iter().enumerate().filter(|(_, byte)| **byte == b'/');
-    slashes.map(|(at, _)| &name[..at])
-}
-
-/// A hardlink means the file that its target was when the link was made: that must be the one that is kept.
-fn check_targets(entries: &[SpooledEntry], names: &[Vec<u8>], kept: &[usize]) -> Result<(), ArrangeError> {
-    let kept_set: HashSet<usize> = kept.iter().copied().collect();
-    let mut latest: HashMap<&[u8], usize> = HashMap::new();
-    for (at, spooled) in entries.iter().enumerate() {
-        if let EntryKind::Hardlink { target } = &spooled.entry.kind
-            && kept_set.contains(&at)
-            && let Ok(target) = cleaned(target)
-            && let Some(then) = latest.get(&target[..])
-            && !kept_set.contains(then)
-        {
-            return Err(ArrangeError::ReplacedTarget {
-                name: names[at].escape_ascii().to_string(),
-                target: target.escape_ascii().to_string(),
-            });
+    /// Whether each entry is one that nothing later replaces. What is not a directory replaces all that was below its name, too; and
+    /// what is below a name replaces what was neither directory nor symlink there.
+    fn last_of_each_name(&self) -> Vec<bool> {
+        let reserved = RESERVED_NAMES.map(|name| self.names.find(name));
+        let mut is_kept = vec![false; self.entries.len()];
+        let mut later = vec![Later::default(); self.names.count()];
+        for (at, name) in self.name_of.iter().copied().enumerate().rev() {
+            let kind = &self.entries[at].entry.kind;
+            let is_directory = matches!(kind, EntryKind::Directory);
+            let may_lead = is_directory || matches!(kind, EntryKind::Symlink { .. });
+            let Later { is_taken, is_parent, .. } = later[name.index()];
+            let is_replaced = reserved.contains(&Some(name))
+                || is_taken
+                || (!may_lead && is_parent)
+                || self.names.above(name).any(|above| later[above.index()].is_leaf);
+            if is_replaced {
+                continue;
+            }
+            later[name.index()].is_taken = true;
+            later[name.index()].is_leaf = !may_lead;
+            for above in self.names.above(name) {
+                later[above.index()].is_parent = true;
+            }
+            is_kept[at] = true;
         }
-        latest.insert(&names[at], at);
+        is_kept
     }
-    Ok(())
+
+    /// A hardlink means the file that its target was when the link was made: that must be the one that is kept.
+    fn check_targets(&self, is_kept: &[bool]) -> Result<(), ArrangeError> {
+        let mut latest: Vec<Option<usize>> = vec![None; self.names.count()];
+        for (at, SpooledEntry { entry, .. }) in self.entries.iter().enumerate() {
+            if let EntryKind::Hardlink { target } = &entry.kind
+                && is_kept[at]
+                && let Some(named) = self.names.find(target)
+                && let Some(then) = latest[named.index()]
+                && !is_kept[then]
+            {
+                return Err(ArrangeError::ReplacedTarget {
+                    name: entry.path.escape_ascii().to_string(),
+                    target: target.escape_ascii().to_string(),
+                });
+            }
+            latest[self.name_of[at].index()] = Some(at);
+        }
+        Ok(())
+    }
 }
 
 struct Mover<'a> {
-    entries: &'a [SpooledEntry],
-    kept_by_name: HashMap<&'a [u8], usize>,
-    moved: HashSet<usize>,
+    layer: &'a Layer<'a>,
+    /// The entry that is kept of each name.
+    kept_as: Vec<Option<usize>>,
+    /// Names that were moved with all that they need. A hardlink to what is below itself, or to itself, must not go round.
+    looked: Vec<bool>,
+    moved: Vec<bool>,
     order: Vec<usize>,
 }
 
 impl Mover<'_> {
     /// Moves what a name needs, and then the name itself. A list instead of recursion: chains of hardlinks may be long.
-    fn move_up(&mut self, name: Vec<u8>) {
+    fn move_up(&mut self, name: Name) {
         enum Step {
-            Look(Vec<u8>),
+            Look(Name),
             Take(usize),
         }
         let mut steps = vec![Step::Look(name)];
-        let mut looked = HashSet::new();
         while let Some(step) = steps.pop() {
             let name = match step {
                 Step::Take(at) => {
-                    if self.moved.insert(at) {
+                    if !std::mem::replace(&mut self.moved[at], true) {
                         self.order.push(at);
                     }
                     continue;
                 }
                 Step::Look(name) => name,
             };
-            // A hardlink to what is below itself, or to itself, must not go round.
-            if !looked.insert(name.clone()) {
+            if std::mem::replace(&mut self.looked[name.index()], true) {
                 continue;
             }
-            if let Some(&at) = self.kept_by_name.get(&name[..]) {
+            if let Some(at) = self.kept_as[name.index()] {
                 steps.push(Step::Take(at));
-                if let EntryKind::Hardlink { target } = &self.entries[at].entry.kind
-                    && let Ok(target) = cleaned(target)
-                {
-                    steps.push(Step::Look(target));
+                if let EntryKind::Hardlink { target } = &self.layer.entries[at].entry.kind {
+                    steps.extend(self.layer.names.find(target).map(Step::Look));
                 }
             }
             // The deepest first, so that the root is on top.
-            let mut parents: Vec<&[u8]> = ancestors(&name).collect();
-            parents.reverse();
-            for parent in parents {
-                steps.extend(self.kept_by_name.get(parent).map(|at| Step::Take(*at)));
+            for above in self.layer.names.above(name).chain([Name::ROOT]) {
+                steps.extend(self.kept_as[above.index()].map(Step::Take));
             }
-            steps.extend(self.kept_by_name.get(&b""[..]).map(|at| Step::Take(*at)));
         }
     }
 }
@@ -273,6 +283,27 @@ mod tests {
                 assert_eq!(arranged(archive, &[]), format!("|{kept}"), "{archive}");
             }
         }
+    }
+
+    /// Each of these names is 8 KB long and 4,000 deep; who hashes each path above them hashes 6 GB.
+    #[test]
+    fn long_names_cost_no_more_than_their_bytes() {
+        let deep = "d/".repeat(4000);
+        let name = |number: usize| format!("{deep}{number}");
+        let files = (0..200).map(|number| {
+            entry(&name(number), EntryKind::Regular { size: 0, content: Content::Contiguous(0) })
+        });
+        let links = (0..200).map(|number| {
+            let target = if number == 0 { name(0) } else { format!("{}-link", name(number - 1)) };
+            entry(&format!("{}-link", name(number)), EntryKind::Hardlink { target: target.into() })
+        });
+        let entries: Vec<SpooledEntry> = files.chain(links).collect();
+        // The whole chain of links, wanted link by link.
+        let wanted: Vec<Vec<u8>> = (0..200).map(|number| format!("{}-link", name(number)).into()).collect();
+        let arrangement = arrange(&entries, &wanted).unwrap();
+        let first: Vec<usize> = [0].into_iter().chain(200..400).collect();
+        let expected = Arrangement { wanted: first, rest: (1..200).collect(), missed: vec![] };
+        assert_eq!(arrangement, expected);
     }
 
     #[test]

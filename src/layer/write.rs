@@ -39,21 +39,31 @@ pub struct WrittenLayer {
     pub uncompressed_size: u64,
     /// The digest of its table of contents that the annotations vouch for, if it has one.
     pub toc_digest: Option<Digest>,
+    /// A blob with the table of contents, if that is not in the layer: it goes into the TOC image.
+    pub external_toc: Option<Vec<u8>>,
     /// Positions, in the list of wanted files, of those that the layer does not have.
     pub missed: Vec<usize>,
     /// Why it can be unpacked, but will not be mounted lazily; `None` if it will.
     pub not_lazy: Option<NotLazy>,
 }
 
-/// What a table of contents cannot say.
+/// Why no table of contents can be of use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotLazy {
     /// JSON has no other names.
-    #[error("names that are not UTF-8")]
+    #[error("a table of contents cannot say names that are not UTF-8")]
     Names,
     /// RFC 3339 has no other times.
-    #[error("times before the year 0 or after 9999")]
+    #[error("a table of contents cannot say times before the year 0 or after 9999")]
     Times,
+    /// Too many entries.
+    #[error("its table of contents would have {length} bytes or more, and readers take {limit}")]
+    TooLong {
+        /// Its length, as far as it is known.
+        length: u64,
+        /// The bound.
+        limit: u64,
+    },
 }
 
 /// Why no layer could be written.

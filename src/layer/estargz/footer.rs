@@ -41,6 +41,15 @@ pub(super) fn footer_bytes(toc_offset: u64) -> [u8; MAXIMUM_FOOTER] {
     footer
 }
 
+/// The footer of a blob whose TOC is in another image.
+pub(super) fn external_footer_bytes() -> [u8; EXTERNAL_FOOTER] {
+    let mut footer = [0; EXTERNAL_FOOTER];
+    footer[..16].copy_from_slice(b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x15\0SG\x11\0");
+    footer[16..33].copy_from_slice(b"STARGZEXTERNALTOC");
+    footer[33..38].copy_from_slice(b"\x01\0\0\xff\xff");
+    footer
+}
+
 impl Footer {
     /// The footer of a blob of `blob_size` bytes, whose last bytes, at least [`MAXIMUM_FOOTER`] if it has them, are `tail`.
     /// `None` if it has none, or one whose place of the TOC is outside the blob: then it is no eStargz.
@@ -129,7 +138,11 @@ mod tests {
     fn what_is_written_is_found() {
         let written = footer_bytes(1000);
         assert_eq!(written[..], footer(b"\x1a\0SG\x16\0", "00000000000003e8"));
-        assert!(crate::layer::testing::decoded(&mut GzipDecoder::new(), &written, 7, 7).unwrap().is_empty());
+        assert_eq!(&external_footer_bytes(), EXTERNAL);
+        for footer in [&written[..], EXTERNAL] {
+            let decoded = crate::layer::testing::decoded(&mut GzipDecoder::new(), footer, 7, 7);
+            assert!(decoded.unwrap().is_empty());
+        }
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //!
 //! Rules (stargz-snapshotter, `docs/estargz.md`):
 //! - a member begins at each chunk of a file, unless small ones share members ([`EstargzOptions::minimum_chunk`]), and at each landmark;
-//! - the TOC is the last entry, in a member of its own;
+//! - the TOC is the last entry, in a member of its own; or, if it is *external*, a blob of its own: then there is a landmark only if some
+//!   files come first, and the archive stays what it was wherever it can, and with it the diff ID and the config;
 //! - boundaries of members depend on the content alone. (The reference cuts a layer into one part for each core.)
 //!
 //! What is not said here is as [`write`](crate::layer::write) says.
@@ -25,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 use self::compress::{Compressor, PackedJob};
 use self::members::{Member, Members};
 use self::toc::ChunkPlace;
-use super::footer::footer_bytes;
+use super::footer::{external_footer_bytes, footer_bytes};
 use super::{MAXIMUM_TOC, TOC_DIGEST_ANNOTATION};
 use crate::layer::arrange::{Arrangement, arrange};
 use crate::layer::chunk::{MAXIMUM_CHUNK, MAXIMUM_SKIP};
@@ -34,7 +35,7 @@ use crate::layer::ordered::in_order;
 use crate::layer::spool::Spool;
 use crate::layer::tar::END_OF_ARCHIVE;
 use crate::layer::toc::{NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
-use crate::layer::write::items::{Item, check_length, whole_format_file};
+use crate::layer::write::items::{Item, check_length, end_of_archive, whole_format_file};
 use crate::layer::write::output::BlobOutput;
 use crate::layer::write::pieces::jobs;
 use crate::layer::write::{NotLazy, WriteError, WrittenLayer};
@@ -53,6 +54,8 @@ pub struct EstargzOptions {
     pub minimum_chunk: u64,
     /// How hard deflate tries, 1 to [`MAXIMUM_LEVEL`].
     pub level: u32,
+    /// The TOC becomes [`WrittenLayer::external_toc`], for a TOC image, and is not in the layer.
+    pub external_toc: bool,
     /// Threads that compress.
     pub threads: NonZeroUsize,
 }
@@ -82,7 +85,7 @@ pub fn write_estargz(
     progress: &dyn Fn(u64),
 ) -> Result<WrittenLayer, WriteError> {
     let Arrangement { wanted, rest, missed } = arrange(&spool.entries, wanted)?;
-    let items = items(spool, &wanted, &rest)?;
+    let items = items(spool, &wanted, &rest, options.external_toc)?;
     check_length(&items)?;
     let mut blob = BlobWriter {
         output: BlobOutput::new(output),
@@ -108,7 +111,14 @@ pub fn write_estargz(
         return Err(WriteError::TocTooLong { length, limit: MAXIMUM_TOC });
     }
     let toc_digest = Digest::sha256_of(&toc.json);
-    let (diff_id, uncompressed_size) = blob.finish(&toc.json, options.level)?;
+    let toc_archive = toc_archive(&toc.json);
+    let (external_toc, (diff_id, uncompressed_size)) = if options.external_toc {
+        let end = end_of_archive(spool, &items)?;
+        let finished = blob.finish(&end, |_| external_footer_bytes(), options.level)?;
+        (Some(Compressor::new(options.level).member(&toc_archive)?), finished)
+    } else {
+        (None, blob.finish(&toc_archive, footer_bytes, options.level)?)
+    };
     let annotations = BTreeMap::from([
         (TOC_DIGEST_ANNOTATION.to_owned(), toc_digest.to_string()),
         (UNCOMPRESSED_SIZE_ANNOTATION.to_owned(), uncompressed_size.to_string()),
@@ -119,17 +129,34 @@ pub fn write_estargz(
         diff_id,
         uncompressed_size,
         toc_digest: Some(toc_digest),
+        external_toc,
         missed,
         not_lazy: toc.names_are_lossy.then_some(NotLazy::Names),
     })
 }
 
 /// The entries in the order in which they are written, with their landmark.
-fn items<'a>(spool: &'a Spool, wanted: &[usize], rest: &[usize]) -> std::io::Result<Vec<Item<'a>>> {
-    let landmark = if wanted.is_empty() { NO_PREFETCH_LANDMARK } else { PREFETCH_LANDMARK };
+fn items<'a>(
+    spool: &'a Spool,
+    wanted: &[usize],
+    rest: &[usize],
+    has_external_toc: bool,
+) -> std::io::Result<Vec<Item<'a>>> {
+    let landmark = match wanted {
+        [] if has_external_toc => None,
+        [] => Some(NO_PREFETCH_LANDMARK),
+        _ => Some(PREFETCH_LANDMARK),
+    };
     let of_image = |at: &usize| Item::of_image(spool, &spool.entries[*at]);
-    let landmark = std::iter::once_with(|| Ok(Item::of_format(landmark, vec![LANDMARK_CONTENT])));
+    let landmark = landmark.map(|name| Ok(Item::of_format(name, vec![LANDMARK_CONTENT])));
     wanted.iter().map(of_image).chain(landmark).chain(rest.iter().map(of_image)).collect()
+}
+
+/// The archive of which the TOC is the only entry, or the last.
+fn toc_archive(json: &[u8]) -> Vec<u8> {
+    let mut archive = whole_format_file(TOC_NAME, json);
+    archive.extend_from_slice(&END_OF_ARCHIVE);
+    archive
 }
 
 /// The blob as it grows.
@@ -165,15 +192,16 @@ impl BlobWriter<'_> {
         self.output.put(&job.uncompressed, &job.compressed)
     }
 
-    /// Writes TOC and footer; gives diff ID and uncompressed size.
-    fn finish(mut self, json: &[u8], level: u32) -> Result<(Digest, u64), WriteError> {
-        let mut member = whole_format_file(TOC_NAME, json);
-        member.extend_from_slice(&END_OF_ARCHIVE);
-        let mut compressed = Vec::new();
-        Compressor::new(level).append_member(&member, &mut compressed)?;
-        let toc_offset = self.output.offset();
-        self.output.put(&member, &compressed)?;
-        self.output.put(&[], &footer_bytes(toc_offset))?;
+    /// Writes the end of the archive, and the footer for the place where that begins; gives diff ID and uncompressed size.
+    fn finish<const FOOTER: usize>(
+        mut self,
+        end: &[u8],
+        footer: impl FnOnce(u64) -> [u8; FOOTER],
+        level: u32,
+    ) -> Result<(Digest, u64), WriteError> {
+        let offset = self.output.offset();
+        self.output.put(end, &Compressor::new(level).member(end)?)?;
+        self.output.put(&[], &footer(offset))?;
         Ok(self.output.finish())
     }
 }

@@ -8,10 +8,13 @@ use super::WriteError;
 use crate::layer::entry::{Content, Entry, EntryKind, Timestamp};
 use crate::layer::spool::{Spool, SpooledEntry};
 use crate::layer::stream::MAXIMUM_DECODED;
-use crate::layer::tar::{OwnerNames, entry_headers};
+use crate::layer::tar::{END_OF_ARCHIVE, OwnerNames, entry_headers};
 
 /// Bytes of a block of a tar.
 pub const BLOCK: u64 = 512;
+
+/// Longest end of an archive that is kept as it is.
+const LONGEST_END: u64 = 1 << 20;
 
 /// An entry as it is written.
 pub struct Item<'a> {
@@ -147,6 +150,28 @@ pub fn check_length(items: &[Item<'_>]) -> Result<(), WriteError> {
         return Err(WriteError::TooLarge { length, limit: MAXIMUM_DECODED });
     }
     Ok(())
+}
+
+/// What ends the archive of `items`: the source's own end, if all before it stays as it was, which is then true of the whole archive.
+///
+/// # Errors
+/// If the spool cannot be read.
+pub fn end_of_archive(spool: &Spool, items: &[Item<'_>]) -> io::Result<Vec<u8>> {
+    let mut at = 0;
+    for item in items {
+        match &item.headers {
+            Headers::Archive(place) if place.start == at => at = place.end + item.size + item.padding(),
+            _ => return Ok(END_OF_ARCHIVE.to_vec()),
+        }
+    }
+    let mut end = Vec::new();
+    let length = spool.length()?;
+    let has_shape = (END_OF_ARCHIVE.len() as u64..=LONGEST_END).contains(&length.saturating_sub(at));
+    if has_shape && length.is_multiple_of(BLOCK) {
+        spool.append(at..length, &mut end)?;
+    }
+    // Go reads on behind an end, and wants zeros there.
+    if end.is_empty() || end.iter().any(|byte| *byte != 0) { Ok(END_OF_ARCHIVE.to_vec()) } else { Ok(end) }
 }
 
 #[cfg(test)]

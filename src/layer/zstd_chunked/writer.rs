@@ -10,12 +10,15 @@
 //!   and with it the config and what other tools take for the image's ID;
 //! - readers of the dialect refuse a layer whose TOC and tar-split data do not say the same, field by field. So headers in which Go's
 //!   `archive/tar` might see anything else than we do are written anew; and where the TOC cannot say what the archive says (JSON
-//!   has no names that are not UTF-8), there is none at all: the blob is an ordinary tar.zst then, which everybody can still pull.
+//!   has no names that are not UTF-8), or would be longer than readers take, there is none at all: the blob is an ordinary tar.zst
+//!   then, which everybody can still pull.
 //!   (podman's own writer makes layers of such archives that podman's own reader refuses.)
 //! - the annotation that the stargz project's tools want is not there: podman refuses layers that have both.
 
 mod chunking;
 mod frames;
+#[cfg(test)]
+mod tests;
 mod toc;
 
 use std::collections::BTreeMap;
@@ -36,10 +39,10 @@ use crate::layer::compression::Compression;
 use crate::layer::ordered::in_order;
 use crate::layer::spool::Spool;
 use crate::layer::tar::{END_OF_ARCHIVE, HeaderFields};
-use crate::layer::write::items::{BLOCK, Headers, Item, check_length};
+use crate::layer::write::items::{Headers, Item, check_length, end_of_archive};
 use crate::layer::write::output::BlobOutput;
 use crate::layer::write::pieces::{Piece, Pieces, jobs};
-use crate::layer::write::{WriteError, WrittenLayer};
+use crate::layer::write::{NotLazy, WriteError, WrittenLayer};
 
 /// How a zstd:chunked blob is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,8 +62,14 @@ pub const MAXIMUM_LEVEL: u32 = 19;
 /// On Debian with Python the result is 1 % smaller than the reference's at its default.
 pub const DEFAULT_LEVEL: u32 = 9;
 
-/// Longest end of an archive that is kept as it is.
-const LONGEST_END: u64 = 1 << 20;
+/// Longest data about a layer that readers take, in bytes of JSON.
+struct Longest {
+    toc: u64,
+    tar_split: u64,
+}
+
+/// What our reader takes; of the TOC podman takes no more either.
+const LONGEST: Longest = Longest { toc: MAXIMUM_TOC, tar_split: MAXIMUM_TAR_SPLIT };
 
 /// Writes the layer in `spool` to `output`, the files named in `wanted` first. `progress` is told how many uncompressed bytes have
 /// been written so far, of about those of the spool.
@@ -68,6 +77,17 @@ const LONGEST_END: u64 = 1 << 20;
 /// # Errors
 /// [`WriteError`]; what was written so far is worthless then.
 pub fn write_zstd_chunked(
+    spool: &Spool,
+    wanted: &[Vec<u8>],
+    options: &ZstdChunkedOptions,
+    output: &mut dyn Write,
+    progress: &dyn Fn(u64),
+) -> Result<WrittenLayer, WriteError> {
+    write_within(&LONGEST, spool, wanted, options, output, progress)
+}
+
+fn write_within(
+    longest: &Longest,
     spool: &Spool,
     wanted: &[Vec<u8>],
     options: &ZstdChunkedOptions,
@@ -87,6 +107,8 @@ pub fn write_zstd_chunked(
             Some(_) => None,
             None => Some(TarSplitFrames::new(options.level)?),
         },
+        longest,
+        not_lazy,
         file: OpenFile::default(),
     };
     let pieces = Pieces::new(&items, options.chunk_size.unwrap_or(SPAN));
@@ -112,17 +134,21 @@ pub fn write_zstd_chunked(
     let tar_split = blob.tar_split.take().map(TarSplitFrames::finish).transpose()?;
     let described = match tar_split {
         None => None,
-        Some(tar_split) => Some(blob.describe(&fields, &tar_split, &mut compressor)?),
+        Some(tar_split) => blob.describe(&fields, &tar_split, &mut compressor)?,
     };
-    let (diff_id, uncompressed_size) = blob.output.finish();
-    let (toc_digest, annotations) =
-        described.map_or((None, BTreeMap::new()), |(digest, annotations)| (Some(digest), annotations));
+    let BlobWriter { output, not_lazy, .. } = blob;
+    let (diff_id, uncompressed_size) = output.finish();
+    let (toc_digest, annotations) = match described {
+        None => (None, BTreeMap::new()),
+        Some(Described { toc_digest, annotations }) => (Some(toc_digest), annotations),
+    };
     Ok(WrittenLayer {
         compression: Compression::Zstd,
         annotations,
         diff_id,
         uncompressed_size,
         toc_digest,
+        external_toc: None,
         missed,
         not_lazy,
     })
@@ -154,25 +180,6 @@ fn items<'a, 'o>(
     Ok((items, all_fields))
 }
 
-/// What ends the archive: the source's own end, if all before it stays as it was.
-fn end_of_archive(spool: &Spool, items: &[Item<'_>]) -> Result<Vec<u8>, WriteError> {
-    let mut at = 0;
-    for item in items {
-        match &item.headers {
-            Headers::Archive(place) if place.start == at => at = place.end + item.size + item.padding(),
-            _ => return Ok(END_OF_ARCHIVE.to_vec()),
-        }
-    }
-    let mut end = Vec::new();
-    let length = spool.length()?;
-    let has_shape = (END_OF_ARCHIVE.len() as u64..=LONGEST_END).contains(&length.saturating_sub(at));
-    if has_shape && length.is_multiple_of(BLOCK) {
-        spool.append(at..length, &mut end)?;
-    }
-    // Go reads on behind an end, in the segments of tar-split, and wants zeros there.
-    if end.is_empty() || end.iter().any(|byte| *byte != 0) { Ok(END_OF_ARCHIVE.to_vec()) } else { Ok(end) }
-}
-
 /// The blob as it grows.
 struct BlobWriter<'a> {
     output: BlobOutput<'a>,
@@ -180,7 +187,17 @@ struct BlobWriter<'a> {
     places: Places,
     /// `None` if the layer gets no TOC.
     tar_split: Option<TarSplitFrames>,
+    longest: &'a Longest,
+    /// Why the layer gets no TOC.
+    not_lazy: Option<NotLazy>,
     file: OpenFile,
+}
+
+/// A layer with a TOC.
+struct Described {
+    toc_digest: Digest,
+    /// What its descriptor must say.
+    annotations: BTreeMap<String, String>,
 }
 
 /// The file whose data are being written, if they do not come all at once.
@@ -197,7 +214,25 @@ impl BlobWriter<'_> {
             self.add_part(part, job);
         }
         self.output.put(&job.uncompressed, &job.compressed)?;
-        self.tar_split.as_mut().map_or(Ok(()), TarSplitFrames::flush)
+        self.flush_tar_split()
+    }
+
+    /// Compresses what there is of tar-split data, or gives them up if they become too long.
+    fn flush_tar_split(&mut self) -> Result<(), WriteError> {
+        let Some(tar_split) = &mut self.tar_split else { return Ok(()) };
+        tar_split.flush()?;
+        let length = tar_split.length;
+        if length > self.longest.tar_split {
+            self.give_up(length, self.longest.tar_split);
+        }
+        Ok(())
+    }
+
+    /// What describes the layer would be too long: it gets no TOC.
+    fn give_up(&mut self, length: u64, limit: u64) {
+        self.not_lazy = Some(NotLazy::TooLong { length, limit });
+        self.tar_split = None;
+        self.places = Places::default();
     }
 
     fn add_part(&mut self, part: &PackedPart, job: &PackedJob) {
@@ -246,22 +281,24 @@ impl BlobWriter<'_> {
         tar_split.writer.end_segment();
         tar_split.writer.bytes(rest);
         tar_split.writer.end_segment();
-        tar_split.flush()
+        self.flush_tar_split()
     }
 
-    /// Writes TOC, tar-split data and footer; gives the digest of the TOC, and what the descriptor must say.
+    /// Writes TOC, tar-split data and footer; nothing of them if the TOC is too long.
     fn describe(
         &mut self,
         fields: &[HeaderFields],
         tar_split: &CompressedTarSplit,
         compressor: &mut Compressor,
-    ) -> Result<(Digest, BTreeMap<String, String>), WriteError> {
+    ) -> Result<Option<Described>, WriteError> {
         let tar_split_digest = Digest::sha256_of(&tar_split.frame);
         let json = toc::json(self.items, fields, &self.places, tar_split_digest.as_str())?;
         let decoded_length = json.len() as u64;
         let compressed = compressor.frame(&json)?;
-        if decoded_length.max(compressed.len() as u64) > MAXIMUM_TOC {
-            return Err(WriteError::TocTooLong { length: decoded_length, limit: MAXIMUM_TOC });
+        let length = decoded_length.max(compressed.len() as u64);
+        if length > self.longest.toc {
+            self.give_up(length, self.longest.toc);
+            return Ok(None);
         }
         let toc_digest = Digest::sha256_of(&compressed);
         let positions = Positions {
@@ -269,7 +306,8 @@ impl BlobWriter<'_> {
             tar_split: Some(self.put_skippable(&tar_split.frame, tar_split.decoded_length)?),
         };
         self.output.put(&[], &footer_frame(&positions))?;
-        Ok((toc_digest.clone(), claims::annotations(&toc_digest, &positions)))
+        let annotations = claims::annotations(&toc_digest, &positions);
+        Ok(Some(Described { toc_digest, annotations }))
     }
 
     fn put_skippable(&mut self, data: &[u8], decoded_length: u64) -> Result<Place, WriteError> {
@@ -301,9 +339,6 @@ impl TarSplitFrames {
     fn flush(&mut self) -> Result<(), WriteError> {
         let json = self.writer.take();
         self.length += json.len() as u64;
-        if self.length > MAXIMUM_TAR_SPLIT {
-            return Err(WriteError::TocTooLong { length: self.length, limit: MAXIMUM_TAR_SPLIT });
-        }
         self.encoder.write_all(&json).map_err(failed)
     }
 

@@ -78,7 +78,14 @@ impl Compressor {
         Ok(packed)
     }
 
-    /// Appends a member that decodes to `content`.
+    /// A member that decodes to `content`.
+    pub fn member(&mut self, content: &[u8]) -> Result<Vec<u8>, WriteError> {
+        let mut member = Vec::new();
+        self.append_member(content, &mut member)?;
+        Ok(member)
+    }
+
+    /// Appends such a member.
     pub fn append_member(&mut self, content: &[u8], output: &mut Vec<u8>) -> Result<(), WriteError> {
         output.extend_from_slice(&MEMBER_HEADER);
         self.deflate.reset();
