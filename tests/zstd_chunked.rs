@@ -99,6 +99,58 @@ fn table_and_tar_split_say_the_same_and_the_archive_comes_back_from_them() {
     }
 }
 
+/// By the definition of the format, and by nothing of ours: each chunk is one whole frame, has its digest, and is zeros where it says so;
+/// each file has its digest; and the footer says what the annotations say.
+#[test]
+fn table_and_footer_say_where_everything_is() {
+    let peel = Peel::new();
+    let mut cases = every_case();
+    let mixed = Content::Sparse {
+        pieces: vec![(5 << 20, Content::Noise { seed: 3, length: 1 << 20 })],
+        length: 9 << 20,
+    };
+    cases[0].push(TestEntry::file("mixed", mixed));
+    cases[0].push(TestEntry::file("noise", Content::Noise { seed: 9, length: 9 << 20 }));
+    let source = Layout::create(peel.scratch().join("source")).image("test", &cases, Form::GZIP);
+    let (layout, _) = convert(&peel, &source, "out", &[]);
+    let (mut zeros, mut split) = (0, 0);
+    for (blob, annotations) in layers(&layout, "out") {
+        let toc: Value = serde_json::from_slice(&part(&blob, &annotations, "manifest-position")).unwrap();
+        let entries = toc["entries"].as_array().unwrap();
+        let files = entries.iter().enumerate();
+        for (at, file) in files.filter(|(_, entry)| entry["type"] == "reg" && entry["endOffset"].is_u64()) {
+            let more = entries[at + 1..].iter().take_while(|entry| entry["type"] == "chunk");
+            let chunks: Vec<&Value> = [file].into_iter().chain(more).collect();
+            let starts = chunks.iter().map(|chunk| chunk["offset"].as_u64().unwrap());
+            let ends = starts.clone().skip(1).chain([file["endOffset"].as_u64().unwrap()]);
+            let mut content = Vec::new();
+            for (chunk, (start, end)) in chunks.iter().zip(starts.zip(ends)) {
+                let decoded = zstd::decode_all(&blob[start as usize..end as usize]).unwrap();
+                if chunks.len() > 1 {
+                    assert_eq!(chunk["chunkDigest"], sha256(&decoded), "{chunk}");
+                    assert_eq!(chunk["chunkSize"], decoded.len(), "{chunk}");
+                    assert_eq!(chunk["chunkOffset"].as_u64().unwrap_or(0), content.len() as u64, "{chunk}");
+                    let is_zeros = decoded.len() >= 1024 && decoded.iter().all(|byte| *byte == 0);
+                    assert_eq!(chunk["chunkType"] == "zeros", is_zeros, "{chunk}");
+                    zeros += usize::from(is_zeros);
+                }
+                content.extend(decoded);
+            }
+            split += usize::from(chunks.len() > 1);
+            assert_eq!((&file["digest"], &file["size"]), (&json!(sha256(&content)), &json!(content.len())));
+        }
+        let footer = &blob[blob.len() - 72..];
+        assert_eq!(footer[..8], [0x50, 0x2a, 0x4d, 0x18, 64, 0, 0, 0]);
+        let numbers =
+            footer[8..64].chunks(8).map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()).to_string());
+        let positions = ["manifest-position", "tarsplit-position"]
+            .map(|name| annotations[&format!("{PREFIX}{name}")].clone());
+        assert_eq!(numbers.collect::<Vec<_>>().join(":"), positions.join(":"));
+        assert_eq!(&footer[64..], b"GNUlInUx");
+    }
+    assert!(zeros > 0 && split > 1, "{zeros} {split}");
+}
+
 #[test]
 fn an_image_in_which_nothing_must_change_keeps_its_config_and_diff_ids() {
     let peel = Peel::new();

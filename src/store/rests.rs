@@ -191,8 +191,10 @@ impl RestWriter {
         if rest.bytes.len() > MAXIMUM_REST {
             return refused("it is too long");
         }
+        // In this order: another thread may add between the two, and then what it read is less than what is there.
+        let known = self.length.load(Ordering::Acquire);
         let metadata = self.file.metadata()?;
-        let is_shorter = metadata.len() < self.length.load(Ordering::Relaxed);
+        let is_shorter = metadata.len() < known;
         if metadata.len() == GIVEN_UP || is_shorter || metadata.nlink() == 0 {
             return refused("another process has given them up");
         }
@@ -204,7 +206,7 @@ impl RestWriter {
         super::durable::crash_point();
         // One write, so that no other process writes in between.
         std::io::Write::write_all(&mut &self.file, &[head.as_bytes(), &rest.bytes].concat())?;
-        self.length.fetch_max(length, Ordering::Relaxed);
+        self.length.fetch_max(length, Ordering::Release);
         Ok(())
     }
 }
@@ -322,6 +324,24 @@ mod tests {
         }
         assert!(open().is_none());
         assert_eq!((length(), files.rests().unwrap().blob_end(1)), (GIVEN_UP, None));
+    }
+
+    #[test]
+    fn threads_that_add_at_once_do_not_take_each_other_for_one_that_gave_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_, files) = layer(&directory);
+        let writer = files.rest_writer(MAXIMUM_RESTS).unwrap().unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let writer = &writer;
+                scope.spawn(move || {
+                    (0..2000)
+                        .for_each(|number| writer.add(thread * 2000 + number, &rest(b"some", 1)).unwrap());
+                });
+            }
+        });
+        let rests = files.rests().unwrap();
+        assert!((0..8000).all(|chunk| rests.blob_end(chunk).is_some()));
     }
 
     #[test]
