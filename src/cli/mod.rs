@@ -16,6 +16,7 @@ mod memory;
 mod mount;
 mod network;
 mod output;
+mod profile;
 mod progress;
 mod show;
 mod signals;
@@ -53,6 +54,8 @@ enum Command {
     Status(status::Arguments),
     Convert(convert::Arguments),
     #[command(subcommand)]
+    Profile(profile::Command),
+    #[command(subcommand)]
     Index(index::Command),
 }
 
@@ -69,6 +72,7 @@ pub fn run() -> ExitCode {
         Command::Tree(command) => tree::run(&command, &store),
         Command::Status(command) => status::run(&command, &store),
         Command::Convert(command) => convert::run(&command, arguments.verbose),
+        Command::Profile(command) => profile::run(&command, &store, arguments.verbose),
         Command::Index(command) => index::run(&command, arguments.verbose),
     });
     match result {

@@ -16,9 +16,12 @@
 
 pub mod format;
 pub mod kept;
+mod record;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+
+pub use record::record;
 
 /// Runs that are told apart.
 pub const MAXIMUM_RUNS: usize = 8;
@@ -29,7 +32,7 @@ pub const MAXIMUM_PARTS: usize = 64;
 /// Longest path of a file, in bytes.
 pub const MAXIMUM_PATH: usize = 4096;
 
-/// Name of the run into which the oldest ones are folded.
+/// Name of the run into which the oldest ones are folded. If there is one, it is the first.
 const EARLIER: &str = "earlier";
 
 /// What mounts of an image read.
@@ -75,17 +78,6 @@ pub struct TypicalFile {
 }
 
 impl Profile {
-    /// Records what a run read so far, in place of what was recorded of it before.
-    pub fn record(&mut self, run: Run) {
-        self.runs.retain(|known| known.name != run.name);
-        self.runs.push(run);
-        while self.runs.len() > MAXIMUM_RUNS {
-            let folded = typical(&self.runs[..2]).into_iter().map(|typical| typical.file);
-            let files = folded.take(MAXIMUM_FILES).collect();
-            self.runs.splice(..2, [Run { name: EARLIER.to_owned(), files }]);
-        }
-    }
-
     /// What the runs come to: all files, the most wanted first.
     pub fn typical(&self) -> Vec<TypicalFile> {
         typical(&self.runs)
@@ -106,6 +98,12 @@ struct Touches<'a> {
     positions: Vec<usize>,
     milliseconds: Vec<u64>,
     parts: Vec<&'a Range<u64>>,
+}
+
+/// What these runs come to, as one.
+fn folded(runs: &[Run]) -> Run {
+    let files = typical(runs).into_iter().take(MAXIMUM_FILES).map(|typical| typical.file);
+    Run { name: EARLIER.to_owned(), files: files.collect() }
 }
 
 fn typical(runs: &[Run]) -> Vec<TypicalFile> {
@@ -173,11 +171,8 @@ mod tests {
     }
 
     fn profile(runs: &[&str]) -> Profile {
-        let mut profile = Profile::default();
-        for (number, files) in runs.iter().enumerate() {
-            profile.record(run(&number.to_string(), files));
-        }
-        profile
+        let runs = runs.iter().enumerate().map(|(number, files)| run(&number.to_string(), files));
+        Profile { runs: runs.collect(), ..Profile::default() }
     }
 
     /// The files of one letter, with a bar before those that are seldom touched.
@@ -212,42 +207,20 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_goes_on_replaces_itself_and_no_other() {
-        let mut profile = profile(&["ab", "c"]);
-        profile.record(run("0", "abd"));
-        assert_eq!(profile.runs.iter().map(|run| run.files.len()).collect::<Vec<_>>(), [1, 3]);
-        assert_eq!(profile.typical().iter().filter(|typical| typical.runs == 1).count(), 4);
-    }
-
-    #[test]
-    fn what_happened_long_ago_counts_once_and_is_not_forgotten() {
-        let mut profile = profile(&["abcdefgh"]);
-        for number in 1..100 {
-            profile.record(run(&number.to_string(), "z"));
-        }
-        assert_eq!(profile.runs.len(), MAXIMUM_RUNS);
-        assert_eq!((profile.runs[0].name.as_str(), profile.runs[0].files.len()), (EARLIER, 9));
-        assert_eq!(order(&profile), "z|abcdefgh");
-        // A run that still goes on does not take what was folded with it.
-        profile.record(run("0", "abc"));
-        assert_eq!(profile.typical().len(), 9);
-    }
-
-    #[test]
     fn parts_of_all_runs_are_joined_where_they_are_known() {
         let with_parts = |name: &str, parts: Vec<Range<u64>>| {
             let file = TouchedFile { parts, ..file("a", 0) };
             Run { name: name.to_owned(), files: vec![file] }
         };
         let mut profile = Profile::default();
-        profile.record(with_parts("opened whole", vec![]));
+        profile.runs.push(with_parts("opened whole", vec![]));
         assert_eq!(profile.typical()[0].file.parts, []);
-        profile.record(with_parts("one", vec![0..10, 40..50]));
-        profile.record(with_parts("two", vec![10..20, 45..60]));
+        profile.runs.push(with_parts("one", vec![0..10, 40..50]));
+        profile.runs.push(with_parts("two", vec![10..20, 45..60]));
         assert_eq!(profile.typical()[0].file.parts, [0..20, 40..60]);
         let many: Vec<Range<u64>> =
             (0..100).map(|number| number * 100..number * 100 + 50 + number / 50).collect();
-        profile.record(with_parts("many", many));
+        profile.runs.push(with_parts("many", many));
         let parts = &profile.typical()[0].file.parts;
         assert_eq!((parts.len(), parts[0].start, parts.last().unwrap().end), (MAXIMUM_PARTS, 0, 9951));
     }

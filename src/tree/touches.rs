@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use super::inode_set::InodeSet;
 
 /// Bytes of a file that are told apart from others of it, if it has not more than 64 times as many.
-pub const SMALLEST_PART: u64 = 256 << 10;
+pub const SMALLEST_PART: u64 = 64 << 10;
 /// Files that are noted; those touched after them are not.
 pub const LONGEST_LIST: usize = 1 << 15;
 
@@ -255,7 +255,7 @@ mod tests {
             listed(&touches),
             [
                 (1, vec![0..2 * quarter, 20 * quarter..21 * quarter, 36 * quarter..40 * quarter]),
-                (2, vec![0..quarter, 3 * quarter..3 * quarter + 1]),
+                (2, vec![0..SMALLEST_PART, 3 * SMALLEST_PART..3 * SMALLEST_PART + 1]),
                 (3, vec![]),
             ]
         );

@@ -1,7 +1,7 @@
 //! The text of an access profile: lines of JSON, which people and `jq` can read, and which is the same for the same profile.
 //!
 //! ```text
-//! {"format":"peel-profile","version":1,"image":"docker.io/library/python:3.12","manifest":"sha256:…","runs":2}
+//! {"format":"peel-profile","version":1,"image":"docker.io/library/python:3.12","manifest":"sha256:…","runs":2,"crc32":3735928559}
 //! {"run":"1795269780-4242","files":2}
 //! {"path":"usr/bin/python3.12","ms":3,"parts":[[0,262144],[1048576,1310720]]}
 //! {"path":"usr/lib/100%25.so","ms":9}
@@ -9,15 +9,16 @@
 //! ```
 //!
 //! In a path, `%` and bytes that are not UTF-8 are `%` and two hexadecimal digits. A text that does not say all that its counts
-//! promise was cut off, and is refused as a whole.
+//! promise was cut off, and is refused as a whole; so is one that its checksum does not fit. Who changes it by hand takes the checksum out.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAXIMUM_FILES, MAXIMUM_PARTS, MAXIMUM_PATH, MAXIMUM_RUNS, Profile, Run, TouchedFile};
+use super::{EARLIER, MAXIMUM_FILES, MAXIMUM_PARTS, MAXIMUM_PATH, MAXIMUM_RUNS, Profile, Run, TouchedFile};
 use crate::layer::path::components;
 
 const FORMAT: &str = "peel-profile";
@@ -39,6 +40,9 @@ pub enum ProfileError {
         /// Its version.
         found: u32,
     },
+    /// It is not as it was written.
+    #[error("the access profile was cut off or changed: its checksum differs")]
+    Changed,
     /// A line of it cannot be used.
     #[error("line {line} of the access profile {reason}")]
     Line {
@@ -56,6 +60,9 @@ struct Header {
     image: String,
     manifest: String,
     runs: usize,
+    /// Checksum of all that follows; one that was written by hand has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    crc32: Option<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -78,37 +85,63 @@ pub fn claims_to_be_a_profile(text: &[u8]) -> bool {
     serde_json::from_slice::<Header>(line).is_ok_and(|header| header.format == FORMAT)
 }
 
+/// What stands of one run in a text.
+pub(super) struct Section<'a> {
+    pub name: String,
+    files: usize,
+    /// One for each file.
+    lines: Cow<'a, [u8]>,
+    /// Where they begin in the text, in lines.
+    begin: usize,
+}
+
 /// The text of a profile.
 pub fn write(profile: &Profile) -> Vec<u8> {
-    let runs: Vec<(&Run, String, usize)> = profile.runs.iter().map(file_lines).collect();
+    let sections: Vec<Section<'_>> = profile.runs.iter().map(Section::of).collect();
+    assembled(&profile.image, &profile.manifest, &sections)
+}
+
+/// The text of a profile with these runs, the oldest first.
+pub(super) fn assembled(image: &str, manifest: &str, sections: &[Section<'_>]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for section in sections {
+        body.extend(line(&RunLine { run: section.name.clone(), files: section.files }).as_bytes());
+        body.extend_from_slice(&section.lines);
+    }
     let header = Header {
         format: FORMAT.to_owned(),
         version: VERSION,
-        image: profile.image.clone(),
-        manifest: profile.manifest.clone(),
-        runs: runs.len(),
+        image: image.to_owned(),
+        manifest: manifest.to_owned(),
+        runs: sections.len(),
+        crc32: Some(crc32fast::hash(&body)),
     };
-    let mut text = line(&header);
-    for (run, lines, files) in runs {
-        text += &line(&RunLine { run: run.name.clone(), files });
-        text += &lines;
-    }
-    text.into_bytes()
+    let mut text = line(&header).into_bytes();
+    text.append(&mut body);
+    text
 }
 
-/// The lines of a run's files, as many as may be, and their number.
-fn file_lines(run: &Run) -> (&Run, String, usize) {
-    let (mut lines, mut count) = (String::new(), 0);
-    for file in run.files.iter().take(MAXIMUM_FILES) {
-        let parts = file.parts.iter().map(|part| (part.start, part.end)).collect();
-        let added = line(&FileLine { path: escaped(&file.path), ms: file.milliseconds, parts });
-        if lines.len() + added.len() > MAXIMUM_RUN {
-            break;
+impl Section<'_> {
+    /// Of a run, with as many of its files as may be.
+    pub(super) fn of(run: &Run) -> Section<'static> {
+        let (mut lines, mut files) = (String::new(), 0);
+        for file in run.files.iter().take(MAXIMUM_FILES) {
+            let parts = file.parts.iter().map(|part| (part.start, part.end)).collect();
+            let added = line(&FileLine { path: escaped(&file.path), ms: file.milliseconds, parts });
+            if lines.len() + added.len() > MAXIMUM_RUN {
+                break;
+            }
+            lines += &added;
+            files += 1;
         }
-        lines += &added;
-        count += 1;
+        Section { name: run.name.clone(), files, lines: Cow::Owned(lines.into_bytes()), begin: 0 }
     }
-    (run, lines, count)
+
+    /// The run.
+    pub(super) fn read(&self) -> Result<Run, ProfileError> {
+        let mut lines = Lines { rest: &self.lines, number: self.begin };
+        Ok(Run { name: self.name.clone(), files: read_files(&mut lines, self.files)? })
+    }
 }
 
 fn line(value: &impl Serialize) -> String {
@@ -123,6 +156,13 @@ fn line(value: &impl Serialize) -> String {
 /// # Errors
 /// [`ProfileError`]: nothing of a text with a wrong line is used.
 pub fn read(text: &[u8]) -> Result<Profile, ProfileError> {
+    let (image, manifest, sections) = sections(text)?;
+    let runs = sections.iter().map(Section::read).collect::<Result<_, _>>()?;
+    Ok(Profile { image, manifest, runs })
+}
+
+/// Image, manifest and runs of a text; what it says of files is not looked at.
+pub(super) fn sections(text: &[u8]) -> Result<(String, String, Vec<Section<'_>>), ProfileError> {
     let mut lines = Lines { rest: text, number: 0 };
     let header: Header = lines.next().map_err(|_| ProfileError::NotAProfile)?;
     if header.format != FORMAT {
@@ -136,16 +176,21 @@ pub fn read(text: &[u8]) -> Result<Profile, ProfileError> {
         header.image.len() <= MAXIMUM_LABEL && header.manifest.len() <= MAXIMUM_LABEL,
         "is too long",
     )?;
-    let mut runs: Vec<Run> = Vec::with_capacity(header.runs);
+    if header.crc32.is_some_and(|checksum| checksum != crc32fast::hash(lines.rest)) {
+        return Err(ProfileError::Changed);
+    }
+    let mut sections: Vec<Section<'_>> = Vec::with_capacity(header.runs);
     for _ in 0..header.runs {
-        let run: RunLine = lines.next()?;
-        lines.check(run.files <= MAXIMUM_FILES, "names too many files")?;
-        lines.check(run.run.len() <= MAXIMUM_LABEL, "is too long")?;
-        lines.check(runs.iter().all(|known| known.name != run.run), "names a run again")?;
-        runs.push(Run { name: run.run, files: read_files(&mut lines, run.files)? });
+        let RunLine { run: name, files } = lines.next()?;
+        lines.check(files <= MAXIMUM_FILES, "names too many files")?;
+        lines.check(name.len() <= MAXIMUM_LABEL, "is too long")?;
+        lines.check(sections.iter().all(|known| known.name != name), "names a run again")?;
+        lines.check(sections.is_empty() || name != EARLIER, "comes too late")?;
+        let begin = lines.number;
+        sections.push(Section { name, files, lines: Cow::Borrowed(lines.skip(files)?), begin });
     }
     lines.check(lines.rest.is_empty(), "is followed by more than it promises")?;
-    Ok(Profile { image: header.image, manifest: header.manifest, runs })
+    Ok((header.image, header.manifest, sections))
 }
 
 fn read_files(lines: &mut Lines<'_>, count: usize) -> Result<Vec<TouchedFile>, ProfileError> {
@@ -178,14 +223,23 @@ struct Lines<'a> {
     number: usize,
 }
 
-impl Lines<'_> {
-    fn next<T: for<'a> Deserialize<'a>>(&mut self) -> Result<T, ProfileError> {
-        self.number += 1;
-        let end = self.rest.iter().position(|byte| *byte == b'\n');
-        let end = end.ok_or_else(|| self.wrong("is missing or cut off"))?;
-        let (line, rest) = self.rest.split_at(end);
-        self.rest = &rest[1..];
+impl<'a> Lines<'a> {
+    fn next<T: for<'b> Deserialize<'b>>(&mut self) -> Result<T, ProfileError> {
+        let line = self.skip(1)?;
         serde_json::from_slice(line).map_err(|error| self.wrong(&format!("cannot be read: {error}")))
+    }
+
+    /// So many lines as they stand.
+    fn skip(&mut self, count: usize) -> Result<&'a [u8], ProfileError> {
+        let mut length = 0;
+        for _ in 0..count {
+            self.number += 1;
+            let end = self.rest[length..].iter().position(|byte| *byte == b'\n');
+            length += 1 + end.ok_or_else(|| self.wrong("is missing or cut off"))?;
+        }
+        let (lines, rest) = self.rest.split_at(length);
+        self.rest = rest;
+        Ok(lines)
     }
 
     fn check(&self, holds: bool, otherwise: &str) -> Result<(), ProfileError> {
@@ -255,23 +309,20 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_that_is_cut_or_changed_anywhere_is_refused_or_another() {
+    fn a_profile_that_is_cut_or_changed_is_refused() {
         let text = write(&profile());
         for length in 0..text.len() {
             assert!(read(&text[..length]).is_err(), "cut to {length}");
         }
+        let header = text.iter().position(|byte| *byte == b'\n').unwrap();
         for place in 0..text.len() {
             let mut changed = text.clone();
             changed[place] ^= 0x10;
-            // A digit or letter may become another; nothing else is read, and nothing panics.
-            if let Ok(read) = read(&changed) {
-                assert_eq!(
-                    read.runs.iter().map(|run| run.files.len()).sum::<usize>(),
-                    4,
-                    "changed at {place}"
-                );
-            }
+            // What the header says of the image may be anything.
+            assert!(read(&changed).is_err() || place < header, "changed at {place}");
         }
+        let by_hand = String::from_utf8(text.clone()).unwrap().replacen(",\"crc32\":", ",\"was\":", 1);
+        assert_eq!(read(by_hand.replace("python3", "python4").as_bytes()).unwrap().runs.len(), 2);
         assert!(read(&[&text[..], b"\n"].concat()).is_err());
         assert!(!claims_to_be_a_profile(b"usr/bin/python3\n{\"format\":\"peel-profile\"}"));
     }
@@ -295,6 +346,7 @@ mod tests {
             text("1", &run("2"), &[good, good]),
             text("2", &run("1"), &[good, &run("1"), good]),
             text("1", "[]", &[good]),
+            text("2", &run("1"), &[good, r#"{"run":"earlier","files":1}"#, good]),
         ] {
             assert!(read(bad.as_bytes()).is_err(), "{bad}");
         }

@@ -24,12 +24,14 @@ pub fn load(store: &Store, manifest: &str) -> Result<Option<Profile>, StoreError
 ///
 /// # Errors
 /// If the store cannot be read or written.
-pub fn record(store: &Store, image: &str, manifest: &str, run: Run) -> Result<(), StoreError> {
+pub fn record(store: &Store, image: &str, manifest: &str, run: &Run) -> Result<(), StoreError> {
     store.profiles().update(manifest, |text| {
-        let known = text.and_then(|text| parse(manifest, &text)).unwrap_or_default();
-        let mut profile = Profile { image: image.to_owned(), manifest: manifest.to_owned(), ..known };
-        profile.record(run);
-        Some(format::write(&profile))
+        let recorded = super::record(text.as_deref(), image, manifest, run).or_else(|error| {
+            tracing::warn!(manifest, %error, "the access profile of the image is dropped");
+            super::record(None, image, manifest, run)
+        });
+        // In no profile, each run can be recorded.
+        recorded.ok()
     })
 }
 
