@@ -71,7 +71,7 @@ pub fn run() -> ExitCode {
         Command::Explain(command) => explain::run(&command, &store),
         Command::Tree(command) => tree::run(&command, &store),
         Command::Status(command) => status::run(&command, &store),
-        Command::Convert(command) => convert::run(&command, arguments.verbose),
+        Command::Convert(command) => convert::run(&command, &store, arguments.verbose),
         Command::Profile(command) => profile::run(&command, &store, arguments.verbose),
         Command::Index(command) => index::run(&command, arguments.verbose),
     });
