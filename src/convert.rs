@@ -32,7 +32,9 @@ use self::documents::NewDocument;
 pub use self::error::ConvertError;
 pub use self::format::Format;
 pub use self::layers::{ConvertedLayer, TocBlob};
+use crate::fetch::profile::kept;
 use crate::image::{Image, Layer};
+use crate::store::Store;
 
 /// Layers that are worked on at the same time: while one is decoded, which one thread does, the others are compressed.
 const LAYERS: usize = 2;
@@ -60,6 +62,8 @@ pub struct Request {
     pub format: Format,
     /// Paths of the files that come first, in this order.
     pub wanted: Vec<Vec<u8>>,
+    /// After those come the files that mounts of the source read, as their profiles in this store say.
+    pub profiles: Option<Arc<Store>>,
     /// How registries are reached.
     pub client: ClientConfiguration,
     /// Directory for files that are needed meanwhile: as large as the uncompressed layers that are worked on.
@@ -121,7 +125,7 @@ pub struct ConvertedImage {
 ///
 /// # Errors
 /// [`ConvertError`]; the destination names what it named before then.
-pub async fn convert(request: Request) -> Result<Converted, ConvertError> {
+pub async fn convert(mut request: Request) -> Result<Converted, ConvertError> {
     if request.destination.digest().is_some() {
         return Err(ConvertError::Destination { destination: request.destination.to_string() });
     }
@@ -130,6 +134,9 @@ pub async fn convert(request: Request) -> Result<Converted, ConvertError> {
     let source = client.repository(&request.source)?;
     let destination = client.repository(&request.destination)?;
     let plan = Plan::find(&source, &request.source.target(), &request.platforms).await?;
+    if let Some(store) = request.profiles.take() {
+        request.wanted.extend(plan.recorded(&store, &request.source)?);
+    }
     let layers = convert_layers(&plan, &source, &destination, &request).await?;
     let missed = plan.missed(&layers, request.wanted.len());
     let toc_image = match toc_target {
@@ -207,6 +214,20 @@ impl Plan {
         let image = Image::parse(&document.digest, &document.bytes, &config)?;
         self.images.insert(document.digest.to_string(), (image, config.to_vec()));
         Ok(())
+    }
+
+    /// The files that mounts of the images read, in the order of their profiles, one image after the other.
+    fn recorded(&self, store: &Store, source: &ImageReference) -> Result<Vec<Vec<u8>>, ConvertError> {
+        let mut files = Vec::new();
+        for manifest in self.images.keys() {
+            let profile = kept::load(store, manifest)
+                .map_err(|cause| ConvertError::Store { cause: Box::new(cause) })?;
+            files.extend(profile.unwrap_or_default().typical().into_iter().map(|typical| typical.file.path));
+        }
+        if files.is_empty() {
+            return Err(ConvertError::NoProfile { image: source.to_string() });
+        }
+        Ok(files)
     }
 
     /// The positions of wanted files that every layer missed.

@@ -13,16 +13,22 @@
 mod counters;
 pub mod explain;
 pub mod live;
+mod prefetch;
 mod prepare;
+mod profile;
+mod recorder;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use peelfs_fuse::{KernelCache, MountError, MountOptions, Session};
 use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
+use tokio::task::AbortHandle;
+
 use self::counters::Counters;
+use self::recorder::Recorder;
 use crate::error::chain;
 use crate::fetch::ThreadStarter;
 use crate::fetch::index::{IndexError, Indexer, Progress};
@@ -35,6 +41,7 @@ use crate::table::format::InodeRecord;
 use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
 
+pub use prefetch::Prefetching;
 pub use prepare::{known_image, local_tree, prepare, recorded_image};
 
 /// When the registry is asked what a reference means.
@@ -62,6 +69,10 @@ pub struct Request {
     pub read_deadline: Duration,
     /// Whether an index that only refers to the image is believed: whoever may push to its repository may put one there.
     pub trust_referrers: bool,
+    /// Whether it is recorded which files are read, for later mounts.
+    pub records_profile: bool,
+    /// What is fetched before it is read.
+    pub prefetching: Prefetching,
     /// Told what happens to the layers.
     pub progress: Progress,
 }
@@ -153,6 +164,7 @@ pub struct Prepared {
     /// How the image was found, if the registry was asked.
     resolved: Option<Found>,
     platform: Platform,
+    prefetching: Prefetching,
     tree: Arc<MergedTree>,
     tree_key: String,
     unsettled: Mutex<Unsettled>,
@@ -176,6 +188,9 @@ struct Found {
 pub struct Mounted {
     prepared: Prepared,
     session: Session,
+    /// Both from when [`Mounted::follow_profile`] was called.
+    recorder: OnceLock<Recorder>,
+    prefetch: OnceLock<AbortHandle>,
 }
 
 /// Seconds since 1970.
@@ -198,7 +213,7 @@ impl Prepared {
             return Err(ImageMountError::Store { image, cause: Box::new(cause) });
         }
         forget_poisoned_content(&self.tree, &session.cache());
-        Ok(Mounted { prepared: self, session })
+        Ok(Mounted { prepared: self, session, recorder: OnceLock::new(), prefetch: OnceLock::new() })
     }
 
     fn record(&self, mountpoint: &Path) -> Result<(), StoreError> {
@@ -219,7 +234,7 @@ impl Prepared {
                 layers.into_iter().map(|(layer, content)| layer_record(layer, content)).collect();
             database.remember_image(&record, &layers)?;
         }
-        self.counters.write(self.origin.statistics());
+        self.counters.write(self.origin.statistics(), 0);
         let pid = std::process::id();
         database.remember_mount(&MountRecord {
             mountpoint: mountpoint.to_owned(),
@@ -283,6 +298,30 @@ impl Mounted {
         &self.session
     }
 
+    /// Begins to fetch what earlier mounts read or the image's author wants first, and to record what this one reads; returns at once.
+    /// To be called once.
+    pub fn follow_profile(&self) {
+        let Prepared { store, origin, image, platform, prefetching, tree, threads, .. } = &self.prepared;
+        let image = profile::MountedImage {
+            store,
+            reference: origin.reference(),
+            platform,
+            manifest: &image.manifest_digest,
+            tree,
+        };
+        let plan = prefetch::plan(*prefetching, &image);
+        if !plan.is_empty() {
+            match threads.handle() {
+                Ok(threads) => drop(self.prefetch.set(threads.spawn(plan.run()).abort_handle())),
+                Err(error) => tracing::warn!(%error, "nothing is prefetched"),
+            }
+        }
+        if let Some(recorder) = Recorder::start(&image) {
+            let _ = self.recorder.set(recorder);
+        }
+        image.carry_over();
+    }
+
     /// Brings to disk what this mount put into the store, so that it outlasts this process and a crash of the machine. What
     /// cannot be kept is fetched again some day: the mount goes on.
     pub fn settle(&self) {
@@ -338,6 +377,12 @@ impl Mounted {
     pub fn wait(self) {
         if let Err(error) = self.session.wait() {
             tracing::error!(error = %chain(&error), "serving ended");
+        }
+        if let Some(prefetch) = self.prefetch.get() {
+            prefetch.abort();
+        }
+        if let Some(recorder) = self.recorder.get() {
+            recorder.finish();
         }
         self.settle();
         // Last, as `peel unmount` waits for this process while the record is there.

@@ -13,6 +13,7 @@ mod formats;
 mod fuse;
 mod laziness;
 mod merge_rules;
+mod profile;
 mod proof;
 mod publishing;
 mod registry;

@@ -4,14 +4,17 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use peelfs::convert::{self, Converted, Platforms, Request};
+use peelfs::fetch::profile::format as profile_format;
 use peelfs::layer::estargz::TOC_IMAGE_SUFFIX;
 use peelfs::layer::estargz::writer::{
     self as estargz, EstargzOptions, MAXIMUM_CHUNK_SIZE, MAXIMUM_MINIMUM_CHUNK,
 };
 use peelfs::layer::zstd_chunked::writer::{self as zstd_chunked, ZstdChunkedOptions};
+use peelfs::store::Store;
 use peelfs_registry::{ImageReference, Platform};
 use serde::Serialize;
 
@@ -38,10 +41,14 @@ pub struct Arguments {
     /// Convert the images of all platforms
     #[arg(long)]
     all_platforms: bool,
-    /// Put the files listed in FILE first, one path a line, in that order. In estargz a landmark follows them, and they are fetched
-    /// before anything else; zstd-chunked has no landmark: there they lie together, and come in few requests when they are read
+    /// Put the files listed in FILE first, one path a line, in that order; FILE may also be what `peel profile export` gave. In estargz a
+    /// landmark follows them, and they are fetched before anything else; zstd-chunked has no landmark: there they lie together, and come
+    /// in few requests when they are read
     #[arg(long, value_name = "FILE")]
     order: Option<PathBuf>,
+    /// Put the files first that mounts of SRC on this machine read, in that order: see `peel profile`
+    #[arg(long, conflicts_with = "order")]
+    order_profile: bool,
     /// estargz: let small files share what is fetched together until it has BYTES, uncompressed: fewer requests, a smaller image
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(..=MAXIMUM_MINIMUM_CHUNK))]
     min_chunk: Option<u64>,
@@ -119,7 +126,7 @@ struct LayerReport {
 }
 
 /// Runs the command.
-pub fn run(arguments: &Arguments, verbose: u8) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
     environment::log(verbose, std::io::stderr);
     let Some(format) = format(arguments)? else {
         return super::index::convert(&super::index::Conversion {
@@ -132,7 +139,7 @@ pub fn run(arguments: &Arguments, verbose: u8) -> anyhow::Result<ExitCode> {
             quiet: arguments.quiet,
         });
     };
-    let request = request(arguments, format)?;
+    let request = request(arguments, store, format)?;
     let runtime = network::runtime()?;
     let converted = runtime.block_on(convert::convert(request))?;
     let report = report(&arguments.destination, &converted);
@@ -145,7 +152,8 @@ pub fn run(arguments: &Arguments, verbose: u8) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn request(arguments: &Arguments, format: convert::Format) -> anyhow::Result<Request> {
+fn request(arguments: &Arguments, store: &Path, format: convert::Format) -> anyhow::Result<Request> {
+    let profiles = arguments.order_profile.then(|| Store::open(store)).transpose()?;
     Ok(Request {
         source: arguments.source.clone(),
         destination: arguments.destination.clone(),
@@ -155,6 +163,7 @@ fn request(arguments: &Arguments, format: convert::Format) -> anyhow::Result<Req
         },
         format,
         wanted: arguments.order.as_deref().map(wanted).transpose()?.unwrap_or_default(),
+        profiles: profiles.map(Arc::new),
         client: arguments.network.client(),
         scratch: environment::scratch(),
         progress: progress::of_conversion(arguments.quiet),
@@ -168,11 +177,12 @@ fn format(arguments: &Arguments) -> anyhow::Result<Option<convert::Format>> {
         None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
     };
     let chunk_size = arguments.chunk_size.and_then(NonZeroU64::new);
-    let writes = arguments.level.is_some() || arguments.threads.is_some() || arguments.order.is_some();
+    let orders = arguments.order.is_some() || arguments.order_profile;
+    let writes = arguments.level.is_some() || arguments.threads.is_some() || orders;
     let cuts = arguments.min_chunk.is_some() || arguments.chunk_size.is_some() || arguments.external_toc;
     Ok(Some(match arguments.format {
         Format::Soci if writes || cuts => {
-            let reason = "soci leaves the layers as they are: it has no --order, --min-chunk, --external-toc, --chunk-size, --level, --threads";
+            let reason = "soci leaves the layers as they are: it has no --order, --order-profile, --min-chunk, --external-toc, --chunk-size, --level, --threads";
             return Err(failure::Usage(reason.to_owned()).into());
         }
         Format::Soci => return Ok(None),
@@ -208,9 +218,14 @@ fn format(arguments: &Arguments) -> anyhow::Result<Option<convert::Format>> {
     }))
 }
 
-/// The lines of a file that are not empty, as paths.
+/// The files of an exported profile in its order, or the lines of a list that are not empty, as paths.
 fn wanted(path: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if profile_format::claims_to_be_a_profile(&text) {
+        let profile =
+            profile_format::read(&text).with_context(|| format!("cannot use {}", path.display()))?;
+        return Ok(profile.typical().into_iter().map(|typical| typical.file.path).collect());
+    }
     let lines = text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     Ok(lines.filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect())
 }

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use peelfs::convert::ConvertError;
 use peelfs::fetch::index::IndexError;
+use peelfs::fetch::profile::format::ProfileError;
 use peelfs::image::origin::ResolveError;
 use peelfs::layer::stream::StreamError;
 use peelfs::layer::write::WriteError;
@@ -99,6 +100,9 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     if as_type::<Usage>(error).is_some() {
         return Some(2);
     }
+    if as_type::<ProfileError>(error).is_some() {
+        return Some(6);
+    }
     if as_type::<MountError>(error).is_some() || as_type::<UnmountError>(error).is_some() {
         return Some(7);
     }
@@ -128,8 +132,15 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
             return Some(7);
         }
         Some(ConvertError::NothingToIndex { .. }) => return Some(1),
+        Some(ConvertError::NoProfile { .. }) => return Some(3),
         // Their causes tell more.
-        Some(ConvertError::Registry(_) | ConvertError::Read { .. } | ConvertError::Write { .. }) | None => {}
+        Some(
+            ConvertError::Registry(_)
+            | ConvertError::Read { .. }
+            | ConvertError::Write { .. }
+            | ConvertError::Store { .. },
+        )
+        | None => {}
         Some(_) => return Some(6),
     }
     match as_type::<WriteError>(error) {

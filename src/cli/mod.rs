@@ -17,6 +17,7 @@ mod memory;
 mod mount;
 mod network;
 mod output;
+mod profile;
 mod progress;
 mod show;
 mod signals;
@@ -55,6 +56,8 @@ enum Command {
     Check(check::Arguments),
     Convert(convert::Arguments),
     #[command(subcommand)]
+    Profile(profile::Command),
+    #[command(subcommand)]
     Index(index::Command),
 }
 
@@ -71,7 +74,8 @@ pub fn run() -> ExitCode {
         Command::Tree(command) => tree::run(&command, &store),
         Command::Status(command) => status::run(&command, &store),
         Command::Check(command) => check::run(&command, &store),
-        Command::Convert(command) => convert::run(&command, arguments.verbose),
+        Command::Convert(command) => convert::run(&command, &store, arguments.verbose),
+        Command::Profile(command) => profile::run(&command, &store, arguments.verbose),
         Command::Index(command) => index::run(&command, arguments.verbose),
     });
     match result {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use peelfs::fetch::{NetworkThreads, ThreadStarter};
-use peelfs::mount::{Mounted, Pull, Request, prepare};
+use peelfs::mount::{Mounted, Prefetching, Pull, Request, prepare};
 use peelfs::store::Store;
 use peelfs_fuse::{MountOptions, Unmounter};
 use peelfs_registry::{ImageReference, Platform};
@@ -48,6 +48,12 @@ pub struct Arguments {
     /// its files are. Layers that come of them stay in the store
     #[arg(long)]
     trust_referrers: bool,
+    /// What is fetched before it is read
+    #[arg(long, value_enum, default_value_t = PrefetchArgument::Auto)]
+    prefetch: PrefetchArgument,
+    /// Do not record which files are read; `peel profile` shows what is recorded
+    #[arg(long)]
+    no_profile: bool,
     /// Let other users look in [default: when root mounts]
     #[arg(long)]
     allow_other: bool,
@@ -73,6 +79,29 @@ enum PullArgument {
     Always,
     /// Never
     Never,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum PrefetchArgument {
+    /// The files of the profile; without one, what the image's author marked
+    Auto,
+    /// The files that earlier mounts of the image, or of another tag of its repository, read, in their order
+    Profile,
+    /// The part of each layer that the image's author marked as wanted first (eStargz landmarks)
+    Landmark,
+    /// Nothing
+    None,
+}
+
+impl From<PrefetchArgument> for Prefetching {
+    fn from(argument: PrefetchArgument) -> Prefetching {
+        match argument {
+            PrefetchArgument::Auto => Prefetching::Auto,
+            PrefetchArgument::Profile => Prefetching::Profile,
+            PrefetchArgument::Landmark => Prefetching::Landmark,
+            PrefetchArgument::None => Prefetching::None,
+        }
+    }
 }
 
 /// Runs the command. The process forks here, before it has a second thread.
@@ -116,6 +145,7 @@ fn serve(
     stop_on_signals(threads.starter(), mounted.session().unmounter())?;
     drop(held);
     tracing::info!(image = %arguments.reference, mountpoint = %mounted.session().mountpoint().display(), "mounted");
+    mounted.follow_profile();
     keep_house(&store, &mounted);
     mounted.wait();
     Ok(())
@@ -133,6 +163,8 @@ fn request(arguments: &Arguments) -> Request {
         client: arguments.network.client(),
         read_deadline: Duration::from_secs(arguments.read_timeout),
         trust_referrers: arguments.trust_referrers,
+        records_profile: !arguments.no_profile,
+        prefetching: arguments.prefetch.into(),
         progress: progress::to_terminal(arguments.quiet),
     }
 }

@@ -32,6 +32,8 @@ struct MountLine {
     requests: u64,
     /// Bytes that they brought.
     fetched_bytes: u64,
+    /// Bytes of layer blobs, among them, that were fetched before they were read.
+    prefetched_bytes: u64,
     retries: u64,
     /// Bytes of the image's layer blobs whose content is here, whichever mount brought it.
     present_bytes: u64,
@@ -77,6 +79,7 @@ fn line(store: &Store, images: &[ImageRecord], mount: &LiveMount) -> anyhow::Res
         started_at: mount.record.started_at,
         requests: mount.statistics.requests,
         fetched_bytes: mount.statistics.bytes_received,
+        prefetched_bytes: mount.prefetched_bytes,
         retries: mount.statistics.retries,
         present_bytes,
         blob_bytes,
@@ -91,6 +94,7 @@ fn table(lines: &[MountLine]) -> String {
         ("PID", Align::Right),
         ("REQUESTS", Align::Right),
         ("FETCHED", Align::Right),
+        ("AHEAD", Align::Right),
         ("OF", Align::Right),
         ("HERE", Align::Right),
     ];
@@ -104,6 +108,7 @@ fn table(lines: &[MountLine]) -> String {
                 line.pid.to_string(),
                 line.requests.to_string(),
                 output::bytes(line.fetched_bytes),
+                output::bytes(line.prefetched_bytes),
                 output::bytes(line.blob_bytes),
                 output::percent(line.present_bytes, line.blob_bytes),
             ]

@@ -6,6 +6,7 @@ use crate::image::ImageError;
 use crate::layer::compression::MediaTypeError;
 use crate::layer::stream::StreamError;
 use crate::layer::write::WriteError;
+use crate::store::StoreError;
 
 /// Why an image was not converted.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +90,21 @@ pub enum ConvertError {
         directory: String,
         /// Why not.
         source: std::io::Error,
+    },
+    /// Nobody knows which files come first.
+    #[error(
+        "no mount of {image} has recorded which files it reads; mount it, use it and unmount it before, or list the files with --order"
+    )]
+    NoProfile {
+        /// The image.
+        image: String,
+    },
+    /// The profiles cannot be read.
+    #[error("cannot read what mounts of the image recorded")]
+    Store {
+        /// Why not.
+        #[source]
+        cause: Box<StoreError>,
     },
     /// No layer can have a zTOC.
     #[error("{image}: there is nothing to index: {reasons}")]

@@ -172,6 +172,12 @@ impl LayerContent {
         &self.layer
     }
 
+    /// Bytes of the blob, from its beginning, that its author wants to have fetched first; nothing if he does not say, or it is not
+    /// known any more.
+    pub fn landmark(&self) -> Option<u64> {
+        self.files.provenance().ok().flatten()?.landmark
+    }
+
     /// Its inode table.
     pub fn table(&self) -> &Table {
         &self.table

@@ -112,7 +112,7 @@ impl Fixture {
         let source = Counted { blob: blob.into(), bytes: fetched.clone() };
         let files = store.layers().layer(digest.as_str()).unwrap().open().unwrap().unwrap();
         let table = Table::open(&files.table, &identity(&digest)).unwrap();
-        let fetcher = Fetcher::new(threads.starter().clone(), Duration::from_secs(60), || {});
+        let fetcher = Fetcher::new(threads.starter().clone(), Duration::from_secs(60), |_| {});
         let content = LayerContent::lazy_from(digest.as_str(), table, files, Arc::new(source), fetcher);
         Fixture { content, layer, digest, fetched, store, directory, _threads: threads }
     }

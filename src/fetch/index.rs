@@ -33,7 +33,7 @@ use crate::layer::lookup::{Lookup, LookupError, TocPlace};
 use crate::layer::soci::SociError;
 use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::SinkError;
-use crate::layer::toc::TableOfContents;
+use crate::layer::toc::{Landmark, TableOfContents};
 use crate::store::{
     LayerDraft, LayerFiles, PendingPublish, Provenance, Store, StoreError, TableSource, Verdict,
     table_identity,
@@ -317,9 +317,13 @@ impl Indexer {
                 tracing::info!(layer = %digest, "a table of contents cannot tell all names of this layer; it is streamed");
                 return Ok(None);
             }
-            let TableOfContents { entries, chunks, decoded_length, .. } = contents;
-            let draft =
-                Draft { entries, chunks, decoded_length, format: located.format(), source: TableSource::Toc };
+            let TableOfContents { entries, chunks, decoded_length, prefetch, .. } = contents;
+            let landmark = match prefetch {
+                Some(Landmark::Prefetch { blob_length }) => Some(blob_length),
+                Some(Landmark::None) | None => None,
+            };
+            let (format, source) = (located.format(), TableSource::Toc);
+            let draft = Draft { entries, chunks, decoded_length, format, source, landmark };
             draft_of(&store, &kept_as, draft, |_| Ok(())).map(Some)
         });
         let Some(brought) = brought.await? else {
@@ -370,6 +374,7 @@ impl Indexer {
                     format: layer.archive_format().to_owned(),
                     index: TableSource::Stream { because: because.to_owned() },
                     made_at: now(),
+                    landmark: None,
                 })?;
                 let annotations = descriptor.annotations.clone();
                 let expectation = StreamExpectation {
@@ -490,6 +495,8 @@ pub(super) struct Draft {
     /// What it is read as.
     pub format: &'static str,
     pub source: TableSource,
+    /// See [`Provenance::landmark`].
+    pub landmark: Option<u64>,
 }
 
 /// A layer of which only the table of contents is here; `beside` writes what else belongs to it.
@@ -505,7 +512,7 @@ pub(super) fn draft_of(
     }
     let draft = store.layers().layer(layer.as_str())?.create()?;
     let (format, index) = (contents.format.to_owned(), contents.source);
-    draft.provenance(&Provenance { format, index, made_at: now() })?;
+    draft.provenance(&Provenance { format, index, made_at: now(), landmark: contents.landmark })?;
     for (number, length) in builder.large_sizes().iter().enumerate() {
         draft.large_file(number as u32, *length)?;
     }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -122,24 +123,35 @@ pub struct Fetcher {
     /// One permit per KiB of blob bytes that may be in memory.
     memory: Semaphore,
     deadline: Duration,
-    observer: Box<dyn Fn() + Send + Sync>,
-    /// Requests under way that readers wait for.
-    wanted: watch::Sender<usize>,
+    observer: Box<dyn Fn(u64) + Send + Sync>,
+    /// Bytes of blobs that were fetched before anybody wanted them.
+    prefetched: AtomicU64,
+    waiting: watch::Sender<Waiting>,
+}
+
+/// How many wait for the network.
+#[derive(Clone, Copy, Debug, Default)]
+struct Waiting {
+    /// Readers, and requests under way that were made for readers.
+    now: usize,
+    /// Those who have waited so far.
+    served: u64,
 }
 
 /// Blob bytes in memory at once, in KiB.
 const MEMORY: u32 = 96 << 10;
 
 impl Fetcher {
-    /// Fetches on those threads. A reader waits at most `deadline`. `observer` is called after each request.
+    /// Fetches on those threads. A reader waits at most `deadline`. `observer` is called after each request, with
+    /// the bytes of blobs that were prefetched so far.
     pub fn new(
         threads: ThreadStarter,
         deadline: Duration,
-        observer: impl Fn() + Send + Sync + 'static,
+        observer: impl Fn(u64) + Send + Sync + 'static,
     ) -> Arc<Fetcher> {
         let memory = Semaphore::new(MEMORY as usize);
-        let wanted = watch::Sender::new(0);
-        Arc::new(Fetcher { threads, memory, deadline, observer: Box::new(observer), wanted })
+        let (prefetched, waiting) = (AtomicU64::new(0), watch::Sender::default());
+        Arc::new(Fetcher { threads, memory, deadline, observer: Box::new(observer), prefetched, waiting })
     }
 }
 
@@ -157,20 +169,31 @@ impl Fetcher {
     }
 
     /// Says that a reader waits for the network, until it is dropped.
-    pub(super) fn wanted(&self) -> Wanted<'_> {
-        self.wanted.send_modify(|count| *count += 1);
-        Wanted(self)
+    pub(super) fn wanted(self: &Arc<Self>) -> Wanted {
+        self.waiting.send_modify(|waiting| waiting.now += 1);
+        Wanted(self.clone())
     }
 
     /// Waits until no reader waits for the network, but no longer than [`COURTESY`]: a connection that nobody reads is closed.
     pub(super) async fn wait_for_readers(&self) {
-        let mut wanted = self.wanted.subscribe();
-        let _ = tokio::time::timeout(COURTESY, wanted.wait_for(|count| *count == 0)).await;
+        let mut waiting = self.waiting.subscribe();
+        let _ = tokio::time::timeout(COURTESY, waiting.wait_for(|waiting| waiting.now == 0)).await;
+    }
+
+    /// Waits until it is the turn of a prefetch: no reader waits, or one was served since the turn before, of which `served` tells. One
+    /// reader after the other would leave it none else.
+    pub(super) async fn turn_to_prefetch(&self, served: &mut u64) {
+        let mut waiting = self.waiting.subscribe();
+        let is_turn = |waiting: &Waiting| waiting.now == 0 || waiting.served != *served;
+        // Its sender lives as long as this.
+        if let Ok(waiting) = waiting.wait_for(is_turn).await {
+            *served = waiting.served;
+        }
     }
 
     /// Tells the observer of a request that ended.
     pub(super) fn observed(&self) {
-        (self.observer)();
+        (self.observer)(self.prefetched.load(Ordering::Relaxed));
     }
 }
 
@@ -178,11 +201,14 @@ impl Fetcher {
 const COURTESY: Duration = Duration::from_secs(1);
 
 /// See [`Fetcher::wanted`].
-pub(super) struct Wanted<'a>(&'a Fetcher);
+pub(super) struct Wanted(Arc<Fetcher>);
 
-impl Drop for Wanted<'_> {
+impl Drop for Wanted {
     fn drop(&mut self) {
-        self.0.wanted.send_modify(|count| *count -= 1);
+        self.0.waiting.send_modify(|waiting| {
+            waiting.now -= 1;
+            waiting.served += 1;
+        });
     }
 }
 
@@ -191,7 +217,8 @@ type Done = Box<dyn FnOnce(Result<(), FetchError>) + Send>;
 /// A reader who waits for several chunks.
 struct Waiter {
     left: usize,
-    done: Option<Done>,
+    /// What it waits with, until it is told.
+    done: Option<(Done, Wanted)>,
 }
 
 #[derive(Default)]
@@ -212,7 +239,7 @@ impl Lazy {
         Lazy { source, fetcher, state: Mutex::default() }
     }
 
-    pub(super) fn fetcher(&self) -> &Fetcher {
+    pub(super) fn fetcher(&self) -> &Arc<Fetcher> {
         &self.fetcher
     }
 
@@ -250,7 +277,8 @@ impl Lazy {
             }
             if waited > 0 {
                 // Nobody counts down before the state is unlocked: the waiters are found through it.
-                *lock(&waiter) = Waiter { left: waited, done: done.take() };
+                let done = done.take().map(|done| (done, self.fetcher.wanted()));
+                *lock(&waiter) = Waiter { left: waited, done };
             }
         }
         if let Some(done) = done {
@@ -294,6 +322,20 @@ impl Lazy {
             }
         }
         spans.into_values().map(|wanted| wanted.into_iter().collect()).collect()
+    }
+
+    /// Those of these chunks that are missing and that nobody fetches; who gets them must see to it that they leave the state again.
+    pub(super) fn claim(&self, content: &LayerContent, chunks: &[u32]) -> Vec<u32> {
+        let mut state = self.state();
+        let missing = chunks.iter().copied().filter(|number| !content.has_chunk(*number as usize));
+        let mut claimed = Vec::new();
+        for number in missing {
+            state.in_flight.entry(number).or_insert_with(|| {
+                claimed.push(number);
+                Vec::new()
+            });
+        }
+        claimed
     }
 
     /// Adds chunks that follow on `wanted` in the blob, as many as the readahead says; those before `brought` are asked for anyway.
@@ -382,17 +424,28 @@ fn settle(waiter: &Mutex<Waiter>, result: Result<(), FetchError>) {
         waiter.left = waiter.left.saturating_sub(1);
         if result.is_err() || waiter.left == 0 { waiter.done.take() } else { None }
     };
-    if let Some(done) = done {
+    if let Some((done, _wanted)) = done {
         done(result);
     }
 }
 
-/// Fetches one request, and delivers its chunks.
+/// Fetches what readers want.
 async fn bring(content: Arc<LayerContent>, request: Request) {
-    let Some(lazy) = content.lazy() else { return };
+    let _wanted = content.lazy().map(|lazy| lazy.fetcher.wanted());
+    // Those who wait for it are told what became of it.
+    carry(&content, request, false).await;
+}
+
+/// Fetches what nobody wants yet, whose chunks were [claimed](Lazy::claim). False if not all of it came.
+pub(super) async fn bring_ahead(content: Arc<LayerContent>, request: Request) -> bool {
+    carry(&content, request, true).await
+}
+
+/// Fetches one request, and delivers its chunks. False if not all of them came.
+async fn carry(content: &Arc<LayerContent>, request: Request, is_ahead: bool) -> bool {
+    let Some(lazy) = content.lazy() else { return false };
     let range = content.with_rest(&request);
     let length = range.end - range.start;
-    let _wanted = lazy.fetcher.wanted();
     let _permit = lazy.fetcher.reserve(length).await;
     let bytes = if length == 0 {
         bytes::Bytes::new()
@@ -401,28 +454,35 @@ async fn bring(content: Arc<LayerContent>, request: Request) {
             Ok(bytes) => bytes,
             Err(cause) => {
                 let error = FetchError::Source { layer: content.layer().clone(), range, cause: cause.into() };
-                return lazy.finish(&request.chunks, Err(error));
+                lazy.finish(&request.chunks, Err(error));
+                return false;
             }
         }
     };
+    if is_ahead {
+        lazy.fetcher.prefetched.fetch_add(length, Ordering::Relaxed);
+    }
     lazy.fetcher.observed();
     let delivery = {
         let content = content.clone();
         tokio::task::spawn_blocking(move || {
-            let Some(lazy) = content.lazy() else { return };
+            let Some(lazy) = content.lazy() else { return false };
             let mut stretch = Stretch::new(range.start, &bytes);
+            let mut all_came = true;
             for number in &request.chunks {
                 let result = deliver(&content, *number, &mut stretch);
+                all_came &= result.is_ok();
                 if let Err(error) = &result {
                     tracing::error!(layer = %content.layer(), chunk = number, error = %chain(error), "a chunk did not arrive");
                 }
                 lazy.finish(&[*number], result);
             }
             tracing::trace!(layer = %content.layer(), chunks = request.chunks.len(), bytes = bytes.len(), decoded = stretch.decoded_bytes(), "delivered");
+            all_came
         })
     };
     // The task ends the waits of all its chunks; should it panic, their deadline does.
-    let _ = delivery.await;
+    delivery.await.unwrap_or(false)
 }
 
 /// Decodes, verifies, writes and marks one chunk, in that order.

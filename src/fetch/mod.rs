@@ -21,6 +21,8 @@ pub mod index;
 mod lazy;
 pub mod names;
 pub mod planner;
+pub mod prefetch;
+pub mod profile;
 pub mod proof;
 mod readahead;
 mod rebuild;

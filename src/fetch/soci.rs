@@ -159,6 +159,7 @@ fn draft_of_contents(
         decoded_length: contents.decoded_length,
         format,
         source,
+        landmark: None,
     };
     draft_of(store, layer, draft, |draft| {
         let written = |name, error| StoreError::from_io("write", name, error);

@@ -1,6 +1,6 @@
 //! What a serving process has got over the network, in a small file that others read without asking it.
 //!
-//! Three little-endian 64-bit numbers: requests, bytes received, retries. Written at each request, so its cost is nothing beside
+//! Four little-endian 64-bit numbers: requests, bytes received, retries, bytes of blobs that were prefetched. Written at each request, so its cost is nothing beside
 //! what it counts; made at the first, as a mount that asks the network for nothing should not wait for a file to be made.
 
 use std::fs::File;
@@ -32,13 +32,13 @@ impl Counters {
         &self.path
     }
 
-    pub(super) fn write(&self, statistics: Statistics) {
+    pub(super) fn write(&self, statistics: Statistics, prefetched: u64) {
         if statistics == Statistics::default() {
             return;
         }
         let Some(file) = self.file.get_or_init(|| self.make()) else { return };
-        let mut bytes = [0; 24];
-        let numbers = [statistics.requests, statistics.bytes_received, statistics.retries];
+        let mut bytes = [0; 32];
+        let numbers = [statistics.requests, statistics.bytes_received, statistics.retries, prefetched];
         for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
             place.copy_from_slice(&number.to_le_bytes());
         }
@@ -68,10 +68,11 @@ impl Drop for Counters {
     }
 }
 
-/// The counters in that file; nothing if it is not there, as nothing was counted yet, or not whole.
-pub(super) fn read(path: &Path) -> Option<Statistics> {
+/// The counters in that file, and the prefetched bytes; nothing if it is not there, as nothing was counted yet, or not whole.
+pub(super) fn read(path: &Path) -> Option<(Statistics, u64)> {
     let bytes = std::fs::read(path).ok()?;
     let mut numbers =
         bytes.chunks_exact(8).filter_map(|number| Some(u64::from_le_bytes(number.try_into().ok()?)));
-    Some(Statistics { requests: numbers.next()?, bytes_received: numbers.next()?, retries: numbers.next()? })
+    let [requests, bytes_received, retries] = [numbers.next()?, numbers.next()?, numbers.next()?];
+    Some((Statistics { requests, bytes_received, retries }, numbers.next().unwrap_or_default()))
 }

@@ -89,7 +89,7 @@ pub fn prove(
 ) -> Result<Vec<(usize, ProofError)>, StoreError> {
     let origin = Origin::new(reference.clone(), client);
     // Nothing is read, so nobody waits.
-    let fetcher = Fetcher::new(threads.clone(), Duration::MAX, || {});
+    let fetcher = Fetcher::new(threads.clone(), Duration::MAX, |_| {});
     let indexer = Indexer::new(store.clone(), origin, fetcher, Arc::new(|_| {}));
     // Whatever is here may be proved, whoever was believed when it was made.
     indexer.bring_for(&image.manifest_digest, true);

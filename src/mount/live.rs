@@ -30,6 +30,8 @@ pub struct LiveMount {
     pub liveness: Liveness,
     /// What its process has got over the network so far.
     pub statistics: Statistics,
+    /// Bytes of blobs, among those, that were fetched before anybody read them.
+    pub prefetched_bytes: u64,
 }
 
 /// When a process began, in clock ticks since the machine did (proc(5), `/proc/pid/stat`, field 22): tells it from a later one of
@@ -60,8 +62,9 @@ pub fn live_mounts(store: &Store) -> Result<Vec<LiveMount>, StoreError> {
             continue;
         }
         let liveness = if serving { Liveness::Live } else { Liveness::Dead };
-        let statistics = record.status_path.as_deref().and_then(counters::read).unwrap_or_default();
-        mounts.push(LiveMount { record, liveness, statistics });
+        let (statistics, prefetched_bytes) =
+            record.status_path.as_deref().and_then(counters::read).unwrap_or_default();
+        mounts.push(LiveMount { record, liveness, statistics, prefetched_bytes });
     }
     Ok(mounts)
 }

@@ -89,8 +89,9 @@ pub fn prepare(
     let origin = Origin::new(request.reference, request.client);
     let counters = Arc::new(Counters::new(&store));
     let (observed, written) = (origin.clone(), counters.clone());
-    let fetcher =
-        Fetcher::new(threads.clone(), request.read_deadline, move || written.write(observed.statistics()));
+    let fetcher = Fetcher::new(threads.clone(), request.read_deadline, move |prefetched| {
+        written.write(observed.statistics(), prefetched);
+    });
     let indexer = Indexer::new(store.clone(), origin.clone(), fetcher, request.progress);
     let (image, resolved) = match known {
         Some(image) => (image, None),
@@ -116,7 +117,7 @@ pub fn prepare(
     let layers: Vec<_> = layers.into_iter().flatten().collect();
     let identity = tree_identity(&image, &layers);
     let (tree, pending_tree) = merged_tree(&store, &name, identity, layers)?;
-    let tree = Arc::new(tree);
+    let tree = Arc::new(if request.records_profile { tree.noting_touches() } else { tree });
     let unsettled = Mutex::new(Unsettled {
         documents: resolved.as_ref().map(|found| found.documents.clone()).unwrap_or_default(),
         tree: pending_tree,
@@ -136,6 +137,7 @@ pub fn prepare(
         image,
         resolved,
         platform,
+        prefetching: request.prefetching,
         tree,
         tree_key,
         unsettled,

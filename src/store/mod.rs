@@ -6,6 +6,7 @@
 //! content/         whole blobs, as an OCI image layout
 //! layers/<algorithm>/<hex>/   inode table, data files, chunk map, checkpoints
 //! trees/<hex>      merged inode tables
+//! profiles/<algorithm>/<hex>  what mounts of an image read
 //! locks/           lock files
 //! peel.db          records (SQLite)
 //! */ingest/        what is not visible yet
@@ -35,6 +36,7 @@ mod eviction;
 mod layers;
 mod lock;
 mod open;
+mod profiles;
 mod provenance;
 mod records;
 mod rests;
@@ -57,6 +59,7 @@ pub use error::StoreError;
 pub use eviction::ChunkPlace;
 pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore, table_identity};
 pub use lock::FileLock;
+pub use profiles::{MAXIMUM_PROFILE, Profiles};
 pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
 pub use rests::{MAXIMUM_REST, Rest, RestWriter, Rests, maximum_rests};
@@ -73,6 +76,7 @@ pub struct Store {
     content: Content,
     layers: LayerStore,
     trees: Trees,
+    profiles: Profiles,
     database: Database,
 }
 
@@ -83,6 +87,7 @@ impl Store {
             content: Content::new(path.join("content"), &locks),
             layers: LayerStore::new(path.join("layers"), locks.clone()),
             trees: Trees::new(path.join("trees")),
+            profiles: Profiles::new(path.join("profiles"), locks.clone()),
             database: Database::new(path.join("peel.db"), locks.join("database")),
             locks,
             path,
@@ -109,6 +114,11 @@ impl Store {
         &self.trees
     }
 
+    /// What mounts of images read.
+    pub fn profiles(&self) -> &Profiles {
+        &self.profiles
+    }
+
     /// Records. Opened when they are first asked for.
     pub fn database(&self) -> &Database {
         &self.database
@@ -126,6 +136,7 @@ impl Store {
         for temporaries in [self.content.temporaries(), self.layers.temporaries(), self.trees.temporaries()] {
             removed += temporaries.sweep()?;
         }
+        removed += self.profiles.sweep()?;
         // Idle lock files are no leftovers, but there would be one for every layer there ever was.
         lock::sweep(&self.locks)?;
         Ok(removed)

@@ -38,6 +38,9 @@ pub struct Provenance {
     pub index: TableSource,
     /// When it was made, in seconds since 1970.
     pub made_at: i64,
+    /// Bytes of the blob, from its beginning, that its author wants to have fetched first; nothing if he does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landmark: Option<u64>,
 }
 
 /// Where an inode table came from.
@@ -167,6 +170,7 @@ mod tests {
             format: "tar+gzip".to_owned(),
             index: TableSource::Stream { because: "it has none".to_owned() },
             made_at: 7,
+            landmark: Some(5),
         };
         let draft = layer.create().unwrap();
         draft.provenance(&provenance).unwrap();

@@ -2,9 +2,11 @@
 //!
 //! [`merge`] composes inode tables in metadata alone; [`serve`] answers the kernel from the result.
 
+mod inode_set;
 pub mod merge;
-mod proved;
+pub mod paths;
 pub mod serve;
+pub mod touches;
 
 #[cfg(test)]
 mod merge_tests;

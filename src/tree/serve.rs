@@ -17,7 +17,8 @@ use peelfs_fuse::{
     Attributes, DataOrHole, Device, DirectoryEntry, Errno, FilesystemStatistics, ReadReply, Timestamp, Tree,
 };
 
-use super::proved::Proved;
+use super::inode_set::InodeSet;
+use super::touches::Touches;
 use crate::error::chain;
 use crate::fetch::LayerContent;
 use crate::table::Table;
@@ -30,8 +31,10 @@ pub struct MergedTree {
     layers: Vec<Arc<LayerContent>>,
     /// Inodes that were shown since the table's pages were last let go of.
     shown: AtomicU64,
-    /// If any layer has files that must be.
-    proved: Option<Arc<Proved>>,
+    /// Files that were proved since the tree was opened, if any layer has files that must be.
+    proved: Option<Arc<InodeSet>>,
+    /// If what is read is noted.
+    touches: Option<Touches>,
 }
 
 /// How many inodes are shown before the table's pages are let go of; they fill some 6 MB of it. To map as much again takes less than
@@ -55,8 +58,19 @@ impl MergedTree {
     pub fn new(name: String, table: Table, layers: Vec<Arc<LayerContent>>) -> MergedTree {
         let must_be_proved = layers.iter().any(|layer| layer.must_be_proved());
         // Inode numbers are counted from 1.
-        let proved = must_be_proved.then(|| Arc::new(Proved::none(table.inodes().len() as u64)));
-        MergedTree { name, table, layers, shown: AtomicU64::new(0), proved }
+        let proved = must_be_proved.then(|| Arc::new(InodeSet::none(table.inodes().len() as u64)));
+        MergedTree { name, table, layers, shown: AtomicU64::new(0), proved, touches: None }
+    }
+
+    /// The same tree; from now on it is noted which of its files are read.
+    pub fn noting_touches(self) -> MergedTree {
+        let touches = Some(Touches::none(self.table.inodes().len() as u64));
+        MergedTree { touches, ..self }
+    }
+
+    /// The files that were read, if that is noted.
+    pub fn touches(&self) -> Option<&Touches> {
+        self.touches.as_ref()
     }
 
     /// The merged inode table.
@@ -130,9 +144,14 @@ impl MergedTree {
 
     /// The parts of the decoded space of its layer where a regular file's bytes lie.
     pub fn decoded_ranges(&self, record: &InodeRecord) -> Vec<Range<u64>> {
+        self.decoded_ranges_of(record, 0..record.size.get())
+    }
+
+    /// The same of some of its bytes, which are within its size.
+    pub fn decoded_ranges_of(&self, record: &InodeRecord, part: Range<u64>) -> Vec<Range<u64>> {
         let mut ranges = Vec::new();
         if let Some(layer) = self.layer(record) {
-            segments(layer, record, 0..record.size.get(), |segment| {
+            segments(layer, record, part, |segment| {
                 if let Segment::Data { decoded_offset, length } = segment {
                     ranges.push(decoded_offset..decoded_offset.saturating_add(length));
                 }
@@ -142,7 +161,7 @@ impl MergedTree {
     }
 
     /// Where it is noted that a file was proved, if it must be and was not yet.
-    fn unproved(&self, layer: &LayerContent, inode: u64, record: &InodeRecord) -> Option<&Arc<Proved>> {
+    fn unproved(&self, layer: &LayerContent, inode: u64, record: &InodeRecord) -> Option<&Arc<InodeSet>> {
         let proved = self.proved.as_ref()?;
         let must_be = layer.must_be_proved() && record.size.get() > 0 && !proved.contains(inode);
         must_be.then_some(proved)
@@ -196,7 +215,7 @@ const FETCHES: u32 = 4;
 
 impl Read {
     /// Answers when the file, whose content begins at that byte of the decoded space, is proved and all is here.
-    fn prove(self, layer: &Arc<LayerContent>, file: u64, proved: Arc<Proved>, reply: ReadReply) {
+    fn prove(self, layer: &Arc<LayerContent>, file: u64, proved: Arc<InodeSet>, reply: ReadReply) {
         // On its way while the headers are, if they are not in the same chunk.
         layer.fetch(self.bounds(), |_| {});
         let content = layer.clone();
@@ -354,6 +373,9 @@ impl Tree for MergedTree {
         if end > record.size.get() {
             return reply.error(Errno::INVALID);
         }
+        if let Some(touches) = &self.touches {
+            touches.read(inode, record.size.get(), offset..end);
+        }
         let mut wanted = Vec::with_capacity(1);
         segments(layer, record, offset..end, |segment| wanted.push(segment));
         if let Some(proved) = self.unproved(layer, inode, record) {
@@ -376,12 +398,18 @@ impl Tree for MergedTree {
         let layer = self.layer(record)?;
         if let Some(proved) = self.unproved(layer, inode, record) {
             match layer.prove_now(record.content.get()) {
-                Ok(true) => proved.insert(inode),
+                Ok(true) => {
+                    proved.insert(inode);
+                }
                 // Its first read proves it, or says why it cannot.
                 Ok(false) | Err(_) => return None,
             }
         }
-        layer.whole_file(record.content.get(), record.size.get())
+        let file = layer.whole_file(record.content.get(), record.size.get())?;
+        if let Some(touches) = &self.touches {
+            touches.handed_over(inode, record.size.get());
+        }
+        Some(file)
     }
 
     fn seek(&self, inode: u64, offset: u64, whence: DataOrHole) -> Result<u64, Errno> {

@@ -1,0 +1,140 @@
+//! What is fetched before anybody reads it: an access profile replayed, or the part of a layer that its author marked.
+//!
+//! ```text
+//! wanted, in order ──▶ missing chunks ──▶ requests, each in the place of its first chunk ──▶ at most 3 at once
+//!                                                                                              │ a turn for each:
+//!                                         no reader waits, or one was served since the last ◀──┘
+//! ```
+//!
+//! All wanted chunks are planned together, so that neighbours in the blob come with one request even if they are wanted at different
+//! times. A request has at most 1 MiB, unless one chunk has more: that, three times, is all that a reader may find under way
+//! before him, and none is begun while he waits. What a reader wants out of turn he asks for himself.
+//!
+//! A layer of which half of what is wanted is here was read on this machine before: the rest lies beside what was read, and is left to
+//! readers, so that a known image asks the network for nothing. So is what can only be got from far before it (a layer of one zstd
+//! frame). The first request that fails ends it.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::content::LayerContent;
+use super::lazy;
+use super::planner::{self, Limits, Request, blob_range, companions};
+use super::span::long_span;
+use crate::table::format::Codec;
+
+/// Requests under way at once.
+const IN_FLIGHT: usize = 3;
+/// How chunks are joined. The gap is that of readers.
+const LIMITS: Limits = Limits { gap: 64 << 10, request: 1 << 20 };
+/// Bytes of blobs that are prefetched at most, for one mount.
+pub const MAXIMUM: u64 = 512 << 20;
+
+/// What is to be fetched, the most wanted first.
+pub struct Prefetch(VecDeque<(Arc<LayerContent>, Request)>);
+
+/// What is wanted: of a layer, counted from the lowest, a part of its decoded space.
+pub type Wanted = (usize, Range<u64>);
+
+impl Prefetch {
+    /// What is missing of these parts, which are given in the order in which they are wanted; nothing of layers that are not cold.
+    pub fn plan(layers: &[Arc<LayerContent>], wanted: impl IntoIterator<Item = Wanted>) -> Prefetch {
+        // Of each layer the wanted chunks, and their place in the order.
+        let mut places: Vec<HashMap<u32, usize>> = vec![HashMap::new(); layers.len()];
+        for (place, (number, decoded)) in wanted.into_iter().enumerate() {
+            let (Some(layer), Some(places)) = (layers.get(number), places.get_mut(number)) else { continue };
+            let chunks = layer.table().chunks();
+            for chunk in layer.table().chunks_of(decoded).flat_map(|chunk| companions(chunks, chunk)) {
+                if is_worth_it(layer, chunk) {
+                    places.entry(chunk as u32).or_insert(place);
+                }
+            }
+        }
+        let mut requests = Vec::new();
+        for (number, (layer, places)) in layers.iter().zip(&places).enumerate() {
+            for request in planner::plan(layer.table().chunks(), missing_if_cold(layer, places), LIMITS) {
+                let place = request.chunks.iter().filter_map(|chunk| places.get(chunk)).min();
+                requests.push((place.copied(), number, request.range.start, layer.clone(), request));
+            }
+        }
+        requests.sort_by_key(|(place, number, start, ..)| (*place, *number, *start));
+        let mut left = MAXIMUM;
+        let requests = requests.into_iter().map(|(.., layer, request)| (layer, request));
+        let affordable = requests.take_while(|(_, request)| {
+            let length = request.range.end - request.range.start;
+            left.checked_sub(length).inspect(|rest| left = *rest).is_some()
+        });
+        Prefetch(affordable.collect())
+    }
+
+    /// Whether all is here already.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Fetches it. May be dropped at any time, which ends the requests under way; readers who wait for these are told at their deadline.
+    pub async fn run(self) {
+        let (mut under_way, mut served) = (JoinSet::new(), 0);
+        for (layer, request) in self.0 {
+            if under_way.len() >= IN_FLIGHT && !one_succeeded(&mut under_way).await {
+                break;
+            }
+            let Some(lazy) = layer.lazy() else { continue };
+            lazy.fetcher().turn_to_prefetch(&mut served).await;
+            if layer.is_poisoned() {
+                continue;
+            }
+            let claimed = lazy.claim(&layer, &request.chunks);
+            for request in planner::plan(layer.table().chunks(), claimed, LIMITS) {
+                under_way.spawn(lazy::bring_ahead(layer.clone(), request));
+            }
+        }
+        while !under_way.is_empty() {
+            one_succeeded(&mut under_way).await;
+        }
+    }
+}
+
+/// Waits for the end of one request, and tells whether it brought what it should.
+async fn one_succeeded(under_way: &mut JoinSet<bool>) -> bool {
+    match under_way.join_next().await {
+        None | Some(Ok(true)) => true,
+        Some(Ok(false)) => {
+            tracing::warn!("a prefetch failed; what is missing is fetched when it is read");
+            false
+        }
+        // It panicked, which was logged.
+        Some(Err(_)) => false,
+    }
+}
+
+fn is_worth_it(layer: &LayerContent, number: usize) -> bool {
+    let chunks = layer.table().chunks();
+    let is_stored = chunks
+        .get(number)
+        .is_some_and(|chunk| chunk.codec != Codec::Zeros as u8 && !blob_range(chunk).is_empty());
+    is_stored && layer.lazy().is_some() && long_span(chunks, number).is_none()
+}
+
+/// The missing ones of those chunks, if they have more bytes than those that are here.
+fn missing_if_cold(layer: &LayerContent, wanted: &HashMap<u32, usize>) -> Vec<u32> {
+    let length = |number: &u32| {
+        let range = layer.table().chunks().get(*number as usize).map(blob_range).unwrap_or_default();
+        range.end - range.start
+    };
+    let (here, mut missing): (Vec<u32>, Vec<u32>) =
+        wanted.keys().copied().partition(|number| layer.has_chunk(*number as usize));
+    let bytes = |chunks: &[u32]| chunks.iter().map(length).fold(0, u64::saturating_add);
+    if bytes(&missing) <= bytes(&here) {
+        return Vec::new();
+    }
+    missing.sort_unstable();
+    missing
+}
+
+#[cfg(test)]
+#[path = "prefetch_tests.rs"]
+mod tests;
