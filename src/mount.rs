@@ -10,32 +10,35 @@
 //! The mount appears only when all of it is there: no partial tree is ever seen. [`prepare`] gets ready, [`Prepared::mount`]
 //! mounts, [`Mounted::wait`] serves until it is unmounted and then tidies up; [`live`] lists what is mounted.
 
+mod bring;
 mod counters;
 pub mod explain;
+pub mod extract;
 pub mod live;
 mod prepare;
+pub mod pull;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use peelfs_fuse::{KernelCache, MountError, MountOptions, Session};
 use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
+use self::bring::Brought;
 use self::counters::Counters;
 use crate::error::chain;
-use crate::fetch::ThreadStarter;
-use crate::fetch::index::{IndexError, Indexer, Progress};
-use crate::image::origin::{Origin, ResolveError};
-use crate::image::{Image, Layer};
-use crate::layer::lookup::Lookup;
-use crate::store::{ImageRecord, LayerRecord, LayerState, MountRecord, PendingTree, Store, StoreError};
+use crate::fetch::index::{IndexError, Progress};
+use crate::image::Image;
+use crate::image::origin::ResolveError;
+use crate::store::{MountRecord, PendingTree, StoreError};
 use crate::table::TableError;
 use crate::table::format::InodeRecord;
 use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
 
-pub use prepare::{known_image, local_tree, prepare};
+pub use bring::known_image;
+pub use prepare::{local_tree, prepare};
 
 /// When the registry is asked what a reference means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +104,16 @@ pub enum ImageMountError {
         #[source]
         cause: Box<IndexError>,
     },
+    /// It is for other machines than those that were asked for.
+    #[error("{image} is an image for {found}, not for {wanted}")]
+    Platform {
+        /// The reference.
+        image: String,
+        /// What its config says.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
     /// The layers do not make a tree.
     #[error("cannot merge the layers of {image}")]
     Merge {
@@ -144,32 +157,12 @@ pub enum ImageMountError {
 
 /// An image whose tree is ready to be mounted.
 pub struct Prepared {
-    store: Arc<Store>,
-    origin: Arc<Origin>,
-    indexer: Arc<Indexer>,
+    brought: Brought,
     counters: Arc<Counters>,
-    threads: ThreadStarter,
-    image: Image,
-    /// How the image was found, if the registry was asked.
-    resolved: Option<Found>,
-    platform: Platform,
     tree: Arc<MergedTree>,
     tree_key: String,
-    unsettled: Mutex<Unsettled>,
-}
-
-/// What the mount does not wait for: it is usable, and is to be brought to disk.
-#[derive(Default)]
-struct Unsettled {
-    documents: Vec<Digest>,
-    tree: Option<PendingTree>,
-}
-
-/// What is recorded of an image that the registry was asked for.
-struct Found {
-    index: Option<Digest>,
-    at: i64,
-    documents: Vec<Digest>,
+    /// The mount does not wait for it: it is usable, and is to be brought to disk.
+    pending_tree: Mutex<Option<PendingTree>>,
 }
 
 /// A mounted image.
@@ -186,14 +179,14 @@ fn now() -> i64 {
 impl Prepared {
     /// The image.
     pub fn image(&self) -> &Image {
-        &self.image
+        &self.brought.image
     }
 
     /// Mounts the tree. When this returns, the directory is usable and the mount is recorded.
     pub fn mount(self, options: &MountOptions) -> Result<Mounted, ImageMountError> {
         let session = peelfs_fuse::mount(self.tree.clone(), options)?;
         if let Err(cause) = self.record(session.mountpoint()) {
-            let image = self.origin.reference().to_string();
+            let image = self.brought.origin.reference().to_string();
             // Dropping the session unmounts: a mount that nobody can find must not stay.
             return Err(ImageMountError::Store { image, cause: Box::new(cause) });
         }
@@ -202,31 +195,16 @@ impl Prepared {
     }
 
     fn record(&self, mountpoint: &Path) -> Result<(), StoreError> {
-        let reference = self.origin.reference().to_string();
-        let (database, platform) = (self.store.database(), self.platform.to_string());
-        if let Some(found) = &self.resolved {
-            let record = ImageRecord {
-                reference: reference.clone(),
-                platform,
-                manifest_digest: self.image.manifest_digest.to_string(),
-                index_digest: found.index.as_ref().map(Digest::to_string),
-                config_digest: self.image.config.digest.to_string(),
-                resolved_at: found.at,
-                last_used: now(),
-            };
-            let layers: Vec<_> = self.image.layers.iter().zip(self.tree.layers()).collect();
-            let layers: Vec<_> =
-                layers.into_iter().map(|(layer, content)| layer_record(layer, content)).collect();
-            database.remember_image(&record, &layers)?;
-        }
-        self.counters.write(self.origin.statistics());
+        let Brought { store, origin, image, .. } = &self.brought;
+        self.brought.record()?;
+        self.counters.write(origin.statistics());
         let pid = std::process::id();
-        database.remember_mount(&MountRecord {
+        store.database().remember_mount(&MountRecord {
             mountpoint: mountpoint.to_owned(),
             pid,
             pid_start_time: live::start_time(pid).unwrap_or_default(),
-            reference,
-            manifest_digest: self.image.manifest_digest.to_string(),
+            reference: origin.reference().to_string(),
+            manifest_digest: image.manifest_digest.to_string(),
             tree: self.tree_key.clone(),
             started_at: now(),
             status_path: Some(self.counters.path().to_owned()),
@@ -255,28 +233,6 @@ fn forget_poisoned_content(tree: &Arc<MergedTree>, cache: &KernelCache) {
     }
 }
 
-fn layer_record(layer: &Layer, content: &crate::fetch::LayerContent) -> LayerRecord {
-    let presence = content.presence();
-    let lazy = presence.chunks < presence.all_chunks;
-    // A layer that was streamed has chunks too, once it is here.
-    let descriptor = &layer.descriptor;
-    let has_toc = matches!(Lookup::new(&descriptor.annotations, descriptor.size), Ok(Some(_)));
-    LayerRecord {
-        digest: layer.descriptor.digest.to_string(),
-        media_type: layer.descriptor.media_type.clone(),
-        size: layer.descriptor.size,
-        diff_id: Some(layer.diff_id.to_string()),
-        toc_digest: None,
-        format: if has_toc && presence.all_chunks > 0 { "estargz" } else { layer.archive_format() }
-            .to_owned(),
-        state: if lazy { LayerState::Lazy } else { LayerState::Extracted },
-        chunk_count: (presence.all_chunks > 0).then_some(presence.all_chunks),
-        decoded_bytes: None,
-        created_at: now(),
-        last_used: now(),
-    }
-}
-
 impl Mounted {
     /// The kernel's side, to unmount it.
     pub fn session(&self) -> &Session {
@@ -286,23 +242,21 @@ impl Mounted {
     /// Brings to disk what this mount put into the store, so that it outlasts this process and a crash of the machine. What
     /// cannot be kept is fetched again some day: the mount goes on.
     pub fn settle(&self) {
-        let Prepared { threads, indexer, tree, .. } = &self.prepared;
-        if let Err(error) = self.keep_documents() {
+        let Prepared { brought, pending_tree, .. } = &self.prepared;
+        let pending_tree = pending_tree.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Err(error) =
+            brought.keep_documents().and_then(|()| pending_tree.map_or(Ok(()), PendingTree::commit))
+        {
             tracing::error!(error = %chain(&error), "the image could not be kept in the store");
         }
-        if let Err(error) = self.record_use() {
+        if let Err(error) = brought.record_use() {
             tracing::warn!(error = %chain(&error), "the image counts as unused since it was last mounted");
         }
-        // Where no threads run, nothing was brought.
-        if let Some(threads) = threads.running()
-            && let Err(error) = threads.block_on(indexer.committed())
-        {
+        if let Err(error) = brought.keep_layers() {
             tracing::error!(error = %chain(&error), "a layer could not be kept in the store");
         }
-        for layer in tree.layers() {
-            if let Err(error) = layer.checkpoint() {
-                tracing::warn!(layer = %layer.layer(), error = %chain(&error), "what was fetched may be fetched again after a crash");
-            }
+        brought.checkpoint();
+        for layer in &brought.layers {
             // To merge it was to look at all of it.
             layer.table().release();
         }
@@ -315,25 +269,6 @@ impl Mounted {
         }
     }
 
-    /// Says when an image that was known was used.
-    fn record_use(&self) -> Result<(), StoreError> {
-        let Prepared { store, origin, platform, resolved, .. } = &self.prepared;
-        if resolved.is_none() {
-            store.database().use_image(&origin.reference().to_string(), &platform.to_string(), now())?;
-        }
-        Ok(())
-    }
-
-    fn keep_documents(&self) -> Result<(), StoreError> {
-        let Prepared { store, unsettled, .. } = &self.prepared;
-        let unsettled =
-            std::mem::take(&mut *unsettled.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        for digest in &unsettled.documents {
-            store.content().sync(digest.as_str())?;
-        }
-        unsettled.tree.map_or(Ok(()), PendingTree::commit)
-    }
-
     /// Serves until the directory is unmounted, by whomever, and then tidies up.
     pub fn wait(self) {
         if let Err(error) = self.session.wait() {
@@ -342,7 +277,7 @@ impl Mounted {
         self.settle();
         // Last, as `peel unmount` waits for this process while the record is there.
         if let Err(error) =
-            self.prepared.store.database().forget_mount(self.session.mountpoint(), std::process::id())
+            self.prepared.brought.store.database().forget_mount(self.session.mountpoint(), std::process::id())
         {
             tracing::warn!(error = %chain(&error), "the record of the mount stays until it is found to be stale");
         }

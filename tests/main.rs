@@ -14,6 +14,7 @@ mod laziness;
 mod merge_rules;
 mod proof;
 mod publishing;
+mod pulling;
 mod registry;
 mod soci;
 mod store_life;

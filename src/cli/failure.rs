@@ -17,11 +17,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use peelfs::convert::ConvertError;
+use peelfs::fetch::FetchError;
+use peelfs::fetch::extract::ExtractError;
 use peelfs::fetch::index::IndexError;
 use peelfs::image::origin::ResolveError;
 use peelfs::layer::stream::StreamError;
 use peelfs::layer::write::WriteError;
 use peelfs::mount::ImageMountError;
+use peelfs::mount::extract::ImageExtractError;
 use peelfs::store::StoreError;
 use peelfs_fuse::{MountError, UnmountError};
 use peelfs_registry::ErrorKind;
@@ -75,7 +78,17 @@ fn registry_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a peelfs_reg
     if let Some(StreamError::Input(inner)) = as_type(error) {
         return inner.downcast_ref();
     }
+    if let Some(FetchError::Source { cause, .. }) = fetch_error(error) {
+        return cause.downcast_ref();
+    }
     as_type(error)
+}
+
+fn fetch_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a FetchError> {
+    match as_type(error) {
+        Some(ExtractError::Fetch(inner)) => Some(inner),
+        _ => as_type(error),
+    }
 }
 
 /// The exit code of an error.
@@ -111,10 +124,26 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         return Some(8);
     }
     match as_type::<ImageMountError>(error) {
-        Some(ImageMountError::Unknown { .. }) => return Some(3),
+        Some(ImageMountError::Unknown { .. } | ImageMountError::Platform { .. }) => return Some(3),
         Some(ImageMountError::Mount(_) | ImageMountError::Threads { .. }) => return Some(7),
         Some(ImageMountError::Merge { .. }) => return Some(6),
         _ => {}
+    }
+    if let Some(ImageExtractError::NoSuchPath { .. }) = as_type(error) {
+        return Some(3);
+    }
+    match fetch_error(error) {
+        Some(FetchError::Source { .. }) | None => {}
+        Some(FetchError::Store { .. } | FetchError::Checkpoint { .. }) => return Some(8),
+        Some(FetchError::Deadline { .. }) => return Some(5),
+        Some(FetchError::Threads { .. } | FetchError::NoSource { .. }) => return Some(7),
+        Some(_) => return Some(6),
+    }
+    match as_type::<ExtractError>(error) {
+        Some(ExtractError::Poisoned { .. }) => return Some(6),
+        Some(ExtractError::Evicted | ExtractError::Store(_)) => return Some(8),
+        // Their causes tell more.
+        Some(_) | None => {}
     }
     match as_type::<IndexError>(error) {
         Some(IndexError::Store(_)) => return Some(8),

@@ -7,6 +7,7 @@ mod background;
 mod convert;
 mod environment;
 mod explain;
+mod extract;
 mod failure;
 mod index;
 mod known;
@@ -17,6 +18,7 @@ mod mount;
 mod network;
 mod output;
 mod progress;
+mod pull;
 mod show;
 mod signals;
 mod status;
@@ -45,6 +47,8 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Mount(mount::Arguments),
+    Pull(pull::Arguments),
+    Extract(extract::Arguments),
     Unmount(unmount::Arguments),
     Ls(ls::Arguments),
     Show(show::Arguments),
@@ -62,6 +66,8 @@ pub fn run() -> ExitCode {
     let store = arguments.store.map_or_else(environment::default_store, Ok);
     let result = store.and_then(|store| match arguments.command {
         Command::Mount(command) => mount::run(command, &store, arguments.verbose),
+        Command::Pull(command) => pull::run(&command, &store, arguments.verbose),
+        Command::Extract(command) => extract::run(&command, &store, arguments.verbose),
         Command::Unmount(command) => unmount::run(command, &store),
         Command::Ls(command) => ls::run(&command, &store),
         Command::Show(command) => show::run(&command, &store),

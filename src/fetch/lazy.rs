@@ -186,7 +186,39 @@ impl Drop for Wanted<'_> {
     }
 }
 
-type Done = Box<dyn FnOnce(Result<(), FetchError>) + Send>;
+pub(super) type Done = Box<dyn FnOnce(Result<(), FetchError>) + Send>;
+
+/// Who wants chunks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Somebody waits for them to go on: they come before all else, and soon or not at all.
+    Reader,
+    /// A layer is brought as a whole: in large requests, and after readers.
+    Background,
+}
+
+/// Longest time for one request of the background. The source's own patience is shorter; this ends the wait for a thread that died.
+const BACKGROUND_DEADLINE: Duration = Duration::from_secs(3600);
+
+impl Purpose {
+    fn limits(self) -> Limits {
+        match self {
+            Purpose::Reader => Limits::default(),
+            Purpose::Background => planner::BACKGROUND,
+        }
+    }
+
+    /// Lets readers go first, and says that one waits if it is one.
+    pub(super) async fn take_turn(self, fetcher: &Fetcher) -> Option<Wanted<'_>> {
+        match self {
+            Purpose::Reader => Some(fetcher.wanted()),
+            Purpose::Background => {
+                fetcher.wait_for_readers().await;
+                None
+            }
+        }
+    }
+}
 
 /// A reader who waits for several chunks.
 struct Waiter {
@@ -227,16 +259,36 @@ impl Lazy {
 
     /// Brings these chunks of `content` and then calls `done`, on this thread if they are all here.
     pub(super) fn request(&self, content: &Arc<LayerContent>, chunks: Range<usize>, done: Done) {
+        let numbers = chunks.start as u32..chunks.end as u32;
+        self.ask(content, Purpose::Reader, numbers, done, |state, fresh| {
+            let brought = bring_along(content, state, fresh);
+            self.read_ahead(content, chunks, brought, state, fresh);
+        });
+    }
+
+    /// Brings exactly these chunks, for nobody who waits to read them.
+    pub(super) fn request_in_background(&self, content: &Arc<LayerContent>, chunks: &[u32], done: Done) {
+        self.ask(content, Purpose::Background, chunks.iter().copied(), done, |_, _| {});
+    }
+
+    /// `more` adds to the chunks that are to be fetched, if there are any.
+    fn ask(
+        &self,
+        content: &Arc<LayerContent>,
+        purpose: Purpose,
+        chunks: impl Iterator<Item = u32>,
+        done: Done,
+        more: impl FnOnce(&mut State, &mut Vec<u32>),
+    ) {
         let waiter = Arc::new(Mutex::new(Waiter { left: 0, done: None }));
         let (mut done, mut fresh) = (Some(done), Vec::new());
         let mut waited = 0;
         {
             let mut state = self.state();
-            for number in chunks.clone() {
-                if content.has_chunk(number) {
+            for number in chunks {
+                if content.has_chunk(number as usize) {
                     continue;
                 }
-                let number = number as u32;
                 let waiters = state.in_flight.entry(number).or_insert_with(|| {
                     fresh.push(number);
                     Vec::new()
@@ -245,8 +297,7 @@ impl Lazy {
                 waited += 1;
             }
             if !fresh.is_empty() {
-                let brought = bring_along(content, &mut state, &mut fresh);
-                self.read_ahead(content, chunks, brought, &mut state, &mut fresh);
+                more(&mut state, &mut fresh);
             }
             if waited > 0 {
                 // Nobody counts down before the state is unlocked: the waiters are found through it.
@@ -263,13 +314,17 @@ impl Lazy {
                 return self.finish(&fresh, Err(FetchError::Threads { layer, cause }));
             }
         };
-        self.watch(&threads, &waiter, content);
+        let deadline = match purpose {
+            Purpose::Reader => self.fetcher.deadline,
+            Purpose::Background => BACKGROUND_DEADLINE,
+        };
+        self.watch(&threads, &waiter, content, deadline);
         let chunks = content.table().chunks();
         for span in self.take_long_spans(content, &mut fresh) {
-            threads.spawn(span::bring(content.clone(), span));
+            threads.spawn(span::bring(content.clone(), span, purpose));
         }
-        for request in planner::plan(chunks, fresh, Limits::default()) {
-            threads.spawn(bring(content.clone(), request));
+        for request in planner::plan(chunks, fresh, purpose.limits()) {
+            threads.spawn(bring(content.clone(), request, purpose));
         }
     }
 
@@ -329,9 +384,14 @@ impl Lazy {
     }
 
     /// Ends the wait at the deadline.
-    fn watch(&self, threads: &Handle, waiter: &Arc<Mutex<Waiter>>, content: &LayerContent) {
-        let (waiter, deadline) = (Arc::downgrade(waiter), self.fetcher.deadline);
-        let layer = content.layer().clone();
+    fn watch(
+        &self,
+        threads: &Handle,
+        waiter: &Arc<Mutex<Waiter>>,
+        content: &LayerContent,
+        deadline: Duration,
+    ) {
+        let (waiter, layer) = (Arc::downgrade(waiter), content.layer().clone());
         threads.spawn(async move {
             tokio::time::sleep(deadline).await;
             if let Some(waiter) = waiter.upgrade() {
@@ -388,11 +448,11 @@ fn settle(waiter: &Mutex<Waiter>, result: Result<(), FetchError>) {
 }
 
 /// Fetches one request, and delivers its chunks.
-async fn bring(content: Arc<LayerContent>, request: Request) {
+async fn bring(content: Arc<LayerContent>, request: Request, purpose: Purpose) {
     let Some(lazy) = content.lazy() else { return };
     let range = content.with_rest(&request);
     let length = range.end - range.start;
-    let _wanted = lazy.fetcher.wanted();
+    let _wanted = purpose.take_turn(&lazy.fetcher).await;
     let _permit = lazy.fetcher.reserve(length).await;
     let bytes = if length == 0 {
         bytes::Bytes::new()

@@ -15,6 +15,7 @@
 pub mod content;
 #[cfg(test)]
 mod eviction_tests;
+pub mod extract;
 mod headers;
 pub mod index;
 mod lazy;
