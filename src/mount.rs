@@ -15,6 +15,7 @@ mod counters;
 pub mod explain;
 pub mod extract;
 pub mod live;
+mod names;
 mod prepare;
 pub mod pull;
 
@@ -38,7 +39,8 @@ use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
 
 pub use bring::known_image;
-pub use prepare::{local_tree, prepare};
+pub use names::{give_name, origin_note, origin_of, take_name};
+pub use prepare::{local_tree, prepare, tree_key};
 
 /// When the registry is asked what a reference means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,7 +188,7 @@ impl Prepared {
     pub fn mount(self, options: &MountOptions) -> Result<Mounted, ImageMountError> {
         let session = peelfs_fuse::mount(self.tree.clone(), options)?;
         if let Err(cause) = self.record(session.mountpoint()) {
-            let image = self.brought.origin.reference().to_string();
+            let image = self.brought.reference.to_string();
             // Dropping the session unmounts: a mount that nobody can find must not stay.
             return Err(ImageMountError::Store { image, cause: Box::new(cause) });
         }
@@ -195,7 +197,7 @@ impl Prepared {
     }
 
     fn record(&self, mountpoint: &Path) -> Result<(), StoreError> {
-        let Brought { store, origin, image, .. } = &self.brought;
+        let Brought { store, origin, reference, image, .. } = &self.brought;
         self.brought.record()?;
         self.counters.write(origin.statistics());
         let pid = std::process::id();
@@ -203,7 +205,7 @@ impl Prepared {
             mountpoint: mountpoint.to_owned(),
             pid,
             pid_start_time: live::start_time(pid).unwrap_or_default(),
-            reference: origin.reference().to_string(),
+            reference: reference.to_string(),
             manifest_digest: image.manifest_digest.to_string(),
             tree: self.tree_key.clone(),
             started_at: now(),
@@ -255,6 +257,7 @@ impl Mounted {
         if let Err(error) = brought.keep_layers() {
             tracing::error!(error = %chain(&error), "a layer could not be kept in the store");
         }
+        brought.settled();
         brought.checkpoint();
         for layer in &brought.layers {
             // To merge it was to look at all of it.

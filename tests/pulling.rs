@@ -73,7 +73,7 @@ fn start(peel: &Peel, arguments: &[&str]) -> Child {
 }
 
 /// How often a process is killed at some moment.
-fn crashes() -> u32 {
+pub fn crashes() -> u32 {
     std::env::var("PEEL_CRASHES").ok().and_then(|count| count.parse().ok()).unwrap_or(8)
 }
 

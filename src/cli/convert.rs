@@ -4,6 +4,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use peelfs::convert::{self, Converted, Platforms, Request};
@@ -144,6 +145,7 @@ fn request(arguments: &Arguments, format: convert::Format) -> anyhow::Result<Req
         client: arguments.network.client(),
         scratch: environment::scratch(),
         progress: progress::of_conversion(arguments.quiet),
+        known: Arc::new(|_| None),
     })
 }
 

@@ -25,6 +25,7 @@ use peelfs::layer::stream::StreamError;
 use peelfs::layer::write::WriteError;
 use peelfs::mount::ImageMountError;
 use peelfs::mount::extract::ImageExtractError;
+use peelfs::push::PushError;
 use peelfs::store::StoreError;
 use peelfs_fuse::{MountError, UnmountError};
 use peelfs_registry::ErrorKind;
@@ -72,7 +73,10 @@ fn registry_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a peelfs_reg
     if let Some(ResolveError::Registry(inner)) = as_type(error) {
         return Some(inner);
     }
-    if let Some(ConvertError::Registry(inner)) = as_type(error) {
+    if let Some(ConvertError::Registry(inner)) = convert_error(error) {
+        return Some(inner);
+    }
+    if let Some(PushError::Registry(inner)) = as_type(error) {
         return Some(inner);
     }
     if let Some(StreamError::Input(inner)) = as_type(error) {
@@ -82,6 +86,13 @@ fn registry_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a peelfs_reg
         return cause.downcast_ref();
     }
     as_type(error)
+}
+
+fn convert_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a ConvertError> {
+    match as_type(error) {
+        Some(PushError::Convert(inner)) => Some(inner),
+        _ => as_type(error),
+    }
 }
 
 fn fetch_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a FetchError> {
@@ -132,6 +143,16 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     if let Some(ImageExtractError::NoSuchPath { .. }) = as_type(error) {
         return Some(3);
     }
+    match as_type::<PushError>(error) {
+        Some(PushError::Unknown { .. } | PushError::NoIndex { .. } | PushError::Absent { .. }) => {
+            return Some(3);
+        }
+        Some(PushError::Destination { .. }) => return Some(2),
+        Some(PushError::Image(_) | PushError::Renamed { .. }) => return Some(6),
+        Some(PushError::Store(_)) => return Some(8),
+        // Their causes tell more.
+        Some(PushError::Registry(_) | PushError::Blob { .. } | PushError::Convert(_)) | None => {}
+    }
     match fetch_error(error) {
         Some(FetchError::Source { .. }) | None => {}
         Some(FetchError::Store { .. } | FetchError::Checkpoint { .. }) => return Some(8),
@@ -151,7 +172,7 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         Some(IndexError::Registry(_) | IndexError::Stream(_)) | None => {}
         Some(_) => return Some(6),
     }
-    match as_type::<ConvertError>(error) {
+    match convert_error(error) {
         Some(ConvertError::Destination { .. }) => return Some(2),
         Some(ConvertError::Config { .. } | ConvertError::Scratch { .. } | ConvertError::Copy { .. }) => {
             return Some(7);

@@ -1,10 +1,12 @@
 //! `peel ls`
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
 use peelfs::fetch::index::open_local_of;
-use peelfs::store::Store;
+use peelfs::fetch::names;
+use peelfs::store::{LayerRecord, Store};
 use peelfs_registry::Digest;
 use serde::Serialize;
 
@@ -29,6 +31,8 @@ struct ImageLine {
     blob_bytes: u64,
     /// Bytes of the blobs whose content is here.
     present_bytes: u64,
+    /// Bytes on the disk of all its layers; those of a layer that several images have are counted with each.
+    disk_bytes: u64,
     last_used: i64,
 }
 
@@ -38,7 +42,7 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     let mut lines = Vec::new();
     for image in store.database().images()? {
         let layers = store.database().layers_of(&image.manifest_digest)?;
-        let (mut lazy_layers, mut present_bytes) = (0, 0);
+        let (mut lazy_layers, mut present_bytes, mut disk_bytes) = (0, 0, 0);
         for layer in &layers {
             let digests = (image.manifest_digest.parse::<Digest>().ok()).zip(layer.digest.parse().ok());
             let Some(content) =
@@ -51,6 +55,9 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
             lazy_layers += usize::from(present < layer.size);
             present_bytes += present;
         }
+        for name in layer_names(&image.manifest_digest, &layers) {
+            disk_bytes += store.layers().layer(&name)?.allocated()?;
+        }
         lines.push(ImageLine {
             reference: image.reference,
             platform: image.platform,
@@ -59,6 +66,7 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
             lazy_layers,
             blob_bytes: layers.iter().map(|layer| layer.size).sum(),
             present_bytes,
+            disk_bytes,
             last_used: image.last_used,
         });
     }
@@ -70,6 +78,13 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// All names by which layers of an image may be kept, each once.
+fn layer_names(manifest: &str, layers: &[LayerRecord]) -> BTreeSet<String> {
+    let Ok(manifest) = manifest.parse::<Digest>() else { return BTreeSet::new() };
+    let digests = layers.iter().filter_map(|layer| layer.digest.parse::<Digest>().ok());
+    digests.flat_map(|layer| names::names(&layer, &manifest, true)).map(|name| name.to_string()).collect()
+}
+
 fn table(lines: &[ImageLine]) -> String {
     let columns = [
         ("IMAGE", Align::Left),
@@ -79,6 +94,7 @@ fn table(lines: &[ImageLine]) -> String {
         ("LAZY", Align::Right),
         ("SIZE", Align::Right),
         ("HERE", Align::Right),
+        ("ON DISK", Align::Right),
         ("LAST USED (UTC)", Align::Left),
     ];
     let rows: Vec<_> = lines
@@ -92,6 +108,7 @@ fn table(lines: &[ImageLine]) -> String {
                 line.lazy_layers.to_string(),
                 output::bytes(line.blob_bytes),
                 output::percent(line.present_bytes, line.blob_bytes),
+                output::bytes(line.disk_bytes),
                 output::time(line.last_used),
             ]
         })

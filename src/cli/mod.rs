@@ -9,6 +9,7 @@ mod environment;
 mod explain;
 mod extract;
 mod failure;
+mod gc;
 mod index;
 mod known;
 mod log_file;
@@ -19,9 +20,13 @@ mod network;
 mod output;
 mod progress;
 mod pull;
+mod push;
+mod quantity;
+mod rm;
 mod show;
 mod signals;
 mod status;
+mod tag;
 mod tree;
 mod unmount;
 
@@ -50,11 +55,15 @@ enum Command {
     Pull(pull::Arguments),
     Extract(extract::Arguments),
     Unmount(unmount::Arguments),
+    Push(push::Arguments),
     Ls(ls::Arguments),
     Show(show::Arguments),
     Explain(explain::Arguments),
     Tree(tree::Arguments),
     Status(status::Arguments),
+    Tag(tag::Arguments),
+    Rm(rm::Arguments),
+    Gc(gc::Arguments),
     Convert(convert::Arguments),
     #[command(subcommand)]
     Index(index::Command),
@@ -69,11 +78,15 @@ pub fn run() -> ExitCode {
         Command::Pull(command) => pull::run(&command, &store, arguments.verbose),
         Command::Extract(command) => extract::run(&command, &store, arguments.verbose),
         Command::Unmount(command) => unmount::run(command, &store),
+        Command::Push(command) => push::run(&command, &store, arguments.verbose),
         Command::Ls(command) => ls::run(&command, &store),
         Command::Show(command) => show::run(&command, &store),
         Command::Explain(command) => explain::run(&command, &store),
         Command::Tree(command) => tree::run(&command, &store),
         Command::Status(command) => status::run(&command, &store),
+        Command::Tag(command) => tag::run(&command, &store),
+        Command::Rm(command) => rm::run(&command, &store),
+        Command::Gc(command) => gc::run(&command, &store, arguments.verbose),
         Command::Convert(command) => convert::run(&command, arguments.verbose),
         Command::Index(command) => index::run(&command, arguments.verbose),
     });

@@ -8,7 +8,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use peelfs::convert;
 use peelfs::fetch::extract;
 use peelfs::fetch::index::{Event, Progress};
-use peelfs_registry::Digest;
+use peelfs::push;
+use peelfs_registry::{Copied, Digest};
 
 use super::output::{bytes, short};
 
@@ -180,6 +181,48 @@ pub fn of_indexing(quiet: bool) -> convert::soci::Progress {
             }
             Event::Done(layer, _) => {
                 if let Some(bar) = bars.remove(&layer) {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    })
+}
+
+/// Tells on standard error what happens to blobs that are pushed.
+pub fn of_push(quiet: bool) -> push::Progress {
+    use push::Event;
+    if quiet {
+        return Arc::new(|_| {});
+    }
+    if !std::io::stderr().is_terminal() {
+        return Arc::new(|event| {
+            if let Event::Done(blob, copied) = event {
+                let how = match copied {
+                    Copied::Present => "is there",
+                    Copied::Mounted => "mounted from another repository",
+                    Copied::Sent => "sent",
+                };
+                eprintln!("{}: {how}", short(blob.as_str()));
+            }
+        });
+    }
+    let all = MultiProgress::new();
+    let bars: Mutex<HashMap<Digest, ProgressBar>> = Mutex::default();
+    Arc::new(move |event| {
+        let mut bars = bars.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match event {
+            Event::Started(blob, size) => {
+                let bar = all.add(ProgressBar::new(size).with_style(style()));
+                bar.set_prefix(short(blob.as_str()));
+                bars.insert(blob, bar);
+            }
+            Event::Sent(blob, done) => {
+                if let Some(bar) = bars.get(&blob) {
+                    bar.set_position(done);
+                }
+            }
+            Event::Done(blob, _) => {
+                if let Some(bar) = bars.remove(&blob) {
                     bar.finish_and_clear();
                 }
             }

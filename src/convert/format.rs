@@ -2,8 +2,10 @@
 
 use std::io::Write;
 
+use crate::layer::compression::Compression;
 use crate::layer::estargz::writer::{EstargzOptions, write_estargz};
 use crate::layer::spool::Spool;
+use crate::layer::write::plain::write_plain;
 use crate::layer::write::{WriteError, WrittenLayer};
 use crate::layer::zstd_chunked::writer::{ZstdChunkedOptions, write_zstd_chunked};
 
@@ -14,6 +16,8 @@ pub enum Format {
     Estargz(EstargzOptions),
     /// A tar.zst with a table of contents, of podman's dialect.
     ZstdChunked(ZstdChunkedOptions),
+    /// The archive as it is, compressed so.
+    Plain(Compression),
 }
 
 impl Format {
@@ -32,6 +36,7 @@ impl Format {
         match self {
             Format::Estargz(options) => write_estargz(spool, wanted, options, output, progress),
             Format::ZstdChunked(options) => write_zstd_chunked(spool, wanted, options, output, progress),
+            Format::Plain(compression) => write_plain(spool, *compression, output, progress),
         }
     }
 }

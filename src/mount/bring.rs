@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use peelfs_registry::{Digest, ImageReference, Platform, Statistics};
 use tokio::sync::Semaphore;
 
+use super::names::origin_of_manifest;
 use super::{ImageMountError, Pull, Request, now};
 use crate::error::chain;
 use crate::fetch::index::{IndexError, Indexer};
@@ -23,7 +24,7 @@ use crate::fetch::{Fetcher, LayerContent, ThreadStarter, referrers, soci};
 use crate::image::origin::{Origin, ResolvedImage};
 use crate::image::{Image, Layer};
 use crate::layer::lookup::Lookup;
-use crate::store::{ImageRecord, LayerRecord, LayerState, Store, StoreError};
+use crate::store::{CollectionLock, ImageRecord, LayerRecord, LayerState, Store, StoreError};
 
 /// Layers that are brought at the same time, of which fewer are streamed. Whoever waits here holds no layer's lock.
 const LAYERS: usize = 16;
@@ -31,6 +32,8 @@ const LAYERS: usize = 16;
 /// An image all of whose layers are in the store, open.
 pub(super) struct Brought {
     pub store: Arc<Store>,
+    /// What it was asked for by.
+    pub reference: ImageReference,
     pub origin: Arc<Origin>,
     pub indexer: Arc<Indexer>,
     pub threads: ThreadStarter,
@@ -43,6 +46,8 @@ pub(super) struct Brought {
     /// Documents that are not yet on disk.
     unsettled: Mutex<Vec<Digest>>,
     making: Mutex<Option<JoinHandle<Result<(), StoreError>>>>,
+    /// Keeps it from being collected before it is recorded.
+    lock: Mutex<Option<CollectionLock>>,
 }
 
 /// What is recorded of an image that the registry was asked for.
@@ -102,8 +107,17 @@ pub(super) fn bring(
     if known.is_none() && request.pull == Pull::Never {
         return Err(ImageMountError::Unknown { image: name, platform: request.platform.to_string() });
     }
-    let host = host(&request.reference);
-    let origin = Origin::new(request.reference, request.client);
+    let mut lock = match known {
+        Some(_) => None,
+        None => Some(store.lock_for_bringing().map_err(in_store)?),
+    };
+    let origin = match &known {
+        Some(image) => origin_of_manifest(&store, &request.reference, image.manifest_digest.as_str()),
+        None => Ok(request.reference.clone()),
+    };
+    let origin = origin.map_err(in_store)?;
+    let host = host(&origin);
+    let origin = Origin::new(origin, request.client);
     let observed = origin.clone();
     let fetcher =
         Fetcher::new(threads.clone(), request.read_deadline, move || observer(observed.statistics()));
@@ -126,6 +140,9 @@ pub(super) fn bring(
     indexer.bring_for(&image.manifest_digest, request.trust_referrers);
     let mut layers = known_layers(&indexer, &image).map_err(of_layer)?;
     if layers.iter().any(Option::is_none) {
+        if lock.is_none() {
+            lock = Some(store.lock_for_bringing().map_err(in_store)?);
+        }
         let bringing = bring_layers(&indexer, &image, request.trust_referrers, &mut layers);
         running()?.block_on(bringing).map_err(of_layer)?;
     }
@@ -133,6 +150,7 @@ pub(super) fn bring(
     let documents = resolved.as_ref().map(|found| found.documents.clone()).unwrap_or_default();
     Ok(Brought {
         store,
+        reference: request.reference,
         origin,
         indexer,
         threads: threads.clone(),
@@ -142,6 +160,7 @@ pub(super) fn bring(
         layers,
         unsettled: Mutex::new(documents),
         making: Mutex::new(making),
+        lock: Mutex::new(lock),
     })
 }
 
@@ -158,7 +177,7 @@ impl Brought {
     pub fn record(&self) -> Result<(), StoreError> {
         let Some(found) = &self.resolved else { return Ok(()) };
         let record = ImageRecord {
-            reference: self.origin.reference().to_string(),
+            reference: self.reference.to_string(),
             platform: self.platform.to_string(),
             manifest_digest: self.image.manifest_digest.to_string(),
             index_digest: found.index.as_ref().map(Digest::to_string),
@@ -176,7 +195,7 @@ impl Brought {
         if self.resolved.is_some() {
             return Ok(());
         }
-        let (reference, platform) = (self.origin.reference().to_string(), self.platform.to_string());
+        let (reference, platform) = (self.reference.to_string(), self.platform.to_string());
         self.store.database().use_image(&reference, &platform, now()).map(drop)
     }
 
@@ -193,6 +212,11 @@ impl Brought {
     pub fn keep_layers(&self) -> Result<(), StoreError> {
         // Where no threads run, nothing was brought.
         self.threads.running().map_or(Ok(()), |threads| threads.block_on(self.indexer.committed()))
+    }
+
+    /// It is recorded and on disk: from now on it is the collector's to judge.
+    pub fn settled(&self) {
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Makes what was fetched of the layers outlast a crash of the machine.

@@ -1,7 +1,7 @@
 //! All of an image brought and proved, or the files below some of its paths: [`fetch::extract`](crate::fetch::extract) does it for one
 //! layer, this for an image. Several layers at once; the first that fails ends the others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -52,9 +52,12 @@ impl Pulled {
     /// [`ImageExtractError`].
     pub async fn extract(&self, progress: &Progress) -> Result<Vec<Standing>, ImageExtractError> {
         let work = self.brought.layers.iter().enumerate().map(|(number, layer)| async move {
-            layer.extract(progress).await.map_err(|cause| self.of_layer(number, cause))
+            let standing = layer.extract(progress).await;
+            standing.map(|standing| (number, standing)).map_err(|cause| self.of_layer(number, cause))
         });
-        futures_util::stream::iter(work).buffered(LAYERS).try_collect().await
+        let work = futures_util::stream::iter(work).buffer_unordered(LAYERS);
+        let standings: BTreeMap<usize, Standing> = work.try_collect().await?;
+        Ok(standings.into_values().collect())
     }
 
     /// Brings the files at these paths, and all below them. Symbolic links are followed within the image.
@@ -69,7 +72,7 @@ impl Pulled {
         let mut wanted = vec![Vec::new(); self.brought.layers.len()];
         for path in paths {
             let inode = find(&self.tree, path).ok_or_else(|| ImageExtractError::NoSuchPath {
-                image: self.brought.origin.reference().to_string(),
+                image: self.brought.reference.to_string(),
                 path: String::from_utf8_lossy(path).into_owned(),
             })?;
             self.content_below(inode, &mut wanted)?;
@@ -84,7 +87,7 @@ impl Pulled {
 
     fn of_layer(&self, number: usize, cause: ExtractError) -> ImageExtractError {
         ImageExtractError::Layer {
-            image: self.brought.origin.reference().to_string(),
+            image: self.brought.reference.to_string(),
             number: number + 1,
             digest: self.brought.image.layers[number].descriptor.digest.clone(),
             cause: Box::new(cause),

@@ -8,10 +8,10 @@ use super::bring::bring;
 use super::counters::Counters;
 use super::{ImageMountError, Prepared, Request};
 use crate::error::chain;
-use crate::fetch::index::{identity as layer_identity, open_local_when_made};
+use crate::fetch::index::{identity as layer_identity, open_local_of, open_local_when_made};
 use crate::fetch::{LayerContent, ThreadStarter};
 use crate::image::Image;
-use crate::store::{PendingTree, Store};
+use crate::store::{PendingTree, Store, StoreError};
 use crate::table::Table;
 use crate::tree::merge::merge;
 use crate::tree::serve::MergedTree;
@@ -48,6 +48,17 @@ pub fn prepare(
     brought.wait_for_database();
     let (tree, pending_tree) = (Arc::new(tree), Mutex::new(pending_tree));
     Ok(Prepared { brought, counters, tree, tree_key: hex(&identity), pending_tree })
+}
+
+/// What the tree of an image is kept by in the store; nothing if not all of its layers are there.
+pub fn tree_key(store: &Store, image: &Image) -> Result<Option<String>, StoreError> {
+    let mut layers = Vec::with_capacity(image.layers.len());
+    for layer in &image.layers {
+        let opened = open_local_of(store, &image.manifest_digest, &layer.descriptor.digest)?;
+        let Some(content) = opened else { return Ok(None) };
+        layers.push(content);
+    }
+    Ok(Some(hex(&tree_identity(image, &layers))))
 }
 
 /// The tree of an image that is in the store, only to be looked at: nothing is fetched. Nothing if not all of its layers are

@@ -54,6 +54,7 @@ pub fn pull(
     pending.map_or(Ok(()), PendingTree::commit).map_err(in_store)?;
     brought.checkpoint();
     brought.record().and_then(|()| brought.record_use()).map_err(in_store)?;
+    brought.settled();
     Ok(Pulled { brought, tree })
 }
 

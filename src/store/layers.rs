@@ -78,6 +78,10 @@ impl LayerStore {
     pub(super) fn temporaries(&self) -> &Temporaries {
         &self.temporaries
     }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
 }
 
 /// The exclusive right to make a layer; ends when it is dropped.

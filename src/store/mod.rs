@@ -6,6 +6,7 @@
 //! content/         whole blobs, as an OCI image layout
 //! layers/<algorithm>/<hex>/   inode table, data files, chunk map, checkpoints
 //! trees/<hex>      merged inode tables
+//! notes/<kind>/<hex>   facts that belong to a name, made when there is one
 //! locks/           lock files
 //! peel.db          records (SQLite)
 //! */ingest/        what is not visible yet
@@ -21,6 +22,7 @@
 
 mod chunk_bits;
 mod chunk_map;
+mod collect;
 mod content;
 mod content_index;
 mod data_files;
@@ -33,6 +35,7 @@ mod error;
 mod eviction;
 mod layers;
 mod lock;
+mod notes;
 mod open;
 mod provenance;
 mod records;
@@ -46,6 +49,7 @@ mod trees;
 use std::path::{Path, PathBuf};
 
 pub use chunk_map::{ChunkMap, MarkLock};
+pub use collect::CollectionLock;
 pub use content::Content;
 pub use content_index::NamedDescriptor;
 pub use data_files::{DataFile, DataFiles};
@@ -55,6 +59,7 @@ pub use error::StoreError;
 pub use eviction::ChunkPlace;
 pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore};
 pub use lock::FileLock;
+pub use notes::{NoteKind, Notes};
 pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
 pub use rests::{MAXIMUM_REST, Rest, RestWriter, Rests};
@@ -71,14 +76,17 @@ pub struct Store {
     content: Content,
     layers: LayerStore,
     trees: Trees,
+    notes: Notes,
     database: Database,
 }
 
 impl Store {
     fn at(path: PathBuf) -> Store {
         let locks = path.join("locks");
+        let content = Content::new(path.join("content"), &locks);
         Store {
-            content: Content::new(path.join("content"), &locks),
+            notes: Notes::new(path.join("notes"), content.temporaries().clone()),
+            content,
             layers: LayerStore::new(path.join("layers"), locks.clone()),
             trees: Trees::new(path.join("trees")),
             database: Database::new(path.join("peel.db"), locks.join("database")),
@@ -105,6 +113,11 @@ impl Store {
     /// Merged trees.
     pub fn trees(&self) -> &Trees {
         &self.trees
+    }
+
+    /// Facts that belong to a name.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     /// Records. Opened when they are first asked for.

@@ -2,7 +2,7 @@
 //! mapping one. `trees/<hex>`, named by a hash that the caller takes of what went into it.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -67,6 +67,10 @@ impl Trees {
         }
         let digest = key.chars().take(200).collect();
         Err(StoreError::InvalidDigest { digest, reason: "a tree's key is 64 lower-case hexadecimal digits" })
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     pub(super) fn temporaries(&self) -> &Temporaries {
