@@ -1,7 +1,7 @@
 //! Garbage: what no image and no mount needs goes, and by policy what nobody has used for long.
 //!
 //! ```text
-//! look ─▶ plan ─▶ forget images ─▶ discard cold content ─▶ set layers aside, remove trees and documents ─▶ sweep
+//! look ─▶ plan ─▶ discard cold content ─▶ forget images ─▶ set layers aside, remove trees and documents ─▶ sweep
 //!          pure        └──────────── with the collector's lock, alone ───────────┘                        without
 //! ```
 //!
@@ -41,9 +41,6 @@ pub struct Collected {
 /// If the store cannot be read or changed. What was removed until then is gone, and nothing else is the worse for it.
 pub fn collect(store: &Store, policy: &Policy, is_dry_run: bool) -> Result<Collected, StoreError> {
     let lock = store.lock_for_collecting()?;
-    if !is_dry_run {
-        store.sweep()?;
-    }
     let inventory = look(store)?;
     let plan = Plan::make(&inventory, policy, now());
     let bytes_before = inventory.store_bytes;
@@ -51,20 +48,27 @@ pub fn collect(store: &Store, policy: &Policy, is_dry_run: bool) -> Result<Colle
         let bytes_after = bytes_before.saturating_sub(plan.bytes());
         return Ok(Collected { plan, bytes_before, bytes_after });
     }
+    // On a full disk not even a name can be taken away, and what nobody needs makes the room for that.
+    mark(store, &Plan::make(&inventory, &Policy::default(), now()))?;
+    store.sweep()?;
     mark(store, &plan)?;
+    match forget_what_is_gone(store) {
+        // Nothing that is marked is freed yet. They are forgotten another time.
+        Err(error) if !error.is_full() => return Err(error),
+        _ => {}
+    }
     drop(lock);
     store.sweep()?;
-    store.database().shorten_log()?;
     Ok(Collected { plan, bytes_before, bytes_after: store.allocated()? })
 }
 
 /// Takes from its place all that is to go.
 fn mark(store: &Store, plan: &Plan) -> Result<(), StoreError> {
-    for (reference, platform) in &plan.images {
-        store.database().forget_image(reference, platform)?;
-    }
     for (layer, _) in &plan.evicted {
         evict(store, layer)?;
+    }
+    for (reference, platform) in &plan.images {
+        store.database().forget_image(reference, platform)?;
     }
     for (layer, _) in &plan.layers {
         store.layers().layer(layer)?.set_aside()?;
@@ -75,13 +79,18 @@ fn mark(store: &Store, plan: &Plan) -> Result<(), StoreError> {
     for (document, _) in &plan.documents {
         store.content().remove(document)?;
     }
+    Ok(())
+}
+
+/// Records and notes of what no image has.
+fn forget_what_is_gone(store: &Store) -> Result<(), StoreError> {
     store.database().forget_unused_layers()?;
     let images = store.database().images()?;
     let named: Vec<String> = images.iter().map(origin_note).collect();
     store.notes().keep_only(NoteKind::Origin, &named)?;
     let layers: Vec<String> = store.database().layers()?.into_iter().map(|layer| layer.digest).collect();
     store.notes().keep_only(NoteKind::Variants, &layers)?;
-    Ok(())
+    store.database().shorten_log()
 }
 
 fn origin_note(image: &ImageRecord) -> String {
@@ -92,8 +101,11 @@ fn origin_note(image: &ImageRecord) -> String {
 fn evict(store: &Store, name: &str) -> Result<(), StoreError> {
     let Ok(digest) = name.parse::<Digest>() else { return Ok(()) };
     let Some(content) = open_local(store, &digest)? else { return Ok(()) };
-    // Before: a record that promises too much is worse than one that promises too little.
-    store.database().set_layer_state(name, LayerState::Lazy)?;
+    // Before: a record that promises too much is worse than one that promises too little, though not as bad as a disk that stays full.
+    match store.database().set_layer_state(name, LayerState::Lazy) {
+        Err(error) if !error.is_full() => return Err(error),
+        _ => {}
+    }
     content.evict(0..content.table().chunks().len())?;
     Ok(())
 }
@@ -206,7 +218,7 @@ fn add_index(store: &Store, digest: &str, documents: &mut BTreeSet<String>) -> R
     let Some(bytes) = store.content().get(digest)? else { return Ok(()) };
     if let Ok((Document::Index(index), _)) = Document::parse(&bytes, None) {
         for entry in index.manifests() {
-            add_index(store, &entry.digest().to_string(), documents)?;
+            add_index(store, entry.digest().as_ref(), documents)?;
         }
     }
     Ok(())

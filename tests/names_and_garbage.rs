@@ -8,6 +8,7 @@ use crate::support::image::Layout;
 use crate::support::model::Model;
 use crate::support::peel::{Peel, kill_and_wait, wait_or_kill};
 use crate::support::registry::FakeRegistry;
+use crate::support::small_disk::SmallDisk;
 use crate::support::tree::{Tree, assert_same};
 use serde_json::{Value, json};
 use std::fs;
@@ -279,4 +280,22 @@ fn images_pulled_while_garbage_is_collected_are_whole() {
         is_image_of(&peel, &references[1], &[2, 3]);
         peel.succeed(&["rm", "--now", &references[0], &references[1]]);
     }
+}
+
+#[test]
+fn a_full_disk_can_be_cleared() {
+    let (_registry, _directory, references) = served(&[("one", &[1, 2]), ("two", &[3, 4])]);
+    let peel = Peel::new();
+    let _disk = SmallDisk::make(peel.store(), 6);
+    peel.succeed(&["extract", &references[0], "--quiet"]);
+    let outcome = peel.run(&["extract", &references[1], "--quiet"]);
+    assert_eq!(outcome.code, Some(8), "{outcome:?}");
+    // Whatever is left.
+    let filler = peel.store().join("filler");
+    let full = fs::write(&filler, vec![1; 8 << 20]);
+    assert!(full.is_err());
+    peel.succeed(&["gc", "--keep-bytes", "0"]);
+    assert_eq!(layers_here(&peel), 0);
+    fs::remove_file(&filler).unwrap();
+    is_image_of(&peel, &references[1], &[3, 4]);
 }

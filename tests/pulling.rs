@@ -143,6 +143,25 @@ fn an_extracted_image_of_any_format_is_proved_and_read_without_its_registry() {
 }
 
 #[test]
+fn an_image_with_an_index_beside_it_is_fetched_once_to_be_extracted_and_proved() {
+    let mut served = served(Form::Gzip { members: 97 });
+    served.registry.take_pushes();
+    let options = ["--min-layer-size", "0", "--span-size", "524288", "--quiet"];
+    Peel::new().succeed(&[&["index", "push", &served.reference][..], &options].concat());
+    let peel = Peel::new();
+    served.registry.reset_counters();
+    assert_eq!(states(&peel.json(&["pull", &served.reference, "--json"])), ["lazy"; 3]);
+    peel.succeed(&["extract", &served.reference]);
+    let (fetched, all) = (served.registry.counters().blob_bytes, blob_bytes(&served.layout));
+    assert!(fetched < all + all / 5, "{fetched} of {all}");
+    let sheet = peel.json(&["explain", &served.reference, "--json"]);
+    for layer in sheet["layers"].as_array().unwrap() {
+        assert_eq!((&layer["proof"], &layer["index"]), (&json!("proved"), &json!("soci-named")), "{layer:#}");
+    }
+    is_readable_without_registry(&peel, &mut served);
+}
+
+#[test]
 fn a_pull_can_extract_at_once() {
     let mut served = served(SMALL_CHUNKS);
     let peel = Peel::new();

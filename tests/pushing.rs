@@ -10,6 +10,7 @@ use crate::support::image::{Layout, this_architecture};
 use crate::support::model::Model;
 use crate::support::peel::{Peel, kill_and_wait, wait_or_kill};
 use crate::support::registry::{Authentication, FakeRegistry, Fault};
+use crate::support::small_disk::SmallDisk;
 use crate::support::tree::{Tree, assert_same};
 use serde_json::Value;
 use std::fs;
@@ -338,6 +339,22 @@ fn layers_that_are_compressed_so_already_stay_among_others_that_are_not() {
     let report = peel.json(&["push", &source, &destination, "--json", "--compression", "gzip"]);
     assert_eq!(how(&report), ["kept", "recompressed"]);
     assert_eq!(report["blobs"][0]["digest"], layers[0].digest.as_str());
+    is_the_image(&destination, &model());
+}
+
+#[test]
+fn a_full_disk_at_the_destination_is_an_error_and_space_makes_it_work() {
+    let Pulled { registry: _registry, reference: source, peel, .. } = pulled(Form::GZIP);
+    let path = peel.scratch().join("disk");
+    let disk = SmallDisk::make(&path, 12);
+    let layout = path.join("layout");
+    let destination = format!("oci:{}:pushed", layout.display());
+    let outcome = peel.run(&["push", &source, &destination]);
+    assert_eq!(outcome.code, Some(7), "{outcome:?}");
+    assert!(outcome.stderr.contains("No space left on device"), "{outcome:?}");
+    assert!(!layout.join("index.json").exists());
+    disk.grow(64);
+    peel.succeed(&["push", &source, &destination]);
     is_the_image(&destination, &model());
 }
 

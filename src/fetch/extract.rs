@@ -29,6 +29,8 @@ use crate::store::{FileLock, StoreError, Verdict};
 const REQUESTS: usize = 3;
 /// How often is looked again for what was evicted meanwhile.
 const ROUNDS: u32 = 4;
+/// All of the decoded space, however long it is.
+const EVERYTHING: &[Range<u64>] = std::slice::from_ref(&(0..u64::MAX));
 /// Pause between two words about the progress.
 const TELL: Duration = Duration::from_millis(250);
 
@@ -81,9 +83,8 @@ impl LayerContent {
             progress(Event::Done(self.layer().clone()));
             return Ok(Standing::Streamed);
         }
-        let everything = [0..u64::MAX];
-        let _turn = self.turn(&everything, progress).await?;
-        self.bring(&everything, progress).await?;
+        let _turn = self.turn(EVERYTHING, progress).await?;
+        self.bring(EVERYTHING, progress).await?;
         progress(Event::Proving(self.layer().clone()));
         let content = self.clone();
         let standing = blocking(move || {

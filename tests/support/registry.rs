@@ -390,11 +390,6 @@ impl FakeRegistry {
         self.state().uploads.len()
     }
 
-    /// Forgets all uploads that are under way.
-    pub fn forget_uploads(&self) {
-        self.state().uploads.clear();
-    }
-
     /// The bytes of a manifest, if it is there.
     pub fn manifest(&self, repository: &str, target: &str) -> Option<Vec<u8>> {
         let state = self.state();
