@@ -70,7 +70,13 @@ pub struct Request {
     pub scratch: PathBuf,
     /// Who is told what happens.
     pub progress: Progress,
+    /// What is known of layers before they are read.
+    pub known: Known,
 }
+
+/// What a layer became once, or that it is what it should be: then it is not converted, if the destination has that blob or can be
+/// given it.
+pub type Known = Arc<dyn Fn(&Layer) -> Option<ConvertedLayer> + Send + Sync>;
 
 /// What happens to the layers, for a progress bar.
 #[derive(Clone, Debug)]

@@ -3,9 +3,11 @@
 pub mod convert;
 pub mod error;
 pub mod fetch;
+pub mod gc;
 pub mod image;
 pub mod layer;
 pub mod mount;
+pub mod push;
 pub mod store;
 pub mod table;
 pub mod tree;

@@ -10,16 +10,20 @@
 //! The mount appears only when all of it is there: no partial tree is ever seen. [`prepare`] gets ready, [`Prepared::mount`]
 //! mounts, [`Mounted::wait`] serves until it is unmounted and then tidies up; [`live`] lists what is mounted.
 
+mod bring;
 mod counters;
 pub mod explain;
+pub mod extract;
 pub mod live;
+mod names;
 mod prefetch;
 mod prepare;
 mod profile;
+pub mod pull;
 mod recorder;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use peelfs_fuse::{KernelCache, MountError, MountOptions, Session};
@@ -27,22 +31,23 @@ use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
 use tokio::task::AbortHandle;
 
+use self::bring::Brought;
 use self::counters::Counters;
 use self::recorder::Recorder;
 use crate::error::chain;
-use crate::fetch::ThreadStarter;
-use crate::fetch::index::{IndexError, Indexer, Progress};
-use crate::image::origin::{Origin, ResolveError};
-use crate::image::{Image, Layer};
-use crate::layer::lookup::Lookup;
-use crate::store::{ImageRecord, LayerRecord, LayerState, MountRecord, PendingTree, Store, StoreError};
+use crate::fetch::index::{IndexError, Progress};
+use crate::image::Image;
+use crate::image::origin::ResolveError;
+use crate::store::{MountRecord, PendingTree, StoreError};
 use crate::table::TableError;
 use crate::table::format::InodeRecord;
 use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
 
+pub use bring::{known_image, recorded_image};
+pub use names::{give_name, origin_note, origin_of, take_name};
 pub use prefetch::Prefetching;
-pub use prepare::{known_image, local_tree, prepare, recorded_image};
+pub use prepare::{local_tree, prepare, tree_key};
 
 /// When the registry is asked what a reference means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +117,16 @@ pub enum ImageMountError {
         #[source]
         cause: Box<IndexError>,
     },
+    /// It is for other machines than those that were asked for.
+    #[error("{image} is an image for {found}, not for {wanted}")]
+    Platform {
+        /// The reference.
+        image: String,
+        /// What its config says.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
     /// The layers do not make a tree.
     #[error("cannot merge the layers of {image}")]
     Merge {
@@ -155,33 +170,13 @@ pub enum ImageMountError {
 
 /// An image whose tree is ready to be mounted.
 pub struct Prepared {
-    store: Arc<Store>,
-    origin: Arc<Origin>,
-    indexer: Arc<Indexer>,
+    brought: Brought,
     counters: Arc<Counters>,
-    threads: ThreadStarter,
-    image: Image,
-    /// How the image was found, if the registry was asked.
-    resolved: Option<Found>,
-    platform: Platform,
     prefetching: Prefetching,
     tree: Arc<MergedTree>,
     tree_key: String,
-    unsettled: Mutex<Unsettled>,
-}
-
-/// What the mount does not wait for: it is usable, and is to be brought to disk.
-#[derive(Default)]
-struct Unsettled {
-    documents: Vec<Digest>,
-    tree: Option<PendingTree>,
-}
-
-/// What is recorded of an image that the registry was asked for.
-struct Found {
-    index: Option<Digest>,
-    at: i64,
-    documents: Vec<Digest>,
+    /// The mount does not wait for it: it is usable, and is to be brought to disk.
+    pending_tree: Mutex<Option<PendingTree>>,
 }
 
 /// A mounted image.
@@ -201,14 +196,14 @@ fn now() -> i64 {
 impl Prepared {
     /// The image.
     pub fn image(&self) -> &Image {
-        &self.image
+        &self.brought.image
     }
 
     /// Mounts the tree. When this returns, the directory is usable and the mount is recorded.
     pub fn mount(self, options: &MountOptions) -> Result<Mounted, ImageMountError> {
         let session = peelfs_fuse::mount(self.tree.clone(), options)?;
         if let Err(cause) = self.record(session.mountpoint()) {
-            let image = self.origin.reference().to_string();
+            let image = self.brought.reference.to_string();
             // Dropping the session unmounts: a mount that nobody can find must not stay.
             return Err(ImageMountError::Store { image, cause: Box::new(cause) });
         }
@@ -217,31 +212,16 @@ impl Prepared {
     }
 
     fn record(&self, mountpoint: &Path) -> Result<(), StoreError> {
-        let reference = self.origin.reference().to_string();
-        let (database, platform) = (self.store.database(), self.platform.to_string());
-        if let Some(found) = &self.resolved {
-            let record = ImageRecord {
-                reference: reference.clone(),
-                platform,
-                manifest_digest: self.image.manifest_digest.to_string(),
-                index_digest: found.index.as_ref().map(Digest::to_string),
-                config_digest: self.image.config.digest.to_string(),
-                resolved_at: found.at,
-                last_used: now(),
-            };
-            let layers: Vec<_> = self.image.layers.iter().zip(self.tree.layers()).collect();
-            let layers: Vec<_> =
-                layers.into_iter().map(|(layer, content)| layer_record(layer, content)).collect();
-            database.remember_image(&record, &layers)?;
-        }
-        self.counters.write(self.origin.statistics(), 0);
+        let Brought { store, origin, reference, image, .. } = &self.brought;
+        self.brought.record()?;
+        self.counters.write(origin.statistics(), 0);
         let pid = std::process::id();
-        database.remember_mount(&MountRecord {
+        store.database().remember_mount(&MountRecord {
             mountpoint: mountpoint.to_owned(),
             pid,
             pid_start_time: live::start_time(pid).unwrap_or_default(),
-            reference,
-            manifest_digest: self.image.manifest_digest.to_string(),
+            reference: reference.to_string(),
+            manifest_digest: image.manifest_digest.to_string(),
             tree: self.tree_key.clone(),
             started_at: now(),
             status_path: Some(self.counters.path().to_owned()),
@@ -270,28 +250,6 @@ fn forget_poisoned_content(tree: &Arc<MergedTree>, cache: &KernelCache) {
     }
 }
 
-fn layer_record(layer: &Layer, content: &crate::fetch::LayerContent) -> LayerRecord {
-    let presence = content.presence();
-    let lazy = presence.chunks < presence.all_chunks;
-    // A layer that was streamed has chunks too, once it is here.
-    let descriptor = &layer.descriptor;
-    let has_toc = matches!(Lookup::new(&descriptor.annotations, descriptor.size), Ok(Some(_)));
-    LayerRecord {
-        digest: layer.descriptor.digest.to_string(),
-        media_type: layer.descriptor.media_type.clone(),
-        size: layer.descriptor.size,
-        diff_id: Some(layer.diff_id.to_string()),
-        toc_digest: None,
-        format: if has_toc && presence.all_chunks > 0 { "estargz" } else { layer.archive_format() }
-            .to_owned(),
-        state: if lazy { LayerState::Lazy } else { LayerState::Extracted },
-        chunk_count: (presence.all_chunks > 0).then_some(presence.all_chunks),
-        decoded_bytes: None,
-        created_at: now(),
-        last_used: now(),
-    }
-}
-
 impl Mounted {
     /// The kernel's side, to unmount it.
     pub fn session(&self) -> &Session {
@@ -301,14 +259,10 @@ impl Mounted {
     /// Begins to fetch what earlier mounts read or the image's author wants first, and to record what this one reads; returns at once.
     /// To be called once.
     pub fn follow_profile(&self) {
-        let Prepared { store, origin, image, platform, prefetching, tree, threads, .. } = &self.prepared;
-        let image = profile::MountedImage {
-            store,
-            reference: origin.reference(),
-            platform,
-            manifest: &image.manifest_digest,
-            tree,
-        };
+        let Prepared { brought, prefetching, tree, .. } = &self.prepared;
+        let Brought { store, reference, image, platform, threads, .. } = brought;
+        let image =
+            profile::MountedImage { store, reference, platform, manifest: &image.manifest_digest, tree };
         let plan = prefetch::plan(*prefetching, &image);
         if !plan.is_empty() {
             match threads.handle() {
@@ -325,23 +279,22 @@ impl Mounted {
     /// Brings to disk what this mount put into the store, so that it outlasts this process and a crash of the machine. What
     /// cannot be kept is fetched again some day: the mount goes on.
     pub fn settle(&self) {
-        let Prepared { threads, indexer, tree, .. } = &self.prepared;
-        if let Err(error) = self.keep_documents() {
+        let Prepared { brought, pending_tree, .. } = &self.prepared;
+        let pending_tree = pending_tree.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Err(error) =
+            brought.keep_documents().and_then(|()| pending_tree.map_or(Ok(()), PendingTree::commit))
+        {
             tracing::error!(error = %chain(&error), "the image could not be kept in the store");
         }
-        if let Err(error) = self.record_use() {
+        if let Err(error) = brought.record_use() {
             tracing::warn!(error = %chain(&error), "the image counts as unused since it was last mounted");
         }
-        // Where no threads run, nothing was brought.
-        if let Some(threads) = threads.running()
-            && let Err(error) = threads.block_on(indexer.committed())
-        {
+        if let Err(error) = brought.keep_layers() {
             tracing::error!(error = %chain(&error), "a layer could not be kept in the store");
         }
-        for layer in tree.layers() {
-            if let Err(error) = layer.checkpoint() {
-                tracing::warn!(layer = %layer.layer(), error = %chain(&error), "what was fetched may be fetched again after a crash");
-            }
+        brought.settled();
+        brought.checkpoint();
+        for layer in &brought.layers {
             // To merge it was to look at all of it.
             layer.table().release();
         }
@@ -352,25 +305,6 @@ impl Mounted {
         for layer in self.prepared.tree.layers() {
             layer.prove_if_complete();
         }
-    }
-
-    /// Says when an image that was known was used.
-    fn record_use(&self) -> Result<(), StoreError> {
-        let Prepared { store, origin, platform, resolved, .. } = &self.prepared;
-        if resolved.is_none() {
-            store.database().use_image(&origin.reference().to_string(), &platform.to_string(), now())?;
-        }
-        Ok(())
-    }
-
-    fn keep_documents(&self) -> Result<(), StoreError> {
-        let Prepared { store, unsettled, .. } = &self.prepared;
-        let unsettled =
-            std::mem::take(&mut *unsettled.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        for digest in &unsettled.documents {
-            store.content().sync(digest.as_str())?;
-        }
-        unsettled.tree.map_or(Ok(()), PendingTree::commit)
     }
 
     /// Serves until the directory is unmounted, by whomever, and then tidies up.
@@ -387,7 +321,7 @@ impl Mounted {
         self.settle();
         // Last, as `peel unmount` waits for this process while the record is there.
         if let Err(error) =
-            self.prepared.store.database().forget_mount(self.session.mountpoint(), std::process::id())
+            self.prepared.brought.store.database().forget_mount(self.session.mountpoint(), std::process::id())
         {
             tracing::warn!(error = %chain(&error), "the record of the mount stays until it is found to be stale");
         }

@@ -182,7 +182,8 @@ fn wanted(headers: &HeaderMap, endpoint: &Endpoint) -> Result<Wanted, Failure> {
 
 /// What to ask for: what the host says, unless that is less than what will be needed, as for a look whether a blob is there.
 fn scope(offered: Option<&str>, endpoint: &Endpoint) -> String {
-    let suffices = |offered: &&str| !endpoint.is_written() || offered.contains("push");
+    let suffices =
+        |offered: &&str| endpoint.lender().is_none() && (!endpoint.is_written() || offered.contains("push"));
     offered.filter(suffices).map_or_else(|| endpoint.scope(), str::to_owned)
 }
 
@@ -276,7 +277,9 @@ async fn plain(
         if let Some(service) = &service.service {
             query.append_pair("service", service);
         }
-        query.append_pair("scope", &service.scope);
+        for scope in service.scope.split(' ') {
+            query.append_pair("scope", scope);
+        }
     }
     let request = Request { accept: Some("application/json"), range: None };
     Ok(transport.follow(endpoint, &url, request, authorization).await?.response)

@@ -41,7 +41,7 @@ impl Client {
         let place = match reference {
             ImageReference::Layout(layout) => Place::Layout(Layout::new(layout.path.clone())),
             ImageReference::Registry(reference) => Place::Registry {
-                endpoint: Endpoint::new(reference, &self.transport.configuration)?,
+                endpoint: Box::new(Endpoint::new(reference, &self.transport.configuration)?),
                 client: self.clone(),
             },
         };
@@ -62,7 +62,7 @@ pub struct Repository {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
-    Registry { endpoint: Endpoint, client: Client },
+    Registry { endpoint: Box<Endpoint>, client: Client },
     Layout(Layout),
 }
 
@@ -133,7 +133,7 @@ impl Repository {
             Place::Registry { endpoint, client } => {
                 let ranges = client.ranges.of(&endpoint.origin);
                 let transport = client.transport.clone();
-                let (endpoint, urls) = (endpoint.clone(), urls.to_vec());
+                let (endpoint, urls) = (Endpoint::clone(endpoint), urls.to_vec());
                 BlobPlace::Registry(RemoteBlob::new(transport, endpoint, ranges, digest, size, urls))
             }
             Place::Layout(layout) => BlobPlace::Layout(LayoutBlob::new(layout, digest, size)),

@@ -78,6 +78,11 @@ impl Error {
         self.inner.kind
     }
 
+    /// Whether something was being put there, not got from there.
+    pub fn is_of_writing(&self) -> bool {
+        self.inner.context.is_written
+    }
+
     /// The registry's host, or the directory of the layout.
     pub fn host(&self) -> &str {
         &self.inner.context.host

@@ -5,7 +5,7 @@
 //! ImageReference ─▶ Client ─▶ Repository ─▶ resolve ─▶ Resolved: manifest, config, layers
 //!                                      ├──▶ Blob ─▶ read(range), stream(from)
 //!                                      ├──▶ referrers: what says something about a manifest
-//!                                      └──▶ new_blob ─▶ BlobDraft ─▶ keep; put_document, put_referrer
+//!                                      └──▶ new_blob ─▶ BlobDraft ─▶ keep; copy_blob; put_document, put_referrer
 //!
 //! client ─▶ resolve, layout
 //!    └───▶ remote ─▶ retry ─▶ transport ─▶ auth ─▶ credentials
@@ -27,6 +27,7 @@ mod client;
 mod configuration;
 mod connections;
 mod content_range;
+mod copy;
 mod credentials;
 pub mod digest;
 mod draft;
@@ -46,9 +47,11 @@ pub mod resolve;
 mod retry;
 mod statistics;
 mod transport;
+mod upload;
 
 pub use client::{Blob, Client, FetchedDocument, Repository};
 pub use configuration::{ClientCertificate, ClientConfiguration, HostSettings, Proxies, Timeouts};
+pub use copy::Copied;
 pub use credentials::CredentialError;
 pub use digest::{Digest, Digester};
 pub use draft::BlobDraft;

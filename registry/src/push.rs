@@ -6,8 +6,8 @@
 //! document    PUT manifests/<tag or digest> ──201──▶ there
 //! ```
 //!
-//! A blob is sent in one request, from a file, so that it can be sent again after a failure: from the beginning, with a new upload,
-//! as registries do not agree on how one is resumed. Credentials go to the registry itself; an upload that it moves to another
+//! A blob that is made here is sent in one request, from a file, so that it can be sent again after a failure: from the beginning, with
+//! a new upload. One that comes from elsewhere is sent in pieces: see [`upload`](crate::upload). Credentials go to the registry itself; an upload that it moves to another
 //! origin is sent there without them, and never from TLS to plain HTTP.
 
 use std::fs::File;
@@ -34,17 +34,25 @@ const PIECE: u64 = 1024 * 1024;
 
 /// What is sent.
 #[derive(Clone, Debug)]
-enum Content {
+pub(crate) enum Content {
     Nothing,
     Bytes(Bytes),
-    File { file: Arc<File>, size: u64 },
+    /// Part of an upload, which begins at that byte of the blob.
+    Piece {
+        offset: u64,
+        bytes: Bytes,
+    },
+    File {
+        file: Arc<File>,
+        size: u64,
+    },
 }
 
 impl Content {
-    fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         match self {
             Content::Nothing => 0,
-            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::Bytes(bytes) | Content::Piece { bytes, .. } => bytes.len() as u64,
             Content::File { size, .. } => *size,
         }
     }
@@ -52,7 +60,7 @@ impl Content {
     fn body(&self) -> Body {
         match self {
             Content::Nothing => Body::from(Bytes::new()),
-            Content::Bytes(bytes) => Body::from(bytes.clone()),
+            Content::Bytes(bytes) | Content::Piece { bytes, .. } => Body::from(bytes.clone()),
             Content::File { file, size } => Body::wrap_stream(file_pieces(file.clone(), *size)),
         }
     }
@@ -136,6 +144,11 @@ pub(crate) async fn put_document(
     Ok(StoredDocument { digest, is_listed })
 }
 
+/// How long so many bytes may take.
+pub(crate) fn patience(transport: &Transport, size: u64) -> Duration {
+    transport.configuration.timeouts.operation.saturating_add(Duration::from_secs(size / SLOWEST_UPLOAD))
+}
+
 /// Tries until it is done, or there is no hope or no time left.
 async fn persist<T, F: Future<Output = Result<T, Failure>>>(
     transport: &Transport,
@@ -143,8 +156,7 @@ async fn persist<T, F: Future<Output = Result<T, Failure>>>(
     size: u64,
     attempt: impl Fn() -> F,
 ) -> Result<T, Error> {
-    let patience = transport.configuration.timeouts.operation;
-    let limit = patience.saturating_add(Duration::from_secs(size / SLOWEST_UPLOAD));
+    let limit = patience(transport, size);
     let attempts = async {
         let mut retrier = Retrier::new(Policy::INTERACTIVE, limit);
         loop {
@@ -230,7 +242,7 @@ async fn put_document_once(
 }
 
 /// Sends a request to exactly this URL, after answering a challenge if there is one. Only the `accepted` statuses are answers.
-async fn exchange(
+pub(crate) async fn exchange(
     transport: &Transport,
     endpoint: &Endpoint,
     method: Method,
@@ -251,7 +263,13 @@ async fn exchange(
         if let Some(authorization) = &authorization {
             headers.insert(header::AUTHORIZATION, authorization.clone());
         }
-        let body = (method != Method::HEAD).then(|| {
+        if let Content::Piece { offset, bytes } = content
+            && let Some(last) = (bytes.len() as u64).checked_sub(1)
+            && let Ok(range) = HeaderValue::from_str(&format!("{offset}-{}", offset + last))
+        {
+            headers.insert(header::CONTENT_RANGE, range);
+        }
+        let body = (method != Method::HEAD && method != Method::GET).then(|| {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(content.size()));
             content.body()
         });
@@ -273,7 +291,11 @@ async fn exchange(
 }
 
 /// Where the host wants to have the blob.
-fn upload_location(transport: &Transport, start: &Url, response: &Response) -> Result<Url, Failure> {
+pub(crate) fn upload_location(
+    transport: &Transport,
+    start: &Url,
+    response: &Response,
+) -> Result<Url, Failure> {
     let location = crate::transport::redirect_target(start, response)?;
     let (from, to) = (Origin::of(start), Origin::of(&location));
     if from.is_secure() && !to.is_secure() && !transport.configuration.plain_http {

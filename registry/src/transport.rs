@@ -50,6 +50,8 @@ pub(crate) struct Endpoint {
     base: Url,
     /// Whether it is written to, which takes another token and other patience.
     is_written: bool,
+    /// Another repository of the host from which a blob is to be mounted.
+    lender: Option<String>,
 }
 
 impl Endpoint {
@@ -74,6 +76,7 @@ impl Endpoint {
             origin: Origin::of(&base),
             base,
             is_written: false,
+            lender: None,
         })
     }
 
@@ -91,14 +94,28 @@ impl Endpoint {
         Endpoint { is_written: true, ..self.clone() }
     }
 
+    /// The same, to mount a blob of another repository.
+    pub(crate) fn mounting_from(&self, lender: &str) -> Endpoint {
+        Endpoint { is_written: true, lender: Some(lender.to_owned()), ..self.clone() }
+    }
+
+    /// The other repository that a token must allow to read.
+    pub(crate) fn lender(&self) -> Option<&str> {
+        self.lender.as_deref()
+    }
+
     pub(crate) fn is_written(&self) -> bool {
         self.is_written
     }
 
-    /// What a token must allow.
+    /// What a token must allow: scopes, with a space between them.
     pub(crate) fn scope(&self) -> String {
         let actions = if self.is_written { "pull,push" } else { "pull" };
-        format!("repository:{}:{actions}", self.repository)
+        let own = format!("repository:{}:{actions}", self.repository);
+        match &self.lender {
+            Some(lender) => format!("{own} repository:{lender}:pull"),
+            None => own,
+        }
     }
 
     /// The URL of `manifests/3.12` or `blobs/sha256:…`.

@@ -167,6 +167,7 @@ fn request(arguments: &Arguments, store: &Path, format: convert::Format) -> anyh
         client: arguments.network.client(),
         scratch: environment::scratch(),
         progress: progress::of_conversion(arguments.quiet),
+        known: Arc::new(|_| None),
     })
 }
 

@@ -17,12 +17,16 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use peelfs::convert::ConvertError;
+use peelfs::fetch::FetchError;
+use peelfs::fetch::extract::ExtractError;
 use peelfs::fetch::index::IndexError;
 use peelfs::fetch::profile::format::ProfileError;
 use peelfs::image::origin::ResolveError;
 use peelfs::layer::stream::StreamError;
 use peelfs::layer::write::WriteError;
 use peelfs::mount::ImageMountError;
+use peelfs::mount::extract::ImageExtractError;
+use peelfs::push::PushError;
 use peelfs::store::StoreError;
 use peelfs_fuse::{MountError, UnmountError};
 use peelfs_registry::ErrorKind;
@@ -70,13 +74,33 @@ fn registry_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a peelfs_reg
     if let Some(ResolveError::Registry(inner)) = as_type(error) {
         return Some(inner);
     }
-    if let Some(ConvertError::Registry(inner)) = as_type(error) {
+    if let Some(ConvertError::Registry(inner)) = convert_error(error) {
+        return Some(inner);
+    }
+    if let Some(PushError::Registry(inner)) = as_type(error) {
         return Some(inner);
     }
     if let Some(StreamError::Input(inner)) = as_type(error) {
         return inner.downcast_ref();
     }
+    if let Some(FetchError::Source { cause, .. }) = fetch_error(error) {
+        return cause.downcast_ref();
+    }
     as_type(error)
+}
+
+fn convert_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a ConvertError> {
+    match as_type(error) {
+        Some(PushError::Convert(inner)) => Some(inner),
+        _ => as_type(error),
+    }
+}
+
+fn fetch_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a FetchError> {
+    match as_type(error) {
+        Some(ExtractError::Fetch(inner)) => Some(inner),
+        _ => as_type(error),
+    }
 }
 
 /// The exit code of an error.
@@ -115,10 +139,36 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         return Some(8);
     }
     match as_type::<ImageMountError>(error) {
-        Some(ImageMountError::Unknown { .. }) => return Some(3),
+        Some(ImageMountError::Unknown { .. } | ImageMountError::Platform { .. }) => return Some(3),
         Some(ImageMountError::Mount(_) | ImageMountError::Threads { .. }) => return Some(7),
         Some(ImageMountError::Merge { .. }) => return Some(6),
         _ => {}
+    }
+    if let Some(ImageExtractError::NoSuchPath { .. }) = as_type(error) {
+        return Some(3);
+    }
+    match as_type::<PushError>(error) {
+        Some(PushError::Unknown { .. } | PushError::NoIndex { .. } | PushError::Absent { .. }) => {
+            return Some(3);
+        }
+        Some(PushError::Destination { .. }) => return Some(2),
+        Some(PushError::Image(_) | PushError::Renamed { .. }) => return Some(6),
+        Some(PushError::Store(_)) => return Some(8),
+        // Their causes tell more.
+        Some(PushError::Registry(_) | PushError::Blob { .. } | PushError::Convert(_)) | None => {}
+    }
+    match fetch_error(error) {
+        Some(FetchError::Source { .. }) | None => {}
+        Some(FetchError::Store { .. } | FetchError::Checkpoint { .. }) => return Some(8),
+        Some(FetchError::Deadline { .. }) => return Some(5),
+        Some(FetchError::Threads { .. } | FetchError::NoSource { .. }) => return Some(7),
+        Some(_) => return Some(6),
+    }
+    match as_type::<ExtractError>(error) {
+        Some(ExtractError::Poisoned { .. }) => return Some(6),
+        Some(ExtractError::Evicted | ExtractError::Store(_)) => return Some(8),
+        // Their causes tell more.
+        Some(_) | None => {}
     }
     match as_type::<IndexError>(error) {
         Some(IndexError::Store(_)) => return Some(8),
@@ -126,7 +176,7 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         Some(IndexError::Registry(_) | IndexError::Stream(_)) | None => {}
         Some(_) => return Some(6),
     }
-    match as_type::<ConvertError>(error) {
+    match convert_error(error) {
         Some(ConvertError::Destination { .. } | ConvertError::TocImage { .. }) => return Some(2),
         Some(ConvertError::SmallBlob { .. } | ConvertError::Scratch { .. } | ConvertError::Copy { .. }) => {
             return Some(7);

@@ -1,9 +1,12 @@
 //! `peel ls`
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
 use peelfs::fetch::index::open_local_of;
+use peelfs::fetch::names;
+use peelfs::image::Image;
 use peelfs::mount::recorded_image;
 use peelfs::store::Store;
 use serde::Serialize;
@@ -29,6 +32,8 @@ struct ImageLine {
     blob_bytes: u64,
     /// Bytes of the blobs whose content is here.
     present_bytes: u64,
+    /// Bytes on the disk of all its layers; those of a layer that several images have are counted with each.
+    disk_bytes: u64,
     last_used: i64,
 }
 
@@ -38,7 +43,7 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     let mut lines = Vec::new();
     for image in store.database().images()? {
         let layers = store.database().layers_of(&image.manifest_digest)?;
-        let (mut whole_layers, mut present_bytes) = (0, 0);
+        let (mut whole_layers, mut present_bytes, mut disk_bytes) = (0, 0, 0);
         // Where a layer is kept depends on what the image says of it. Of one whose documents are gone nothing is found.
         if let Some(image) = recorded_image(&store, &image)? {
             for layer in &image.layers {
@@ -47,6 +52,9 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
                 let present = content.blob_bytes_present(layer.descriptor.size);
                 whole_layers += usize::from(present == layer.descriptor.size);
                 present_bytes += present;
+            }
+            for name in layer_names(&image) {
+                disk_bytes += store.layers().layer(&name)?.allocated()?;
             }
         }
         lines.push(ImageLine {
@@ -57,6 +65,7 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
             lazy_layers: layers.len().saturating_sub(whole_layers),
             blob_bytes: layers.iter().map(|layer| layer.size).sum(),
             present_bytes,
+            disk_bytes,
             last_used: image.last_used,
         });
     }
@@ -68,6 +77,12 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// All names by which layers of an image may be kept, each once.
+fn layer_names(image: &Image) -> BTreeSet<String> {
+    let names = image.layers.iter().flat_map(|layer| names::names(layer, &image.manifest_digest, true));
+    names.map(|name| name.to_string()).collect()
+}
+
 fn table(lines: &[ImageLine]) -> String {
     let columns = [
         ("IMAGE", Align::Left),
@@ -77,6 +92,7 @@ fn table(lines: &[ImageLine]) -> String {
         ("LAZY", Align::Right),
         ("SIZE", Align::Right),
         ("HERE", Align::Right),
+        ("ON DISK", Align::Right),
         ("LAST USED (UTC)", Align::Left),
     ];
     let rows: Vec<_> = lines
@@ -90,6 +106,7 @@ fn table(lines: &[ImageLine]) -> String {
                 line.lazy_layers.to_string(),
                 output::bytes(line.blob_bytes),
                 output::percent(line.present_bytes, line.blob_bytes),
+                output::bytes(line.disk_bytes),
                 output::time(line.last_used),
             ]
         })

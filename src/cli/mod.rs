@@ -8,7 +8,9 @@ mod check;
 mod convert;
 mod environment;
 mod explain;
+mod extract;
 mod failure;
+mod gc;
 mod index;
 mod known;
 mod log_file;
@@ -19,9 +21,14 @@ mod network;
 mod output;
 mod profile;
 mod progress;
+mod pull;
+mod push;
+mod quantity;
+mod rm;
 mod show;
 mod signals;
 mod status;
+mod tag;
 mod tree;
 mod unmount;
 
@@ -47,13 +54,19 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Mount(mount::Arguments),
+    Pull(pull::Arguments),
+    Extract(extract::Arguments),
     Unmount(unmount::Arguments),
+    Push(push::Arguments),
     Ls(ls::Arguments),
     Show(show::Arguments),
     Explain(explain::Arguments),
     Tree(tree::Arguments),
     Status(status::Arguments),
     Check(check::Arguments),
+    Tag(tag::Arguments),
+    Rm(rm::Arguments),
+    Gc(gc::Arguments),
     Convert(convert::Arguments),
     #[command(subcommand)]
     Profile(profile::Command),
@@ -67,13 +80,19 @@ pub fn run() -> ExitCode {
     let store = arguments.store.map_or_else(environment::default_store, Ok);
     let result = store.and_then(|store| match arguments.command {
         Command::Mount(command) => mount::run(command, &store, arguments.verbose),
+        Command::Pull(command) => pull::run(&command, &store, arguments.verbose),
+        Command::Extract(command) => extract::run(&command, &store, arguments.verbose),
         Command::Unmount(command) => unmount::run(command, &store),
+        Command::Push(command) => push::run(&command, &store, arguments.verbose),
         Command::Ls(command) => ls::run(&command, &store),
         Command::Show(command) => show::run(&command, &store),
         Command::Explain(command) => explain::run(&command, &store),
         Command::Tree(command) => tree::run(&command, &store),
         Command::Status(command) => status::run(&command, &store),
         Command::Check(command) => check::run(&command, &store),
+        Command::Tag(command) => tag::run(&command, &store),
+        Command::Rm(command) => rm::run(&command, &store),
+        Command::Gc(command) => gc::run(&command, &store, arguments.verbose),
         Command::Convert(command) => convert::run(&command, &store, arguments.verbose),
         Command::Profile(command) => profile::run(&command, &store, arguments.verbose),
         Command::Index(command) => index::run(&command, arguments.verbose),

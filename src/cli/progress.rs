@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use peelfs::convert;
+use peelfs::fetch::extract;
 use peelfs::fetch::index::{Event, Progress};
-use peelfs_registry::Digest;
+use peelfs::push;
+use peelfs_registry::{Copied, Digest};
 
 use super::output::{bytes, short};
 
@@ -46,6 +48,53 @@ pub fn to_terminal(quiet: bool) -> Progress {
                 }
             }
             Event::StreamFinished(layer) => {
+                if let Some(bar) = bars.remove(&layer) {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    })
+}
+
+/// Tells on standard error what happens to layers that are extracted.
+pub fn of_extraction(quiet: bool) -> extract::Progress {
+    use extract::Event;
+    if quiet {
+        return Arc::new(|_| {});
+    }
+    if !std::io::stderr().is_terminal() {
+        return Arc::new(|event| match event {
+            Event::Started(layer, missing) => eprintln!("{}: {} missing", short(&layer), bytes(missing)),
+            Event::Done(layer) => eprintln!("{}: here", short(&layer)),
+            Event::Fetched(..) | Event::Proving(_) => {}
+        });
+    }
+    let all = MultiProgress::new();
+    let bars: Mutex<HashMap<Arc<str>, ProgressBar>> = Mutex::default();
+    Arc::new(move |event| {
+        let mut bars = bars.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match event {
+            Event::Started(layer, missing) => {
+                // Again, if another process had begun.
+                let bar = bars
+                    .entry(layer.clone())
+                    .or_insert_with(|| all.add(ProgressBar::new(missing).with_style(style())));
+                bar.reset();
+                bar.set_length(missing);
+                bar.set_prefix(short(&layer));
+            }
+            Event::Fetched(layer, done) => {
+                if let Some(bar) = bars.get(&layer) {
+                    bar.set_position(done);
+                }
+            }
+            Event::Proving(layer) => {
+                if let Some(bar) = bars.get(&layer) {
+                    bar.set_position(bar.length().unwrap_or_default());
+                    bar.set_prefix(format!("{} proved", short(&layer)));
+                }
+            }
+            Event::Done(layer) => {
                 if let Some(bar) = bars.remove(&layer) {
                     bar.finish_and_clear();
                 }
@@ -132,6 +181,48 @@ pub fn of_indexing(quiet: bool) -> convert::soci::Progress {
             }
             Event::Done(layer, _) => {
                 if let Some(bar) = bars.remove(&layer) {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    })
+}
+
+/// Tells on standard error what happens to blobs that are pushed.
+pub fn of_push(quiet: bool) -> push::Progress {
+    use push::Event;
+    if quiet {
+        return Arc::new(|_| {});
+    }
+    if !std::io::stderr().is_terminal() {
+        return Arc::new(|event| {
+            if let Event::Done(blob, copied) = event {
+                let how = match copied {
+                    Copied::Present => "is there",
+                    Copied::Mounted => "mounted from another repository",
+                    Copied::Sent => "sent",
+                };
+                eprintln!("{}: {how}", short(blob.as_str()));
+            }
+        });
+    }
+    let all = MultiProgress::new();
+    let bars: Mutex<HashMap<Digest, ProgressBar>> = Mutex::default();
+    Arc::new(move |event| {
+        let mut bars = bars.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match event {
+            Event::Started(blob, size) => {
+                let bar = all.add(ProgressBar::new(size).with_style(style()));
+                bar.set_prefix(short(blob.as_str()));
+                bars.insert(blob, bar);
+            }
+            Event::Sent(blob, done) => {
+                if let Some(bar) = bars.get(&blob) {
+                    bar.set_position(done);
+                }
+            }
+            Event::Done(blob, _) => {
+                if let Some(bar) = bars.remove(&blob) {
                     bar.finish_and_clear();
                 }
             }

@@ -2,9 +2,11 @@
 
 use std::io::Write;
 
+use crate::layer::compression::Compression;
 use crate::layer::estargz::TOC_IMAGE_SUFFIX;
 use crate::layer::estargz::writer::{EstargzOptions, write_estargz};
 use crate::layer::spool::Spool;
+use crate::layer::write::plain::write_plain;
 use crate::layer::write::{WriteError, WrittenLayer};
 use crate::layer::zstd_chunked::writer::{ZstdChunkedOptions, write_zstd_chunked};
 
@@ -15,6 +17,8 @@ pub enum Format {
     Estargz(EstargzOptions),
     /// A tar.zst with a table of contents, of podman's dialect.
     ZstdChunked(ZstdChunkedOptions),
+    /// The archive as it is, compressed so.
+    Plain(Compression),
 }
 
 impl Format {
@@ -22,7 +26,7 @@ impl Format {
     pub(super) fn toc_image_suffix(&self) -> Option<&'static str> {
         match self {
             Format::Estargz(options) => options.external_toc.then_some(TOC_IMAGE_SUFFIX),
-            Format::ZstdChunked(_) => None,
+            Format::ZstdChunked(_) | Format::Plain(_) => None,
         }
     }
 
@@ -41,6 +45,7 @@ impl Format {
         match self {
             Format::Estargz(options) => write_estargz(spool, wanted, options, output, progress),
             Format::ZstdChunked(options) => write_zstd_chunked(spool, wanted, options, output, progress),
+            Format::Plain(compression) => write_plain(spool, *compression, output, progress),
         }
     }
 }

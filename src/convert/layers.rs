@@ -47,6 +47,12 @@ pub(super) async fn convert_layer(
 ) -> Result<ConvertedLayer, ConvertError> {
     let descriptor = &layer.descriptor;
     let digest = descriptor.digest.clone();
+    if let Some(known) = (request.known)(layer)
+        && is_there(layer, &known, source, destination, request).await?
+    {
+        (request.progress)(Event::Done(digest, Box::new(known.clone())));
+        return Ok(known);
+    }
     check_media_type(&descriptor.media_type)
         .map_err(|source| ConvertError::MediaType { layer: digest.clone(), source })?;
     (request.progress)(Event::Reading(digest.clone(), descriptor.size));
@@ -109,6 +115,24 @@ pub(super) async fn put_bytes(
         Ok::<_, ConvertError>(draft)
     });
     Ok(draft.await?.keep().await?)
+}
+
+/// Whether what is known of a layer is at the destination, where it is copied to if it is the layer itself.
+async fn is_there(
+    layer: &Layer,
+    known: &ConvertedLayer,
+    source: &Repository,
+    destination: &Repository,
+    request: &Request,
+) -> Result<bool, ConvertError> {
+    let digest = &layer.descriptor.digest;
+    if known.digest != *digest {
+        return Ok(destination.has_blob(&known.digest, known.size).await?);
+    }
+    (request.progress)(Event::Reading(digest.clone(), known.size));
+    let told = |bytes| (request.progress)(Event::Read(digest.clone(), bytes));
+    destination.copy_blob(&source.blob_of(&layer.descriptor), Some(source), &told).await?;
+    Ok(true)
 }
 
 /// Runs what blocks beside the runtime's own threads; its panic goes on here.

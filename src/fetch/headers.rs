@@ -32,6 +32,14 @@ impl LayerContent {
         }
     }
 
+    /// Where in the decoded space the headers of that file lie, if it must be proved by them.
+    ///
+    /// # Errors
+    /// If nothing is known of it.
+    pub fn headers_of(&self, content: u64) -> Result<Option<std::ops::Range<u64>>, FetchError> {
+        Ok(self.claim(content)?.map(|claim| claim.headers))
+    }
+
     /// Proves that file without waiting; false if its headers are not here.
     ///
     /// # Errors

@@ -212,13 +212,48 @@ impl Drop for Wanted {
     }
 }
 
-type Done = Box<dyn FnOnce(Result<(), FetchError>) + Send>;
+pub(super) type Done = Box<dyn FnOnce(Result<(), FetchError>) + Send>;
+
+/// Who wants chunks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Somebody waits for them to go on: they come before all else, and soon or not at all.
+    Reader,
+    /// A layer is brought as a whole: in large requests, and after readers.
+    Background,
+    /// Somebody will want them, one thinks. Who asks for them has waited for his turn.
+    Ahead,
+}
+
+/// Longest time for one request of the background. The source's own patience is shorter; this ends the wait for a thread that died.
+const BACKGROUND_DEADLINE: Duration = Duration::from_secs(3600);
+
+impl Purpose {
+    fn limits(self) -> Limits {
+        match self {
+            Purpose::Reader | Purpose::Ahead => Limits::default(),
+            Purpose::Background => planner::BACKGROUND,
+        }
+    }
+
+    /// Lets readers go first, and says that one waits if it is one.
+    pub(super) async fn take_turn(self, fetcher: &Arc<Fetcher>) -> Option<Wanted> {
+        match self {
+            Purpose::Reader => Some(fetcher.wanted()),
+            Purpose::Background => {
+                fetcher.wait_for_readers().await;
+                None
+            }
+            Purpose::Ahead => None,
+        }
+    }
+}
 
 /// A reader who waits for several chunks.
 struct Waiter {
     left: usize,
-    /// What it waits with, until it is told.
-    done: Option<(Done, Wanted)>,
+    /// What it waits with, until it is told; and, of one who waits to read, the word that he does.
+    done: Option<(Done, Option<Wanted>)>,
 }
 
 #[derive(Default)]
@@ -254,16 +289,36 @@ impl Lazy {
 
     /// Brings these chunks of `content` and then calls `done`, on this thread if they are all here.
     pub(super) fn request(&self, content: &Arc<LayerContent>, chunks: Range<usize>, done: Done) {
+        let numbers = chunks.start as u32..chunks.end as u32;
+        self.ask(content, Purpose::Reader, numbers, done, |state, fresh| {
+            let brought = bring_along(content, state, fresh);
+            self.read_ahead(content, chunks, brought, state, fresh);
+        });
+    }
+
+    /// Brings exactly these chunks, for nobody who waits to read them.
+    pub(super) fn request_in_background(&self, content: &Arc<LayerContent>, chunks: &[u32], done: Done) {
+        self.ask(content, Purpose::Background, chunks.iter().copied(), done, |_, _| {});
+    }
+
+    /// `more` adds to the chunks that are to be fetched, if there are any.
+    fn ask(
+        &self,
+        content: &Arc<LayerContent>,
+        purpose: Purpose,
+        chunks: impl Iterator<Item = u32>,
+        done: Done,
+        more: impl FnOnce(&mut State, &mut Vec<u32>),
+    ) {
         let waiter = Arc::new(Mutex::new(Waiter { left: 0, done: None }));
         let (mut done, mut fresh) = (Some(done), Vec::new());
         let mut waited = 0;
         {
             let mut state = self.state();
-            for number in chunks.clone() {
-                if content.has_chunk(number) {
+            for number in chunks {
+                if content.has_chunk(number as usize) {
                     continue;
                 }
-                let number = number as u32;
                 let waiters = state.in_flight.entry(number).or_insert_with(|| {
                     fresh.push(number);
                     Vec::new()
@@ -272,12 +327,12 @@ impl Lazy {
                 waited += 1;
             }
             if !fresh.is_empty() {
-                let brought = bring_along(content, &mut state, &mut fresh);
-                self.read_ahead(content, chunks, brought, &mut state, &mut fresh);
+                more(&mut state, &mut fresh);
             }
             if waited > 0 {
                 // Nobody counts down before the state is unlocked: the waiters are found through it.
-                let done = done.take().map(|done| (done, self.fetcher.wanted()));
+                let wanted = (purpose == Purpose::Reader).then(|| self.fetcher.wanted());
+                let done = done.take().map(|done| (done, wanted));
                 *lock(&waiter) = Waiter { left: waited, done };
             }
         }
@@ -291,13 +346,17 @@ impl Lazy {
                 return self.finish(&fresh, Err(FetchError::Threads { layer, cause }));
             }
         };
-        self.watch(&threads, &waiter, content);
+        let deadline = match purpose {
+            Purpose::Reader => self.fetcher.deadline,
+            Purpose::Background | Purpose::Ahead => BACKGROUND_DEADLINE,
+        };
+        self.watch(&threads, &waiter, content, deadline);
         let chunks = content.table().chunks();
         for span in self.take_long_spans(content, &mut fresh) {
-            threads.spawn(span::bring(content.clone(), span));
+            threads.spawn(span::bring(content.clone(), span, purpose));
         }
-        for request in planner::plan(chunks, fresh, Limits::default()) {
-            threads.spawn(bring(content.clone(), request));
+        for request in planner::plan(chunks, fresh, purpose.limits()) {
+            threads.spawn(bring(content.clone(), request, purpose));
         }
     }
 
@@ -371,9 +430,14 @@ impl Lazy {
     }
 
     /// Ends the wait at the deadline.
-    fn watch(&self, threads: &Handle, waiter: &Arc<Mutex<Waiter>>, content: &LayerContent) {
-        let (waiter, deadline) = (Arc::downgrade(waiter), self.fetcher.deadline);
-        let layer = content.layer().clone();
+    fn watch(
+        &self,
+        threads: &Handle,
+        waiter: &Arc<Mutex<Waiter>>,
+        content: &LayerContent,
+        deadline: Duration,
+    ) {
+        let (waiter, layer) = (Arc::downgrade(waiter), content.layer().clone());
         threads.spawn(async move {
             tokio::time::sleep(deadline).await;
             if let Some(waiter) = waiter.upgrade() {
@@ -429,23 +493,23 @@ fn settle(waiter: &Mutex<Waiter>, result: Result<(), FetchError>) {
     }
 }
 
-/// Fetches what readers want.
-async fn bring(content: Arc<LayerContent>, request: Request) {
-    let _wanted = content.lazy().map(|lazy| lazy.fetcher.wanted());
+/// Fetches what somebody wants.
+async fn bring(content: Arc<LayerContent>, request: Request, purpose: Purpose) {
     // Those who wait for it are told what became of it.
-    carry(&content, request, false).await;
+    carry(&content, request, purpose).await;
 }
 
 /// Fetches what nobody wants yet, whose chunks were [claimed](Lazy::claim). False if not all of it came.
 pub(super) async fn bring_ahead(content: Arc<LayerContent>, request: Request) -> bool {
-    carry(&content, request, true).await
+    carry(&content, request, Purpose::Ahead).await
 }
 
 /// Fetches one request, and delivers its chunks. False if not all of them came.
-async fn carry(content: &Arc<LayerContent>, request: Request, is_ahead: bool) -> bool {
+async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) -> bool {
     let Some(lazy) = content.lazy() else { return false };
     let range = content.with_rest(&request);
     let length = range.end - range.start;
+    let _wanted = purpose.take_turn(&lazy.fetcher).await;
     let _permit = lazy.fetcher.reserve(length).await;
     let bytes = if length == 0 {
         bytes::Bytes::new()
@@ -459,7 +523,7 @@ async fn carry(content: &Arc<LayerContent>, request: Request, is_ahead: bool) ->
             }
         }
     };
-    if is_ahead {
+    if purpose == Purpose::Ahead {
         lazy.fetcher.prefetched.fetch_add(length, Ordering::Relaxed);
     }
     lazy.fetcher.observed();

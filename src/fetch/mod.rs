@@ -16,6 +16,7 @@ pub mod content;
 mod draft_sink;
 #[cfg(test)]
 mod eviction_tests;
+pub mod extract;
 mod headers;
 pub mod index;
 mod lazy;

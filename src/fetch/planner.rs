@@ -27,6 +27,10 @@ impl Default for Limits {
     }
 }
 
+/// For a layer that is brought as a whole, where nobody waits for the first bytes of a request: what lies between chunks costs less
+/// than the round trips, and most of it belongs to the archive.
+pub const BACKGROUND: Limits = Limits { gap: 256 << 10, request: 8 << 20 };
+
 /// One range of the blob and the chunks that lie in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {

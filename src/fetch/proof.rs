@@ -33,7 +33,7 @@ use crate::layer::entry::Chunk;
 use crate::layer::lookup::Lookup;
 use crate::layer::proof::{ArchiveSink, CompareError, hash_zeros};
 use crate::layer::stream::{self, StreamError, StreamExpectation};
-use crate::store::{Provenance, Store, StoreError, TableSource, Verdict};
+use crate::store::{LayerDirectory, LayerState, Provenance, Store, StoreError, TableSource, Verdict};
 use crate::table::Codec;
 use crate::table::format::InodeRecord;
 
@@ -132,6 +132,20 @@ impl Prover {
 
     pub(super) fn fetcher(&self) -> &Arc<Fetcher> {
         &self.fetcher
+    }
+
+    /// Where the layer lies in the store.
+    pub(super) fn place(&self) -> Result<LayerDirectory, StoreError> {
+        self.store.layers().layer(self.name.as_str())
+    }
+
+    /// Records that all of the layer is here and proved. The record of a layer says nothing of one made by an index beside it.
+    pub(super) fn record_extracted(&self) -> Result<(), StoreError> {
+        let digest = &self.layer.descriptor.digest;
+        if self.name != *digest {
+            return Ok(());
+        }
+        self.store.database().set_layer_state(digest.as_str(), LayerState::Extracted).map(drop)
     }
 
     /// Proves the layer, unless that was done. Waits for another process that does it at this moment.
@@ -250,6 +264,11 @@ impl LayerContent {
     pub(super) fn prove_by(&self, prover: Prover) {
         // A content is given one when it is made.
         let _ = self.trust().prover.set(prover);
+    }
+
+    /// Who proves it; nobody if it came whole, or is only looked at.
+    pub(super) fn prover(&self) -> Option<&Prover> {
+        self.trust().prover.get()
     }
 
     /// `observer` is told when the layer is found to be poisoned, on any thread but one that serves reads.

@@ -23,6 +23,7 @@ use crate::layer::stream::MAXIMUM_DECODED;
 use crate::layer::tar::{Limits, SinkError, TarReader};
 use crate::store::{MAXIMUM_REST, Rest, RestWriter, Rests, maximum_rests};
 use crate::table::Codec;
+use crate::table::format::ChunkRecord;
 
 /// Requests that are made for the parts that never came: more are dearer than one for all of the blob.
 const MOST_REQUESTS: usize = 128;
@@ -30,6 +31,8 @@ const MOST_REQUESTS: usize = 128;
 const SMALL_GAP: u64 = 16 << 10;
 /// Bytes of the blob that are fetched at once.
 const STEP: u64 = 4 << 20;
+/// Bytes of the archive that are read at once.
+const PIECE: usize = 1 << 20;
 
 /// Where the rests of a layer go, as long as it is to be proved.
 #[derive(Default)]
@@ -118,6 +121,9 @@ pub(super) enum RebuildError {
 impl Prover {
     /// Gives the archive to `sink`, which has the layer's diff ID if this succeeds.
     pub(super) fn rebuild(&self, content: &LayerContent, sink: &mut ArchiveSink) -> Result<(), RebuildError> {
+        if is_the_archive(content.table().chunks()) {
+            return self.read_archive(content, sink);
+        }
         let missing = |error: &dyn std::fmt::Display| RebuildError::Missing(error.to_string());
         let rests = content.files().rests().map_err(|error| missing(&error))?;
         let chunks = content.table().chunks();
@@ -130,12 +136,7 @@ impl Prover {
         let is_zstd = chunks.iter().any(|chunk| chunk.codec == Codec::Zstd as u8);
         let compression = if is_zstd { Compression::Zstd } else { Compression::Gzip };
         let diff_id = &self.layer().diff_id;
-        let mut archive = Archive {
-            reader: TarReader::new(Limits::default()),
-            hasher: diff_id.digester(),
-            length: 0,
-            sink,
-        };
+        let mut archive = Archive::new(diff_id, sink);
         for step in steps {
             match step {
                 Step::Chunk(number) => archive.chunk(content, &rests, number)?,
@@ -160,6 +161,25 @@ impl Prover {
         archive.finish(diff_id)
     }
 
+    /// The same where all of it is here as it is.
+    fn read_archive(&self, content: &LayerContent, sink: &mut ArchiveSink) -> Result<(), RebuildError> {
+        let diff_id = &self.layer().diff_id;
+        let mut archive = Archive::new(diff_id, sink);
+        let mut buffer = vec![0; PIECE];
+        for chunk in content.table().chunks() {
+            let (mut position, end) = (chunk.decoded_offset.get(), decoded_end(chunk));
+            while position < end {
+                let part = (end - position).min(PIECE as u64) as usize;
+                match content.read(position, &mut buffer[..part]) {
+                    Ok(true) => archive.push(&buffer[..part])?,
+                    _ => return Err(RebuildError::Missing(format!("what is at byte {position}"))),
+                }
+                position += part as u64;
+            }
+        }
+        archive.finish(diff_id)
+    }
+
     /// Bytes of the blob; none if they cannot be had, or this process ends.
     fn read(&self, range: Range<u64>) -> Option<bytes::Bytes> {
         let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
@@ -178,6 +198,19 @@ impl Prover {
     }
 }
 
+/// Whether the decoded space is the archive itself, byte for byte, as it is for a layer with a zTOC. If it is not, the diff ID tells.
+fn is_the_archive(chunks: &[ChunkRecord]) -> bool {
+    let spans = [Codec::Raw, Codec::GzipSpan, Codec::SealedGzipSpan].map(|codec| codec as u8);
+    let follows = |pair: &[ChunkRecord]| decoded_end(&pair[0]) == pair[1].decoded_offset.get();
+    chunks.first().is_some_and(|first| first.decoded_offset.get() == 0)
+        && chunks.iter().all(|chunk| spans.contains(&chunk.codec))
+        && chunks.windows(2).all(follows)
+}
+
+fn decoded_end(chunk: &ChunkRecord) -> u64 {
+    chunk.decoded_offset.get().saturating_add(chunk.decoded_length.get())
+}
+
 /// An archive while it is put together.
 struct Archive<'a> {
     reader: TarReader,
@@ -186,7 +219,10 @@ struct Archive<'a> {
     sink: &'a mut ArchiveSink,
 }
 
-impl Archive<'_> {
+impl<'a> Archive<'a> {
+    fn new(diff_id: &Digest, sink: &'a mut ArchiveSink) -> Archive<'a> {
+        Archive { reader: TarReader::new(Limits::default()), hasher: diff_id.digester(), length: 0, sink }
+    }
     fn push(&mut self, bytes: &[u8]) -> Result<(), RebuildError> {
         self.length = self.length.saturating_add(bytes.len() as u64);
         if self.length > MAXIMUM_DECODED {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::content::LayerContent;
-use super::lazy::{FetchError, deliver_decoded};
+use super::lazy::{FetchError, Purpose, deliver_decoded};
 use super::planner::{LONGEST_REQUEST, blob_range};
 use super::source::SourceError;
 use crate::layer::chunk::{self, ChunkError, MAXIMUM_CHUNK};
@@ -55,7 +55,7 @@ pub(super) fn long_span(chunks: &[ChunkRecord], number: usize) -> Option<Range<u
 }
 
 /// Fetches those chunks of one long span, which are in ascending order, and delivers them.
-pub(super) async fn bring(content: Arc<LayerContent>, wanted: Vec<u32>) {
+pub(super) async fn bring(content: Arc<LayerContent>, wanted: Vec<u32>, purpose: Purpose) {
     let Some(lazy) = content.lazy() else { return };
     // The last one needs most.
     let Some(range) =
@@ -63,7 +63,7 @@ pub(super) async fn bring(content: Arc<LayerContent>, wanted: Vec<u32>) {
     else {
         return;
     };
-    let _wanted = lazy.fetcher().wanted();
+    let _wanted = purpose.take_turn(lazy.fetcher()).await;
     let _permit = lazy.fetcher().reserve(MEMORY).await;
     let (sender, receiver) = mpsc::channel(1);
     let decoding = {

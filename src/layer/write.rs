@@ -15,6 +15,7 @@
 pub(super) mod items;
 pub(super) mod output;
 pub(super) mod pieces;
+pub mod plain;
 pub(super) mod time;
 
 use std::collections::BTreeMap;

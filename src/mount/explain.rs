@@ -87,7 +87,8 @@ pub fn prove(
     client: ClientConfiguration,
     image: &Image,
 ) -> Result<Vec<(usize, ProofError)>, StoreError> {
-    let origin = Origin::new(reference.clone(), client);
+    let origin = super::names::origin_of_manifest(store, reference, image.manifest_digest.as_str())?;
+    let origin = Origin::new(origin, client);
     // Nothing is read, so nobody waits.
     let fetcher = Fetcher::new(threads.clone(), Duration::MAX, |_| {});
     let indexer = Indexer::new(store.clone(), origin, fetcher, Arc::new(|_| {}));

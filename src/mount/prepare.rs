@@ -1,24 +1,23 @@
-//! All that comes before the kernel is asked: the image's documents, its layers, and their merged tree.
+//! All that comes before the kernel is asked: the image is brought, and its layers are merged.
 
 use std::sync::{Arc, Mutex};
 
-use peelfs_registry::{ImageReference, Platform};
 use sha2::{Digest as _, Sha256};
 
+use super::bring::bring;
 use super::counters::Counters;
-use super::{Found, ImageMountError, Prepared, Pull, Request, Unsettled, now};
+use super::{ImageMountError, Prepared, Request};
 use crate::error::chain;
-use crate::fetch::index::{IndexError, Indexer, identity as layer_identity, open_local_when_made};
-use crate::fetch::{Fetcher, LayerContent, ThreadStarter, referrers, soci};
+use crate::fetch::index::{identity as layer_identity, open_local_of, open_local_when_made};
+use crate::fetch::{LayerContent, ThreadStarter};
 use crate::image::Image;
-use crate::image::origin::{Origin, ResolvedImage};
-use crate::store::{ImageRecord, PendingTree, Store, StoreError};
+use crate::store::{PendingTree, Store, StoreError};
 use crate::table::Table;
 use crate::tree::merge::merge;
 use crate::tree::serve::MergedTree;
 
 /// What a merged tree is known by: its layers, and their order; and what made those that are kept apart.
-fn tree_identity(image: &Image, contents: &[Arc<LayerContent>]) -> [u8; 32] {
+pub(super) fn tree_identity(image: &Image, contents: &[Arc<LayerContent>]) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for (layer, content) in image.layers.iter().zip(contents) {
         let digest = &layer.descriptor.digest;
@@ -32,33 +31,6 @@ fn tree_identity(image: &Image, contents: &[Arc<LayerContent>]) -> [u8; 32] {
     hasher.finalize().into()
 }
 
-/// The host that a reference names, or the directory of a layout.
-fn host(reference: &ImageReference) -> String {
-    match reference {
-        ImageReference::Registry(reference) => reference.host().to_owned(),
-        ImageReference::Layout(layout) => layout.path().display().to_string(),
-    }
-}
-
-/// The image of that reference and platform as the store knows it; nothing if it is not wholly known.
-pub fn known_image(
-    store: &Store,
-    reference: &ImageReference,
-    platform: &Platform,
-) -> Result<Option<Image>, StoreError> {
-    let record = store.database().find_image(&reference.to_string(), &platform.to_string())?;
-    record.map_or(Ok(None), |record| recorded_image(store, &record))
-}
-
-/// The image of a record; nothing if not all of its documents are in the store.
-pub fn recorded_image(store: &Store, record: &ImageRecord) -> Result<Option<Image>, StoreError> {
-    let Some(manifest) = store.content().get(&record.manifest_digest)? else { return Ok(None) };
-    let Some(config) = store.content().get(&record.config_digest)? else { return Ok(None) };
-    let image =
-        record.manifest_digest.parse().ok().and_then(|digest| Image::parse(&digest, &manifest, &config).ok());
-    Ok(image)
-}
-
 /// Makes everything ready that the mount of an image needs, from the store as far as it is there.
 pub fn prepare(
     store: Arc<Store>,
@@ -66,82 +38,29 @@ pub fn prepare(
     request: Request,
 ) -> Result<Prepared, ImageMountError> {
     let name = request.reference.to_string();
-    let in_store = |cause| ImageMountError::Store { image: name.clone(), cause: Box::new(cause) };
-    let running =
-        || threads.handle().map_err(|cause| ImageMountError::Threads { image: name.clone(), cause });
-    let nothing_is_known = store.database().is_missing().map_err(in_store)?;
-    // Beside the network rather than after it. If it fails, so will the record of the mount, which tells why.
-    let database = nothing_is_known.then(|| {
-        let store = store.clone();
-        std::thread::spawn(move || store.database().make())
-    });
-    let known = match request.pull {
-        Pull::Always => None,
-        _ if nothing_is_known => None,
-        Pull::Missing | Pull::Never => {
-            known_image(&store, &request.reference, &request.platform).map_err(in_store)?
-        }
-    };
-    if known.is_none() && request.pull == Pull::Never {
-        return Err(ImageMountError::Unknown { image: name, platform: request.platform.to_string() });
-    }
-    let host = host(&request.reference);
-    let origin = Origin::new(request.reference, request.client);
     let counters = Arc::new(Counters::new(&store));
-    let (observed, written) = (origin.clone(), counters.clone());
-    let fetcher = Fetcher::new(threads.clone(), request.read_deadline, move |prefetched| {
-        written.write(observed.statistics(), prefetched);
-    });
-    let indexer = Indexer::new(store.clone(), origin.clone(), fetcher, request.progress);
-    let (image, resolved) = match known {
-        Some(image) => (image, None),
-        None => running()?
-            .block_on(origin.resolve(&request.platform))
-            .map_err(|cause| ImageMountError::Resolve { image: name.clone(), cause })
-            .and_then(|resolved| keep(&store, resolved).map_err(in_store))
-            .map(|(image, found)| (image, Some(found)))?,
-    };
-    let of_layer = |(number, cause): (usize, IndexError)| ImageMountError::Layer {
-        image: name.clone(),
-        number: number + 1,
-        digest: image.layers[number].descriptor.digest.clone(),
-        host: host.clone(),
-        cause: Box::new(cause),
-    };
-    indexer.bring_for(&image.manifest_digest, request.trust_referrers);
-    let mut layers = known_layers(&indexer, &image).map_err(of_layer)?;
-    if layers.iter().any(Option::is_none) {
-        let bringing = bring_layers(&indexer, &image, request.trust_referrers, &mut layers);
-        running()?.block_on(bringing).map_err(of_layer)?;
+    let written = counters.clone();
+    let (prefetching, records_profile) = (request.prefetching, request.records_profile);
+    let observer = move |statistics, prefetched| written.write(statistics, prefetched);
+    let brought = bring(store, threads, request, observer)?;
+    let identity = tree_identity(&brought.image, &brought.layers);
+    let (tree, pending_tree) = merged_tree(&brought.store, &name, identity, brought.layers.clone())?;
+    let tree = if records_profile { tree.noting_touches() } else { tree };
+    // Signals are held back by the threads that there are while the mount is made; the one that makes the database was started before,
+    // and would be ended by one, and the process with it.
+    brought.wait_for_database();
+    let (tree, pending_tree) = (Arc::new(tree), Mutex::new(pending_tree));
+    Ok(Prepared { brought, counters, prefetching, tree, tree_key: hex(&identity), pending_tree })
+}
+
+/// What the tree of an image is kept by in the store; nothing if not all of its layers are there.
+pub fn tree_key(store: &Store, image: &Image) -> Result<Option<String>, StoreError> {
+    let mut layers = Vec::with_capacity(image.layers.len());
+    for layer in &image.layers {
+        let Some(content) = open_local_of(store, &image.manifest_digest, layer)? else { return Ok(None) };
+        layers.push(content);
     }
-    let layers: Vec<_> = layers.into_iter().flatten().collect();
-    let identity = tree_identity(&image, &layers);
-    let (tree, pending_tree) = merged_tree(&store, &name, identity, layers)?;
-    let tree = Arc::new(if request.records_profile { tree.noting_touches() } else { tree });
-    let unsettled = Mutex::new(Unsettled {
-        documents: resolved.as_ref().map(|found| found.documents.clone()).unwrap_or_default(),
-        tree: pending_tree,
-    });
-    let (threads, platform, tree_key) = (threads.clone(), request.platform, hex(&identity));
-    // Signals are held back by the threads that there are while the mount is made; this one was started before, and would be ended by
-    // one, and the process with it.
-    if let Some(database) = database {
-        let _ = database.join();
-    }
-    Ok(Prepared {
-        store,
-        origin,
-        indexer,
-        counters,
-        threads,
-        image,
-        resolved,
-        platform,
-        prefetching: request.prefetching,
-        tree,
-        tree_key,
-        unsettled,
-    })
+    Ok(Some(hex(&tree_identity(image, &layers))))
 }
 
 /// The tree of an image that is in the store, only to be looked at: nothing is fetched. Nothing if not all of its layers are
@@ -164,58 +83,8 @@ pub fn local_tree(store: &Store, name: &str, image: &Image) -> Result<Option<Mer
     Ok(Some(tree))
 }
 
-/// Keeps the documents that the registry gave.
-fn keep(store: &Store, resolved: ResolvedImage) -> Result<(Image, Found), StoreError> {
-    let ResolvedImage { image, resolved, config } = resolved;
-    let index = resolved.index().map(|document| document.digest.clone());
-    let documents = resolved.documents.into_iter().map(|document| (document.digest, document.bytes));
-    let mut kept = Vec::new();
-    for (digest, bytes) in documents.chain([(image.config.digest.clone(), config)]) {
-        store.content().put_unsynced(digest.as_str(), &bytes)?;
-        kept.push(digest);
-    }
-    Ok((image, Found { index, at: now(), documents: kept }))
-}
-
-/// Opens the layers that are in the store; or tells which one failed.
-fn known_layers(
-    indexer: &Indexer,
-    image: &Image,
-) -> Result<Vec<Option<Arc<LayerContent>>>, (usize, IndexError)> {
-    let layers = image.layers.iter().enumerate();
-    layers.map(|(number, layer)| indexer.open_known(layer).map_err(|cause| (number, cause))).collect()
-}
-
-/// Brings the other layers, in parallel; or tells which one failed.
-async fn bring_layers(
-    indexer: &Arc<Indexer>,
-    image: &Image,
-    trusts_referrers: bool,
-    layers: &mut [Option<Arc<LayerContent>>],
-) -> Result<(), (usize, IndexError)> {
-    let mut tasks = tokio::task::JoinSet::new();
-    let first = layers.iter().position(Option::is_none).unwrap_or(0);
-    let mut wanted = soci::with_index(indexer.origin(), image).await.map_err(|error| (first, error))?;
-    if trusts_referrers && wanted.iter().all(|layer| layer.lazy_index.is_none()) {
-        referrers::attach_referrer(indexer.origin(), image, &mut wanted).await;
-    }
-    for (number, layer) in wanted.into_iter().enumerate().filter(|(number, _)| layers[*number].is_none()) {
-        let indexer = indexer.clone();
-        tasks.spawn(async move { (number, indexer.open(layer).await) });
-    }
-    while let Some(opened) = tasks.join_next().await {
-        match opened {
-            Ok((number, Ok(content))) => layers[number] = Some(content),
-            // The others are cancelled with the set.
-            Ok((number, Err(error))) => return Err((number, error)),
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
-    }
-    Ok(())
-}
-
 /// The merged tree of these layers. Its table comes from the store, or is made, and kept there once what is pending is done.
-fn merged_tree(
+pub(super) fn merged_tree(
     store: &Store,
     name: &str,
     identity: [u8; 32],
@@ -244,6 +113,6 @@ fn merged_tree(
     Ok((MergedTree::new(name.to_owned(), table, layers), Some(pending)))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -129,7 +129,11 @@ impl Content {
     }
 
     pub(super) fn blob_path(&self, name: &DigestName) -> PathBuf {
-        name.path_in(&self.directory.join(BLOBS))
+        name.path_in(&self.blobs())
+    }
+
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.directory.join(BLOBS)
     }
 
     pub(super) fn temporaries(&self) -> &Temporaries {

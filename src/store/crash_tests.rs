@@ -13,7 +13,7 @@ use super::draft::tests::table;
 use super::durable::test_hook::die_after;
 use crate::table::placement::Piece;
 
-use super::{LayerState, NamedDescriptor, Publication, Store, StoreError};
+use super::{LayerState, NamedDescriptor, NoteKind, Publication, Store, StoreError};
 
 const STORE: &str = "PEELFS_TEST_STORE";
 const ROLE: &str = "PEELFS_TEST_ROLE";
@@ -24,7 +24,7 @@ const CHUNKS: u64 = 40;
 const CHUNK: usize = 4096;
 
 type Role = fn(&Store);
-const ROLES: [(&str, Role); 9] = [
+const ROLES: [(&str, Role); 10] = [
     ("open", |_| ()),
     ("put", put),
     ("name", name),
@@ -33,6 +33,7 @@ const ROLES: [(&str, Role); 9] = [
     ("fill", fill),
     ("mend the map", mend_the_map),
     ("evict", evict),
+    ("collect", collect),
     ("tree", |store| store.trees().put(&"ab".repeat(32), &[7; 100_000]).unwrap()),
 ];
 
@@ -132,6 +133,20 @@ fn evict(store: &Store) {
         files.evict(&places).unwrap();
     }
     assert_eq!(files.chunk_map.unwrap().present(), CHUNKS - 21);
+}
+
+/// Makes what a collector takes away, and takes it away.
+fn collect(store: &Store) {
+    publish(store);
+    put(store);
+    store.notes().put(NoteKind::Origin, "a name", &"a place").unwrap();
+    let layer = store.layers().layer(LAYER).unwrap();
+    assert_eq!(store.layers().list().unwrap(), [LAYER]);
+    // A child of another test has it open for an instant.
+    eventually("it is set aside", || layer.set_aside().unwrap());
+    assert!(store.content().remove(&blob_digest()).unwrap());
+    assert_eq!(store.notes().keep_only(NoteKind::Origin, &[]).unwrap(), 1);
+    assert!(store.layers().list().unwrap().is_empty() && layer.open().unwrap().is_none());
 }
 
 /// Opens a lazy layer whose map was destroyed.

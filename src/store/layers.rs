@@ -70,17 +70,18 @@ impl LayerStore {
             chunks_lock: self.locks.join(format!("chunks-{}", digest.flat())),
             eviction_lock: self.locks.join(format!("eviction-{}", digest.flat())),
             proof_lock: self.locks.join(format!("proof-{}", digest.flat())),
+            extraction_lock: self.locks.join(format!("extraction-{}", digest.flat())),
             digest,
             store: self.clone(),
         })
     }
 
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
-    }
-
     pub(super) fn temporaries(&self) -> &Temporaries {
         &self.temporaries
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 }
 
@@ -100,6 +101,7 @@ pub struct LayerDirectory {
     chunks_lock: PathBuf,
     eviction_lock: PathBuf,
     proof_lock: PathBuf,
+    extraction_lock: PathBuf,
     digest: DigestName,
     store: LayerStore,
 }
@@ -128,6 +130,11 @@ impl LayerDirectory {
     /// The same without waiting: `None` if another has it.
     pub fn try_lock(&self) -> Result<Option<LayerLock>, StoreError> {
         FileLock::try_acquire(&self.lock)
+    }
+
+    /// Waits for the exclusive right to bring all of this layer. Like [`lock`](Self::lock), it only saves work done twice.
+    pub fn lock_for_extraction(&self) -> Result<FileLock, StoreError> {
+        FileLock::acquire(&self.extraction_lock)
     }
 
     /// The layer's files, if it was published.

@@ -7,6 +7,7 @@
 //! layers/<algorithm>/<hex>/   inode table, data files, chunk map, checkpoints
 //! trees/<hex>      merged inode tables
 //! profiles/<algorithm>/<hex>  what mounts of an image read
+//! notes/<kind>/<hex>   facts that belong to a name, made when there is one
 //! locks/           lock files
 //! peel.db          records (SQLite)
 //! */ingest/        what is not visible yet
@@ -23,6 +24,7 @@
 mod check;
 mod chunk_bits;
 mod chunk_map;
+mod collect;
 mod content;
 mod content_index;
 mod data_files;
@@ -35,6 +37,7 @@ mod error;
 mod eviction;
 mod layers;
 mod lock;
+mod notes;
 mod open;
 mod profiles;
 mod provenance;
@@ -50,6 +53,7 @@ use std::path::{Path, PathBuf};
 
 pub use check::{CheckReport, Finding, FindingKind};
 pub use chunk_map::{ChunkMap, MarkLock};
+pub use collect::CollectionLock;
 pub use content::Content;
 pub use content_index::NamedDescriptor;
 pub use data_files::{DataFile, DataFiles};
@@ -59,6 +63,7 @@ pub use error::StoreError;
 pub use eviction::ChunkPlace;
 pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore, table_identity};
 pub use lock::FileLock;
+pub use notes::{NoteKind, Notes};
 pub use profiles::{MAXIMUM_PROFILE, Profiles};
 pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
@@ -77,14 +82,17 @@ pub struct Store {
     layers: LayerStore,
     trees: Trees,
     profiles: Profiles,
+    notes: Notes,
     database: Database,
 }
 
 impl Store {
     fn at(path: PathBuf) -> Store {
         let locks = path.join("locks");
+        let content = Content::new(path.join("content"), &locks);
         Store {
-            content: Content::new(path.join("content"), &locks),
+            notes: Notes::new(path.join("notes"), content.temporaries().clone()),
+            content,
             layers: LayerStore::new(path.join("layers"), locks.clone()),
             trees: Trees::new(path.join("trees")),
             profiles: Profiles::new(path.join("profiles"), locks.clone()),
@@ -117,6 +125,11 @@ impl Store {
     /// What mounts of images read.
     pub fn profiles(&self) -> &Profiles {
         &self.profiles
+    }
+
+    /// Facts that belong to a name.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     /// Records. Opened when they are first asked for.

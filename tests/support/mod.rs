@@ -12,6 +12,7 @@ pub mod mounts;
 pub mod peel;
 pub mod random;
 pub mod registry;
+pub mod small_disk;
 pub mod soci;
 pub mod tools;
 pub mod tree;

@@ -26,7 +26,7 @@ mod connection;
 mod listener;
 mod respond;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
@@ -80,6 +80,8 @@ pub enum Fault {
     StallWhole,
     /// Sends the head and so many bytes of the body, and the rest after [`FakeRegistry::release`].
     StallAfter(u64),
+    /// Of a piece of an upload takes so many bytes, and closes the connection without an answer.
+    TakeOnly(usize),
     /// Adds this header to the answer.
     Header(&'static str, String),
 }
@@ -207,6 +209,25 @@ struct State {
     referrers: Option<Referrers>,
     takes_pushes: bool,
     next_upload: usize,
+    /// What has come of each upload that is not finished.
+    uploads: HashMap<usize, Vec<u8>>,
+    /// Which repositories have a blob, if not all have all.
+    owners: Option<HashMap<String, HashSet<String>>>,
+}
+
+impl State {
+    fn has(&self, repository: &str, digest: &str) -> bool {
+        let is_owner = |owners: &HashMap<String, HashSet<String>>| {
+            owners.get(digest).is_some_and(|owners| owners.contains(repository))
+        };
+        self.blobs.contains_key(digest) && self.owners.as_ref().is_none_or(is_owner)
+    }
+
+    fn give(&mut self, repository: &str, digest: &str) {
+        if let Some(owners) = &mut self.owners {
+            owners.entry(digest.to_owned()).or_default().insert(repository.to_owned());
+        }
+    }
 }
 
 struct Rule {
@@ -356,6 +377,23 @@ impl FakeRegistry {
         self.state().takes_pushes = true;
     }
 
+    /// From now on a repository has the blobs that were pushed to it or mounted; those that are there belong to this one.
+    pub fn keep_repositories_apart(&self, repository: &str) {
+        let mut state = self.state();
+        let owner = || HashSet::from([repository.to_owned()]);
+        state.owners = Some(state.blobs.keys().map(|digest| (digest.clone(), owner())).collect());
+    }
+
+    /// Whether a blob is there, in any repository.
+    pub fn has_blob(&self, digest: &str) -> bool {
+        self.state().blobs.contains_key(digest)
+    }
+
+    /// Uploads that were begun, and neither finished nor given up.
+    pub fn open_uploads(&self) -> usize {
+        self.state().uploads.len()
+    }
+
     /// The bytes of a manifest, if it is there.
     pub fn manifest(&self, repository: &str, target: &str) -> Option<Vec<u8>> {
         let state = self.state();
@@ -387,7 +425,7 @@ impl FakeRegistry {
         state.oldest_signature = state.next_signature;
     }
 
-    /// Misbehaves towards every request whose path contains `path`, until [`clear_faults`](Self::clear_faults). The first fault
+    /// Misbehaves towards every request whose method and path, with a space between them, contain `path`, until [`clear_faults`](Self::clear_faults). The first fault
     /// that fits counts.
     pub fn set_fault(&self, path: &str, fault: Fault) {
         self.state().faults.push(Rule { path: path.to_owned(), fault, times: None });

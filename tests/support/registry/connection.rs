@@ -31,7 +31,7 @@ fn exchange(
         let mut state = shared.lock();
         let number = state.requests.len();
         state.requests.push(request.clone());
-        let fault = take_fault(&mut state.faults, &request.target);
+        let fault = take_fault(&mut state.faults, &format!("{} {}", request.method, request.target));
         drop(state);
         match &fault {
             Some(Fault::Stall) => stall(shared),
@@ -47,8 +47,8 @@ fn exchange(
     send(writer, shared, number, &answer, fault.as_ref(), is_head)
 }
 
-fn take_fault(faults: &mut Vec<super::Rule>, target: &str) -> Option<Fault> {
-    let position = faults.iter().position(|rule| target.contains(&rule.path))?;
+fn take_fault(faults: &mut Vec<super::Rule>, request: &str) -> Option<Fault> {
+    let position = faults.iter().position(|rule| request.contains(&rule.path))?;
     let rule = &mut faults[position];
     let fault = rule.fault.clone();
     if let Some(times) = &mut rule.times {

@@ -68,6 +68,11 @@ pub(super) fn answer(
         Some(Fault::RefuseRange(status)) if request.header("range").is_some() => {
             return Some(Answer::error(*status, "UNSUPPORTED", "told to"));
         }
+        Some(Fault::TakeOnly(bytes)) if request.method == "PATCH" => {
+            let part = &body[..(*bytes).min(body.len())];
+            api(shared, state, request, part, fault);
+            return None;
+        }
         Some(Fault::Status(status)) => return Some(Answer::error(*status, "UNKNOWN", "told to")),
         Some(Fault::RetryAfter(status, after)) => {
             return Some(Answer::empty(*status, vec![("retry-after", after.clone())]));
@@ -109,7 +114,8 @@ fn violation(shared: &Shared, state: &State, is_storage: bool, request: &Request
         return Some(format!("the Host header is {:?}", request.header("host")));
     }
     let is_token_post = request.method == "POST" && request.target.starts_with("/token");
-    let is_push = state.takes_pushes && matches!(request.method.as_str(), "POST" | "PUT") && !is_storage;
+    let writes = ["POST", "PUT", "PATCH", "DELETE"].contains(&request.method.as_str());
+    let is_push = state.takes_pushes && writes && !is_storage;
     if request.method != "GET" && request.method != "HEAD" && !is_token_post && !is_push {
         return Some(format!("the method is {}", request.method));
     }
@@ -153,7 +159,7 @@ fn api(shared: &Shared, state: &mut State, request: &Request, body: &[u8], fault
         What::Manifest(reference) if request.method == "PUT" => {
             push::manifest(state, repository, reference, request, body)
         }
-        What::Blob(rest) if matches!(request.method.as_str(), "POST" | "PUT") => {
+        What::Blob(rest) if rest.starts_with("uploads/") => {
             push::blob(state, repository, rest, request, body)
         }
         What::Referrers(query) => referrers::list(state, repository, query, request),
@@ -164,7 +170,8 @@ fn api(shared: &Shared, state: &mut State, request: &Request, body: &[u8], fault
             None => Answer::error(404, "MANIFEST_UNKNOWN", "manifest unknown"),
         },
         What::Blob(digest) => {
-            let Some(content) = state.blobs.get(digest).cloned() else {
+            let Some(content) = state.blobs.get(digest).cloned().filter(|_| state.has(repository, digest))
+            else {
                 return Answer::error(404, "BLOB_UNKNOWN", "blob unknown to registry");
             };
             if state.redirects {

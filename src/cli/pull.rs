@@ -1,0 +1,214 @@
+//! `peel pull REF`
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use peelfs::fetch::{NetworkThreads, ThreadStarter};
+use peelfs::mount::extract::ImageExtractError;
+use peelfs::mount::pull::{OtherPlatform, Pulled, pull};
+use peelfs::mount::{Prefetching, Pull, Request};
+use peelfs::store::Store;
+use peelfs_registry::{ImageReference, Platform};
+use serde::Serialize;
+
+use super::network::NetworkArguments;
+use super::output::{self, Align};
+use super::{environment, progress};
+
+/// Bring an image into the store without mounting it
+///
+/// The registry is asked what REF means; layers that are here already are not fetched again.
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    image: PulledImage,
+    /// Fetch of layers that can be read lazily no more than their tables of contents [default]
+    #[arg(long, conflicts_with = "extract")]
+    lazy: bool,
+    /// Fetch all of all layers, and prove them, as `peel extract` does
+    #[arg(long)]
+    extract: bool,
+}
+
+/// How commands name an image that they bring into the store, and what they say of it.
+#[derive(clap::Args)]
+pub struct PulledImage {
+    /// The image: a registry reference such as python:3.12 or host:5000/name@sha256:…, or oci:PATH[:TAG]
+    #[arg(value_name = "REF", value_parser = environment::reference)]
+    reference: ImageReference,
+    /// The platform to choose from an image index, such as linux/arm64 [default: this machine's]
+    #[arg(long)]
+    platform: Option<Platform>,
+    /// Believe SOCI indexes that only refer to the image: whoever may push to its repository may have put them there, and they decide what
+    /// its files are. Layers that come of them stay in the store
+    #[arg(long)]
+    trust_referrers: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Nobody reads the layers while they are pulled.
+const READ_DEADLINE: Duration = Duration::from_secs(60);
+/// Exit code of a process that SIGINT would have ended (128 and its number, as shells say).
+const INTERRUPTED: i32 = 130;
+
+#[derive(Serialize)]
+struct Report {
+    reference: String,
+    platform: String,
+    manifest_digest: String,
+    layers: Vec<LayerReport>,
+    /// HTTP requests that were made.
+    requests: u64,
+    /// Bytes that they brought.
+    fetched_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct LayerReport {
+    digest: String,
+    diff_id: String,
+    /// Bytes of the blob.
+    size: u64,
+    /// `lazy`, `partial` or `extracted`.
+    state: &'static str,
+    /// Bytes of the blob whose content is here.
+    present_bytes: u64,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
+    // `--lazy` is what is done unless something else is asked for.
+    let Arguments { image, extract, lazy: _ } = arguments;
+    environment::log(verbose, std::io::stderr);
+    let store = Arc::new(Store::open(store)?);
+    let threads = NetworkThreads::new(|| {});
+    let pulled = image.pull(store.clone(), threads.starter(), Pull::Always)?;
+    if *extract {
+        image.extract(threads.starter(), &pulled, &[])?;
+    }
+    keep_house(&store);
+    image.report(&pulled)
+}
+
+/// What can wait until the image is there.
+pub fn keep_house(store: &Store) {
+    if let Err(error) = store.database().shorten_log() {
+        tracing::warn!(error = %peelfs::error::chain(&error), "the log of the records stays long");
+    }
+    if let Err(error) = store.sweep() {
+        tracing::warn!(error = %peelfs::error::chain(&error), "leftovers in the store were not removed");
+    }
+}
+
+impl PulledImage {
+    /// Brings the image into the store.
+    pub fn pull(&self, store: Arc<Store>, threads: &ThreadStarter, when: Pull) -> anyhow::Result<Pulled> {
+        let request = Request {
+            // Nobody reads.
+            records_profile: false,
+            prefetching: Prefetching::None,
+            reference: self.reference.clone(),
+            platform: environment::platform(self.platform.clone()),
+            pull: when,
+            client: self.network.client(),
+            read_deadline: READ_DEADLINE,
+            trust_referrers: self.trust_referrers,
+            progress: progress::to_terminal(self.quiet),
+        };
+        let other = if self.platform.is_some() { OtherPlatform::Refuse } else { OtherPlatform::Warn };
+        Ok(pull(store, threads, request, other)?)
+    }
+
+    /// Extracts the image, or what lies at these paths. SIGINT ends the process, and what was fetched stays.
+    pub fn extract(&self, threads: &ThreadStarter, pulled: &Pulled, paths: &[Vec<u8>]) -> anyhow::Result<()> {
+        let progress = progress::of_extraction(self.quiet);
+        let work = async {
+            if paths.is_empty() {
+                pulled.extract(&progress).await?;
+            } else {
+                pulled.extract_paths(paths, &progress).await?;
+            }
+            Ok::<_, ImageExtractError>(())
+        };
+        let interrupted = threads.handle()?.block_on(async {
+            tokio::select! {
+                done = work => done.map(|()| false),
+                _ = tokio::signal::ctrl_c() => Ok(true),
+            }
+        });
+        if interrupted? {
+            pulled.checkpoint();
+            eprintln!("peel: interrupted; what was fetched is kept, and the same command goes on from there");
+            // Threads that decode, or wait for another process, are not waited for.
+            std::process::exit(INTERRUPTED);
+        }
+        Ok(())
+    }
+
+    /// Says what is in the store now.
+    pub fn report(&self, pulled: &Pulled) -> anyhow::Result<ExitCode> {
+        let statistics = pulled.statistics();
+        let layers = pulled.image().layers.iter().zip(pulled.layers());
+        let report = Report {
+            reference: self.reference.to_string(),
+            platform: environment::platform(self.platform.clone()).to_string(),
+            manifest_digest: pulled.image().manifest_digest.to_string(),
+            layers: layers
+                .map(|(layer, content)| {
+                    let presence = content.presence();
+                    LayerReport {
+                        digest: layer.descriptor.digest.to_string(),
+                        diff_id: layer.diff_id.to_string(),
+                        size: layer.descriptor.size,
+                        state: match presence.chunks {
+                            all if all == presence.all_chunks => "extracted",
+                            0 => "lazy",
+                            _ => "partial",
+                        },
+                        present_bytes: content.blob_bytes_present(layer.descriptor.size),
+                    }
+                })
+                .collect(),
+            requests: statistics.requests,
+            fetched_bytes: statistics.bytes_received,
+        };
+        if self.json {
+            output::json(&report)?;
+        } else {
+            output::print(&text(&report))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn text(report: &Report) -> String {
+    let columns =
+        [("LAYER", Align::Left), ("SIZE", Align::Right), ("STATE", Align::Left), ("HERE", Align::Right)];
+    let rows: Vec<_> = report
+        .layers
+        .iter()
+        .map(|layer| {
+            vec![
+                output::short(&layer.digest),
+                output::bytes(layer.size),
+                layer.state.to_owned(),
+                output::percent(layer.present_bytes, layer.size),
+            ]
+        })
+        .collect();
+    let Report { reference, manifest_digest, fetched_bytes, requests, .. } = report;
+    format!(
+        "{}{reference} {manifest_digest}\nfetched {} in {requests} requests\n",
+        output::table(&columns, &rows),
+        output::bytes(*fetched_bytes)
+    )
+}

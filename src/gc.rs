@@ -1,0 +1,221 @@
+//! Garbage: what no image and no mount needs goes, and by policy what nobody has used for long.
+//!
+//! ```text
+//! look ─▶ plan ─▶ discard cold content ─▶ forget images ─▶ set layers aside, remove trees and documents ─▶ sweep
+//!          pure        └──────────── with the collector's lock, alone ───────────┘                        without
+//! ```
+//!
+//! Names go before what they name, and what is removed is marked first, by a rename: a collection that is killed anywhere leaves an
+//! image whole or unnamed, and leftovers that any later command sweeps. What is mounted, or open in any process, stays.
+
+mod plan;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use peelfs_registry::{Digest, Document};
+
+pub use self::plan::{ImageUse, Inventory, LayerUse, Needs, Plan, Policy};
+use crate::error::chain;
+use crate::fetch::index::open_local;
+use crate::fetch::names;
+use crate::image::Image;
+use crate::mount::live::{Liveness, live_mounts};
+use crate::mount::tree_key;
+use crate::store::{ImageRecord, LayerState, NoteKind, Store, StoreError, Verdict};
+
+/// What was done, or would be.
+#[derive(Clone, Debug)]
+pub struct Collected {
+    /// What went.
+    pub plan: Plan,
+    /// What the store took before, in bytes.
+    pub bytes_before: u64,
+    /// What it takes now; in a dry run, what it would.
+    pub bytes_after: u64,
+}
+
+/// Collects garbage; in a dry run only says what would go.
+///
+/// # Errors
+/// If the store cannot be read or changed. What was removed until then is gone, and nothing else is the worse for it.
+pub fn collect(store: &Store, policy: &Policy, is_dry_run: bool) -> Result<Collected, StoreError> {
+    let lock = store.lock_for_collecting()?;
+    let inventory = look(store)?;
+    let plan = Plan::make(&inventory, policy, now());
+    let bytes_before = inventory.store_bytes;
+    if is_dry_run {
+        let bytes_after = bytes_before.saturating_sub(plan.bytes());
+        return Ok(Collected { plan, bytes_before, bytes_after });
+    }
+    // On a full disk not even a name can be taken away, and what nobody needs makes the room for that.
+    mark(store, &Plan::make(&inventory, &Policy::default(), now()))?;
+    store.sweep()?;
+    mark(store, &plan)?;
+    match forget_what_is_gone(store) {
+        // Nothing that is marked is freed yet. They are forgotten another time.
+        Err(error) if !error.is_full() => return Err(error),
+        _ => {}
+    }
+    drop(lock);
+    store.sweep()?;
+    Ok(Collected { plan, bytes_before, bytes_after: store.allocated()? })
+}
+
+/// Takes from its place all that is to go.
+fn mark(store: &Store, plan: &Plan) -> Result<(), StoreError> {
+    for (layer, _) in &plan.evicted {
+        evict(store, layer)?;
+    }
+    for (reference, platform) in &plan.images {
+        store.database().forget_image(reference, platform)?;
+    }
+    for (layer, _) in &plan.layers {
+        store.layers().layer(layer)?.set_aside()?;
+    }
+    for (tree, _) in &plan.trees {
+        store.trees().remove(tree)?;
+    }
+    for (document, _) in &plan.documents {
+        store.content().remove(document)?;
+    }
+    Ok(())
+}
+
+/// Records and notes of what no image has.
+fn forget_what_is_gone(store: &Store) -> Result<(), StoreError> {
+    store.database().forget_unused_layers()?;
+    let images = store.database().images()?;
+    let named: Vec<String> = images.iter().map(origin_note).collect();
+    store.notes().keep_only(NoteKind::Origin, &named)?;
+    let layers: Vec<String> = store.database().layers()?.into_iter().map(|layer| layer.digest).collect();
+    store.notes().keep_only(NoteKind::Variants, &layers)?;
+    store.database().shorten_log()
+}
+
+fn origin_note(image: &ImageRecord) -> String {
+    crate::mount::origin_note(&image.reference, &image.manifest_digest)
+}
+
+/// Discards what can be fetched again of a layer.
+fn evict(store: &Store, name: &str) -> Result<(), StoreError> {
+    let Ok(digest) = name.parse::<Digest>() else { return Ok(()) };
+    let Some(content) = open_local(store, &digest)? else { return Ok(()) };
+    // Before: a record that promises too much is worse than one that promises too little, though not as bad as a disk that stays full.
+    match store.database().set_layer_state(name, LayerState::Lazy) {
+        Err(error) if !error.is_full() => return Err(error),
+        _ => {}
+    }
+    content.evict(0..content.table().chunks().len())?;
+    Ok(())
+}
+
+fn look(store: &Store) -> Result<Inventory, StoreError> {
+    let (mut mounted, mut mounted_images) = (Needs::default(), BTreeSet::new());
+    for mount in live_mounts(store)?.into_iter().filter(|mount| mount.liveness == Liveness::Live) {
+        mounted.extend(&needs_of(store, &mount.record.manifest_digest)?);
+        mounted.trees.insert(mount.record.tree);
+        mounted_images.insert(mount.record.manifest_digest);
+    }
+    let mut images = Vec::new();
+    for record in store.database().images()? {
+        let mut needs = needs_of(store, &record.manifest_digest)?;
+        needs.documents.insert(record.config_digest.clone());
+        if let Some(index) = &record.index_digest {
+            add_index(store, index, &mut needs.documents)?;
+        }
+        images.push(ImageUse {
+            is_mounted: mounted_images.contains(&record.manifest_digest),
+            reference: record.reference,
+            platform: record.platform,
+            last_used: record.last_used,
+            needs,
+        });
+    }
+    let mut layers = BTreeMap::new();
+    for name in store.layers().list()? {
+        layers.insert(name.clone(), layer_use(store, &name)?);
+    }
+    let mut documents = BTreeMap::new();
+    for digest in store.content().list()? {
+        let bytes = store.content().allocated(&digest)?;
+        documents.insert(digest, bytes);
+    }
+    Ok(Inventory {
+        store_bytes: store.allocated()?,
+        free_bytes: store.space()?.available,
+        images,
+        mounted,
+        layers,
+        trees: store.trees().list()?.into_iter().collect(),
+        documents,
+    })
+}
+
+fn layer_use(store: &Store, name: &str) -> Result<LayerUse, StoreError> {
+    let place = store.layers().layer(name)?;
+    let is_in_use = place.is_in_use()?;
+    let bytes = place.allocated()?;
+    let mut content_bytes = 0;
+    // A layer that is damaged is not fetched again but made again; one that is false, never.
+    if let Ok(Some(files)) = place.open()
+        && files.chunk_map.is_some()
+        && !matches!(files.verdict()?, Some(Verdict::Poisoned { .. }))
+    {
+        content_bytes = place.allocated_content()?;
+    }
+    Ok(LayerUse { bytes, content_bytes, is_in_use })
+}
+
+/// What the image with that manifest needs.
+fn needs_of(store: &Store, manifest_digest: &str) -> Result<Needs, StoreError> {
+    let mut needs = Needs::default();
+    needs.documents.insert(manifest_digest.to_owned());
+    let Some(image) = stored_image(store, manifest_digest)? else {
+        // It is asked for again when it is mounted. Only layers that were streamed are found by the records alone.
+        for layer in store.database().layers_of(manifest_digest)? {
+            needs.layers.insert(layer.digest);
+        }
+        return Ok(needs);
+    };
+    needs.documents.insert(image.config.digest.to_string());
+    for layer in &image.layers {
+        let names = names::names(layer, &image.manifest_digest, true);
+        needs.layers.extend(names.iter().map(ToString::to_string));
+    }
+    match tree_key(store, &image) {
+        Ok(key) => needs.trees.extend(key),
+        // It is merged again.
+        Err(error) => {
+            tracing::warn!(manifest = manifest_digest, error = %chain(&error), "its tree is not known")
+        }
+    }
+    Ok(needs)
+}
+
+fn stored_image(store: &Store, manifest_digest: &str) -> Result<Option<Image>, StoreError> {
+    let Ok(digest) = manifest_digest.parse::<Digest>() else { return Ok(None) };
+    let Some(manifest) = store.content().get(manifest_digest)? else { return Ok(None) };
+    let Ok((_, config)) = Image::manifest(&digest, &manifest) else { return Ok(None) };
+    let Some(config) = store.content().get(config.digest.as_str())? else { return Ok(None) };
+    Ok(Image::parse(&digest, &manifest, &config).ok())
+}
+
+/// An index, and the documents below it that are here.
+fn add_index(store: &Store, digest: &str, documents: &mut BTreeSet<String>) -> Result<(), StoreError> {
+    if !documents.insert(digest.to_owned()) || !store.content().has(digest)? {
+        return Ok(());
+    }
+    let Some(bytes) = store.content().get(digest)? else { return Ok(()) };
+    if let Ok((Document::Index(index), _)) = Document::parse(&bytes, None) {
+        for entry in index.manifests() {
+            add_index(store, entry.digest().as_ref(), documents)?;
+        }
+    }
+    Ok(())
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs() as i64)
+}
