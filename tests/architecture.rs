@@ -3,8 +3,15 @@
 use std::path::{Path, PathBuf};
 
 /// The rooms of the library by floor: a file may name rooms of lower floors and its own, nothing else.
-const FLOORS: &[&[&str]] =
-    &[&["error"], &["table"], &["store", "layer", "image"], &["fetch"], &["tree"], &["mount", "convert"]];
+const FLOORS: &[&[&str]] = &[
+    &["error"],
+    &["table"],
+    &["store", "layer", "image"],
+    &["fetch"],
+    &["tree"],
+    &["cache"],
+    &["mount", "convert"],
+];
 
 /// What may be named below one path only.
 const NAMED_IN_ONE_PLACE: &[(&str, &[&str])] = &[
@@ -18,7 +25,8 @@ const NAMED_IN_ONE_PLACE: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that need no async runtime.
-const WITHOUT_RUNTIME: &[&str] = &["src/table", "src/layer", "src/store", "src/tree", "fuse/src"];
+const WITHOUT_RUNTIME: &[&str] =
+    &["src/table", "src/layer", "src/store", "src/tree", "src/cache", "fuse/src"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
