@@ -108,6 +108,11 @@ fn join(ids: &[RecordId]) -> String {
 }
 
 impl CacheError {
+    /// Whether it is for want of space.
+    pub fn is_full(&self) -> bool {
+        matches!(self, CacheError::Store(error) if error.is_full())
+    }
+
     /// There is no record of that id.
     pub(super) fn unknown(id: &RecordId) -> CacheError {
         CacheError::Unknown { key: "id", value: id.to_string() }

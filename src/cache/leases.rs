@@ -1,6 +1,6 @@
 //! Names and leases: what keeps records while nobody holds a ref. Both are on disk when they are given.
 
-use super::refs::{ImmutableRef, MutableRef, present};
+use super::refs::{ImmutableRef, MutableRef, mark_if_abandoned, present};
 use super::{Attempt, Cache, CacheError, now, refuse};
 use crate::store::record_tables::{LeaseRow, RecordId, RecordTables};
 
@@ -74,12 +74,32 @@ impl Cache {
         self.write_durably("make a lease", |tables| Ok(tables.set_lease(&row)?))
     }
 
-    /// Ends a lease; false if there is no such.
+    /// Ends a lease; false if there is no such. Mutable records that nothing else keeps are removed, as when a ref is released.
     pub fn remove_lease(&self, lease: &str) -> Result<bool, CacheError> {
-        self.write_durably("end a lease", |tables| Ok(tables.remove_lease(lease)?))
+        let now = now();
+        let marked = self.write_durably("end a lease", |tables| {
+            let (leased, _) = tables.leased(lease)?;
+            if !tables.remove_lease(lease)? {
+                return Ok(None);
+            }
+            let mut marked = Vec::new();
+            for id in leased {
+                if let Some(record) = tables.record(&id)?
+                    && mark_if_abandoned(tables, &record, now)?
+                {
+                    marked.push(id);
+                }
+            }
+            Ok(Some(marked))
+        })?;
+        for id in marked.iter().flatten() {
+            self.finish_removal(id)?;
+        }
+        Ok(marked.is_some())
     }
 
-    /// All leases, by name; those that have expired, too, until records are next pruned.
+    /// All leases, by name; those that have expired, too, until records are next pruned. What they kept is looked for then, and by
+    /// [`Cache::recover`].
     pub fn leases(&self) -> Result<Vec<LeaseRow>, CacheError> {
         self.read("list the leases", |tables| Ok(tables.leases()?))
     }

@@ -28,6 +28,7 @@ mod blob;
 mod compose;
 mod digests;
 mod error;
+mod image;
 mod items;
 mod leases;
 mod lookup;

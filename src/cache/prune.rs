@@ -186,6 +186,8 @@ impl Cache {
             self.write_durably("remove leases that have expired", |tables| {
                 Ok(tables.remove_expired_leases(now)?)
             })?;
+            self.mark_abandoned()?;
+            self.finish_removals()?;
         }
         let free = self.store().space()?.available;
         let planned = plan(&self.usage()?, rules, now, free);

@@ -7,12 +7,13 @@
 //! | a finalization between rename and commit | a finalized record |
 //! | a pair of an earlier boot | the mutable record alone: what was committed need not be on disk |
 //! | a volatile record of an earlier boot | nothing, nor what was made of it |
+//! | a mutable record whose lease has expired | nothing, unless it is retained |
 //! | a marked record | nothing |
 //! | a snapshot without a record, empty | nothing |
 //! | the same with something in it (the database was damaged) | a mutable record without parent, retained |
 //! | a file of no record | nothing |
 
-use super::refs::after_release;
+use super::refs::{after_release, is_abandoned};
 use super::writable::finalize_in;
 use super::{Attempt, Cache, CacheError, now, or_refuse};
 use crate::store::record_tables::{CacheRecord, RecordId, RecordKind, RecordTables, Retention};
@@ -41,6 +42,7 @@ impl Cache {
         let sessions = self.end_dead_sessions()?;
         let finalized = self.end_finalizations()?;
         let lost = self.mark_lost()?;
+        self.mark_abandoned()?;
         let removed = self.finish_removals()?;
         let adopted = self.look_at_snapshots()?;
         self.remove_files_of_no_record()?;
@@ -113,23 +115,37 @@ impl Cache {
             return Ok(0);
         }
         self.write_durably("mark lost records", |tables| {
-            let (now, mut lost) = (now(), 0);
+            let mut lost = 0;
             for mut record in tables.records()?.into_iter().filter(is_lost) {
                 tables.remove_names_of(&record.id)?;
                 record.is_deleted = true;
                 tables.update_record(&record)?;
                 lost += 1;
-                // What is left of the pair is a mutable record that nobody holds.
-                let Some(mutable) = &record.equal_mutable else { continue };
-                let Some(mut mutable) = tables.record(mutable)? else { continue };
-                let is_kept =
-                    mutable.retention == Retention::Retain || !tables.uses(&mutable.id, now)?.is_none();
-                if !is_kept && !mutable.is_deleted {
-                    mutable.is_deleted = true;
-                    tables.update_record(&mutable)?;
-                }
             }
             Ok(lost)
+        })
+    }
+
+    /// Marks mutable records that nothing keeps since a lease has expired, or since the machine took the immutable one of the pair.
+    pub(super) fn mark_abandoned(&self) -> Result<(), CacheError> {
+        let now = now();
+        let abandoned = |tables: &RecordTables<'_>| -> Attempt<Vec<CacheRecord>> {
+            let mut abandoned = Vec::new();
+            for record in tables.records()? {
+                if is_abandoned(tables, &record, now)? {
+                    abandoned.push(record);
+                }
+            }
+            Ok(abandoned)
+        };
+        if self.read("look for abandoned records", abandoned)?.is_empty() {
+            return Ok(());
+        }
+        self.write_durably("mark abandoned records", |tables| {
+            for record in abandoned(tables)? {
+                tables.update_record(&CacheRecord { is_deleted: true, ..record })?;
+            }
+            Ok(())
         })
     }
 

@@ -70,17 +70,30 @@ pub(super) fn after_release(
         record.use_count = record.use_count.saturating_add(1);
         tables.update_record(&record)?;
     }
-    if record.is_mutable
-        && !record.is_deleted
-        && record.retention == Retention::Default
-        && tables.equal_immutable(&record.id)?.is_none()
-        && tables.uses(&record.id, now)?.is_none()
-    {
-        record.is_deleted = true;
-        tables.update_record(&record)?;
-        return Ok(Some(record.id));
+    Ok(mark_if_abandoned(tables, &record, now)?.then_some(record.id))
+}
+
+/// Marks a mutable record that nobody retains and nothing keeps; false if it is none.
+pub(super) fn mark_if_abandoned(
+    tables: &RecordTables<'_>,
+    record: &CacheRecord,
+    now: i64,
+) -> TableResult<bool> {
+    let is_abandoned = is_abandoned(tables, record, now)?;
+    if is_abandoned {
+        tables.update_record(&CacheRecord { is_deleted: true, ..record.clone() })?;
     }
-    Ok(None)
+    Ok(is_abandoned)
+}
+
+/// Whether a record is mutable, nobody retains it, and nothing keeps it.
+pub(super) fn is_abandoned(tables: &RecordTables<'_>, record: &CacheRecord, now: i64) -> TableResult<bool> {
+    if !record.is_mutable || record.is_deleted || record.retention == Retention::Retain {
+        return Ok(false);
+    }
+    let immutable = tables.equal_immutable(&record.id)?.map(|id| tables.record(&id)).transpose()?.flatten();
+    let is_of_a_pair = immutable.is_some_and(|immutable| !immutable.is_deleted);
+    Ok(!is_of_a_pair && tables.uses(&record.id, now)?.is_none())
 }
 
 /// Keeps an immutable record. Clones are of the same ref; it is released when the last of them is dropped.

@@ -8,8 +8,10 @@ use crate::store::record_tables::{LayerBlob, RecordKind, Retention};
 use crate::store::{LayerState, Publication};
 
 mod compose;
+mod full;
 mod kill;
 mod model;
+mod world;
 mod writable;
 
 pub(super) struct House {
@@ -266,7 +268,7 @@ fn what_keeps_a_record_is_told_and_removal_waits_for_it() {
     let error = cache.remove(&top_id).unwrap_err().to_string();
     assert!(error.contains("1 name, 1 lease") && !error.contains("ref"), "{error}");
     assert!(cache.remove(&bottom_id).unwrap_err().to_string().contains("1 record made of it"));
-    assert_eq!(cache.leased("l").unwrap().0, [top_id.clone()]);
+    assert_eq!(cache.leased("l").unwrap().0, std::slice::from_ref(&top_id));
     cache.set_lease("l", Some(1)).unwrap();
     assert!(cache.remove(&top_id).is_err());
     assert!(cache.remove_name("n").unwrap() && !cache.remove_name("n").unwrap());
@@ -353,4 +355,44 @@ fn a_cache_and_its_refs_are_shared_between_threads() {
         }
     });
     assert_eq!(house.cache.usage().unwrap()[0].uses.refs, 1);
+}
+
+#[test]
+fn an_images_layers_become_records_that_its_topmost_keeps() {
+    use crate::image::{Image, Layer};
+    use peelfs_registry::BlobDescriptor;
+    let house = House::new();
+    let layer = |content: &str| {
+        let annotation = ("containerd.io/snapshot/stargz/toc.digest".to_owned(), digest("toc").to_string());
+        let descriptor = BlobDescriptor {
+            digest: digest(content),
+            size: 100,
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".into(),
+            urls: vec![],
+            annotations: [annotation].into(),
+        };
+        Layer { descriptor, diff_id: digest(&format!("{content} unpacked")), lazy_index: None }
+    };
+    let image = |layers| Image {
+        manifest_digest: digest("manifest"),
+        config: layer("config").descriptor,
+        configuration: oci_spec::image::ImageConfiguration::default(),
+        layers,
+        soci_index: None,
+    };
+    let top = house
+        .cache
+        .record_image(&image(vec![layer("a"), layer("b")]), "x:1", Purpose::Look)
+        .unwrap()
+        .unwrap();
+    let chain = top.layer_chain().unwrap();
+    assert_eq!(chain.len(), 2);
+    assert_eq!(chain[1].toc_digest, Some(digest("toc").to_string()));
+    assert_eq!(top.images().unwrap(), ["x:1"]);
+    let diff_ids = ["a unpacked", "b unpacked"].map(|text| digest(text).to_string());
+    assert_eq!(chain[1].chain_id, Some(chain_id(Some(&diff_ids[0]), &diff_ids[1])));
+    let again = house.cache.record_image(&image(vec![layer("a")]), "x:2", Purpose::Look).unwrap().unwrap();
+    assert_eq!(*again.id(), chain[0].id);
+    assert_eq!(again.images().unwrap(), ["x:1", "x:2"]);
+    assert!(house.cache.record_image(&image(vec![]), "x:3", Purpose::Look).unwrap().is_none());
 }

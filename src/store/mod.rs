@@ -178,6 +178,8 @@ fn seconds_since_1970() -> u64 {
 mod crash_tests;
 
 #[cfg(test)]
+pub(crate) use crash_tests::SmallDisk;
+#[cfg(test)]
 pub(crate) use durable::test_hook::die_after;
 
 /// As much of an empty layer's table as the store looks at.

@@ -137,7 +137,8 @@ fn a_walk_meets_each_ancestor_once_and_chains_are_in_order() {
     assert_eq!(met[0], *merged.id());
     let mut expected: Vec<_> = a.iter().chain([&b, &merged]).map(|one| one.id().clone()).collect();
     let mut sorted = met.clone();
-    (expected.sort(), sorted.sort());
+    expected.sort();
+    sorted.sort();
     assert_eq!(sorted, expected);
     let chain: Vec<_> = merged.layer_chain().unwrap().into_iter().map(|record| record.description).collect();
     assert_eq!(chain, ["1", "2", "3", "1", "x", "1", "2"]);

@@ -92,8 +92,15 @@ fn a_mutable_record_is_one_users_and_goes_with_its_ref_unless_it_is_retained() {
     cache.set_lease("l", None).unwrap();
     leased.lease("l").unwrap();
     drop(leased);
-    drop(cache.get_mutable(&id).unwrap());
+    cache.set_lease("m", None).unwrap();
+    let again = cache.get_mutable(&id).unwrap();
+    again.lease("m").unwrap();
+    drop(again);
+    assert!(cache.remove_lease("l").unwrap() && !cache.remove_lease("l").unwrap());
     assert_eq!(snapshots(cache), 1);
+    cache.set_lease("m", Some(1)).unwrap();
+    cache.recover().unwrap();
+    assert_eq!(snapshots(cache), 0, "nothing keeps it any more");
 }
 
 #[test]
