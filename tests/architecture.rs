@@ -50,9 +50,12 @@ fn sources(folders: &[&str]) -> Vec<(String, String)> {
 }
 
 fn is_for_tests(path: &Path) -> bool {
-    path.file_stem()
-        .and_then(|stem| stem.to_str())
-        .is_some_and(|stem| stem.ends_with("tests") || stem == "testing")
+    let inside = path.strip_prefix(root()).unwrap_or(path);
+    inside.parent().is_some_and(|folder| folder.ends_with("tests"))
+        || path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .is_some_and(|stem| stem.ends_with("tests") || stem == "testing")
 }
 
 fn floor(room: &str) -> Option<usize> {
