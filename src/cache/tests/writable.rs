@@ -213,6 +213,29 @@ fn when_the_machine_goes_down_what_was_not_brought_to_disk_is_lost_and_nothing_e
 }
 
 #[test]
+fn a_finalization_that_the_machine_cut_off_after_the_rename_is_ended_and_its_leases_hold() {
+    let house = House::new();
+    let cache = &house.cache;
+    let mutable = new(cache, None);
+    write(&mutable, "on disk");
+    cache.set_lease("l", None).unwrap();
+    mutable.lease("l").unwrap();
+    let old = mutable.id().clone();
+    let committed = mutable.commit().unwrap();
+    let id = committed.id().clone();
+    cache.store().snapshots().bring_to_disk(&old).unwrap();
+    assert!(cache.store().snapshots().rename(&old, &id).unwrap());
+    drop(committed);
+    in_another_boot(cache);
+    let recovered = cache.recover().unwrap();
+    assert_eq!((recovered.finalized, recovered.lost), (1, 0));
+    assert_eq!(cache.leased("l").unwrap().0, std::slice::from_ref(&id));
+    let again = cache.get(&id, Purpose::Look).unwrap();
+    assert_eq!(read(&again).as_deref(), Some("on disk"));
+    assert_eq!((records(cache), snapshots(cache)), (vec![id], 1));
+}
+
+#[test]
 fn snapshots_whose_records_were_lost_get_new_ones_and_empty_ones_go() {
     let house = House::new();
     let filled = new(&house.cache, None);
