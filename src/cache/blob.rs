@@ -204,6 +204,7 @@ impl ImmutableRef {
             record.blob = Some(blob.clone());
             record.is_proved = true;
             record.layer = record.layer.or(layer.map(str::to_owned));
+            record.size = None;
             tables.update_record(&record)?;
             let applications = apply::applications(tables, [record.id.clone()].into_iter())?;
             (record.chain_id, record.blob_chain_id) = chain_ids(&applications);

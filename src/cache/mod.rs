@@ -55,7 +55,7 @@ pub use items::MAXIMUM_ITEM;
 pub use lookup::Key;
 pub use recover::Recovered;
 pub use refs::{ImmutableRef, MutableRef, Purpose};
-pub use usage::{Usage, total_bytes};
+pub use usage::{DataPart, Usage, total_bytes};
 pub use walk::LayerDigests;
 pub use writable::{NewMutable, NotCommitted};
 
@@ -73,7 +73,8 @@ struct Inner {
     store: Arc<Store>,
     session: SessionRow,
     boot: String,
-    sizes: Mutex<HashMap<RecordId, Arc<Mutex<Option<u64>>>>>,
+    /// What is being measured, for those who ask meanwhile.
+    sizes: Mutex<HashMap<RecordId, Arc<Mutex<Option<Vec<DataPart>>>>>>,
     // Last, so that it is freed once the session's row is gone.
     _lock: Session,
 }

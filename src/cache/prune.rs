@@ -86,16 +86,16 @@ struct House<'a> {
     usages: HashMap<&'a RecordId, &'a Usage>,
     children: HashMap<&'a RecordId, u64>,
     /// How many records have the same data, by their name.
-    sharers: HashMap<String, u64>,
+    sharers: HashMap<&'a str, u64>,
     used: u64,
     free: u64,
 }
 
 impl<'a> House<'a> {
     fn new(usages: &'a [Usage], free: u64) -> House<'a> {
-        let mut sharers: HashMap<String, u64> = HashMap::new();
-        for data in usages.iter().filter_map(Usage::data) {
-            *sharers.entry(data).or_default() += 1;
+        let mut sharers: HashMap<&str, u64> = HashMap::new();
+        for part in usages.iter().flat_map(|usage| &usage.parts) {
+            *sharers.entry(&part.name).or_default() += 1;
         }
         House {
             usages: usages.iter().map(|usage| (&usage.record.id, usage)).collect(),
@@ -150,12 +150,16 @@ impl<'a> House<'a> {
                 *children = children.saturating_sub(rows);
             }
         }
-        if let Some(sharers) = usage.data().and_then(|data| self.sharers.get_mut(&data)) {
-            *sharers -= 1;
-            if *sharers == 0 && !usage.sharing.images {
-                self.used = self.used.saturating_sub(usage.size);
-                self.free = self.free.saturating_add(usage.size);
-                pruned.bytes = pruned.bytes.saturating_add(usage.size);
+        for part in &usage.parts {
+            let sharers = self.sharers.get_mut(part.name.as_str());
+            let left = sharers.map_or(0, |sharers| {
+                *sharers -= 1;
+                *sharers
+            });
+            if left == 0 && !(part.is_layer && usage.sharing.images) {
+                self.used = self.used.saturating_sub(part.bytes);
+                self.free = self.free.saturating_add(part.bytes);
+                pruned.bytes = pruned.bytes.saturating_add(part.bytes);
             }
         }
         pruned.records.push(id.clone());

@@ -1,4 +1,5 @@
 use super::*;
+use crate::cache::DataPart;
 use crate::store::record_tables::{CacheRecord, LayerSharing, RecordUse};
 
 fn id(number: u8) -> RecordId {
@@ -10,8 +11,8 @@ fn usage(number: u8, parent: Option<u8>) -> Usage {
     let kind = parent.map_or(RecordKind::Base, |parent| RecordKind::Layer { parent: id(parent) });
     let mut record = CacheRecord::new(id(number), kind, 0);
     record.last_used = Some(i64::from(number));
-    record.layer = Some(format!("layer {number}"));
-    Usage { record, uses: RecordUse::default(), sharing: LayerSharing::default(), size: 10 }
+    let parts = vec![DataPart { name: format!("layer {number}"), is_layer: true, bytes: 10 }];
+    Usage { record, uses: RecordUse::default(), sharing: LayerSharing::default(), parts }
 }
 
 /// 1 ◀ 2 ◀ 3, 1 ◀ 4, and 5 alone.
@@ -107,7 +108,7 @@ fn a_rule_is_about_what_its_filter_means() {
 fn data_that_others_have_are_freed_with_the_last_of_them() {
     let mut usages = vec![usage(1, None), usage(2, None), usage(3, None)];
     for usage in &mut usages[..2] {
-        usage.record.layer = Some("same".into());
+        usage.parts[0].name = "same".into();
         usage.sharing.records = true;
     }
     usages[2].sharing.images = true;

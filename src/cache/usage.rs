@@ -17,8 +17,8 @@ pub struct Usage {
     pub uses: RecordUse,
     /// Who else has its data: then removing this one alone frees nothing.
     pub sharing: LayerSharing,
-    /// Bytes of its own data on disk; of what it was made of, none.
-    pub size: u64,
+    /// Its own data on disk; of what it was made of, none.
+    pub parts: Vec<DataPart>,
 }
 
 impl Usage {
@@ -32,25 +32,31 @@ impl Usage {
         self.uses.refs > 0
     }
 
-    /// Names its data: records with the same have the same data. Nothing if it has none.
-    pub(super) fn data(&self) -> Option<String> {
-        data(&self.record)
+    /// Bytes of its own data on disk.
+    pub fn size(&self) -> u64 {
+        self.parts.iter().fold(0, |total, part| total.saturating_add(part.bytes))
     }
 }
 
-fn data(record: &CacheRecord) -> Option<String> {
-    match (&record.layer, record.data_snapshot()) {
-        (_, Some(snapshot)) => Some(snapshot.to_string()),
-        (Some(layer), None) => Some(layer.clone()),
-        (None, None) => None,
-    }
+/// Data of a record: of a snapshot, or of a layer. Records with parts of the same name have the same data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataPart {
+    /// Id of the snapshot, or name of the layer.
+    pub name: String,
+    /// Whether it is a layer, which others may have, too.
+    pub is_layer: bool,
+    /// Bytes on disk.
+    pub bytes: u64,
 }
 
 /// What records take together; shared data count once.
 pub fn total_bytes(usages: &[Usage]) -> u64 {
-    let by_data: HashMap<String, u64> =
-        usages.iter().filter_map(|usage| Some((usage.data()?, usage.size))).collect();
-    by_data.into_values().fold(0, u64::saturating_add)
+    together(usages.iter().flat_map(|usage| &usage.parts))
+}
+
+fn together<'a>(parts: impl Iterator<Item = &'a DataPart>) -> u64 {
+    let by_name: HashMap<&str, u64> = parts.map(|part| (part.name.as_str(), part.bytes)).collect();
+    by_name.into_values().fold(0, u64::saturating_add)
 }
 
 impl Cache {
@@ -79,72 +85,74 @@ impl Cache {
             Ok(found)
         })?;
         let usages = found.into_iter().map(|(record, uses, sharing)| {
-            let size = self.size_of(&record)?;
-            Ok(Usage { record, uses, sharing, size })
+            let parts = self.parts_of(&record)?;
+            Ok(Usage { record, uses, sharing, parts })
         });
         usages.collect()
     }
 
-    /// Bytes of a record's own data on disk. Of several who ask at the same time, one looks.
-    fn size_of(&self, record: &CacheRecord) -> Result<u64, CacheError> {
-        if let Some(size) = record.size {
-            return Ok(size);
+    /// A record's own data on disk. Of several who ask at the same time, one looks.
+    fn parts_of(&self, record: &CacheRecord) -> Result<Vec<DataPart>, CacheError> {
+        let snapshot = record.data_snapshot().map(|snapshot| (snapshot.to_string(), false));
+        let layer = record.layer.clone().map(|layer| (layer, true));
+        let names = snapshot.into_iter().chain(layer);
+        let mut parts: Vec<_> = names.map(|(name, is_layer)| DataPart { name, is_layer, bytes: 0 }).collect();
+        if let (Some(size), [one]) = (record.size, parts.as_mut_slice()) {
+            one.bytes = size;
+            return Ok(parts);
         }
         let sizes = || self.inner.sizes.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = sizes().entry(record.id.clone()).or_default().clone();
-        let mut size = asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(size) = *size {
-            return Ok(size);
+        let mut known = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.as_ref() {
+            return Ok(known.clone());
         }
-        let measured = self.measure(record);
+        let measured = self.measure(record, parts);
         // Who comes later measures anew.
         sizes().remove(&record.id);
-        measured.inspect(|bytes| *size = Some(*bytes))
+        measured.inspect(|parts| *known = Some(parts.clone()))
     }
 
-    fn measure(&self, record: &CacheRecord) -> Result<u64, CacheError> {
-        let snapshot = record.data_snapshot();
-        let mut bytes = match snapshot {
-            Some(snapshot) => self.store().snapshots().disk_bytes(snapshot)?,
-            None => 0,
-        };
-        if let Some(layer) = &record.layer {
-            bytes = bytes.saturating_add(self.store().layers().layer(layer)?.disk_bytes()?);
+    fn measure(&self, record: &CacheRecord, mut parts: Vec<DataPart>) -> Result<Vec<DataPart>, CacheError> {
+        for part in &mut parts {
+            part.bytes = match record.data_snapshot() {
+                Some(snapshot) if !part.is_layer => self.store().snapshots().disk_bytes(snapshot)?,
+                _ => self.store().layers().layer(&part.name)?.disk_bytes()?,
+            };
         }
         let changes = record.is_mutable
             || record.equal_mutable.is_some()
             || (record.layer.is_some() && record.state != LayerState::Extracted);
-        if !changes {
+        // Of two, the sum would not tell what each is.
+        if let ([one], false) = (parts.as_slice(), changes) {
             self.write("record a size", |tables| {
-                if let Some(mut known) =
-                    tables.record(&record.id)?.filter(|known| known.layer == record.layer)
-                {
-                    known.size = Some(bytes);
+                let known = tables.record(&record.id)?;
+                if let Some(mut known) = known.filter(|known| known.layer == record.layer) {
+                    known.size = Some(one.bytes);
                     tables.update_record(&known)?;
                 }
                 Ok(())
             })?;
         }
-        Ok(bytes)
+        Ok(parts)
     }
 }
 
 impl ImmutableRef {
     /// Bytes of the record's own data on disk.
     pub fn size(&self) -> Result<u64, CacheError> {
-        self.cache().size_of(&self.record()?)
+        Ok(together(self.cache().parts_of(&self.record()?)?.iter()))
     }
 
     /// Bytes on disk of all that the record was made of, data that are shared counted once.
     pub fn total_size(&self) -> Result<u64, CacheError> {
-        let cache = self.cache();
-        let mut by_data: HashMap<String, CacheRecord> = HashMap::new();
-        self.walk_ancestors(|record| {
-            if let Some(data) = data(record) {
-                by_data.entry(data).or_insert_with(|| record.clone());
-            }
-        })?;
-        by_data.values().try_fold(0_u64, |total, record| Ok(total.saturating_add(cache.size_of(record)?)))
+        let mut records = Vec::new();
+        self.walk_ancestors(|record| records.push(record.clone()))?;
+        let mut parts = Vec::new();
+        for record in &records {
+            parts.extend(self.cache().parts_of(record)?);
+        }
+        Ok(together(parts.iter()))
     }
 }
 
