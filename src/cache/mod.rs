@@ -74,7 +74,7 @@ struct Inner {
     session: SessionRow,
     boot: String,
     /// What is being measured, for those who ask meanwhile.
-    sizes: Mutex<HashMap<RecordId, Arc<Mutex<Option<Vec<DataPart>>>>>>,
+    sizes: Mutex<HashMap<RecordId, usage::Measurement>>,
     // Last, so that it is freed once the session's row is gone.
     _lock: Session,
 }

@@ -1,7 +1,7 @@
 //! How much records take, and who uses them.
 
 use std::collections::HashMap;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::refs::{ImmutableRef, present};
 use super::{Cache, CacheError, now};
@@ -48,6 +48,9 @@ pub struct DataPart {
     /// Bytes on disk.
     pub bytes: u64,
 }
+
+/// What comes of looking at the disk, for all who wait for it.
+pub(super) type Measurement = Arc<Mutex<Option<Vec<DataPart>>>>;
 
 /// What records take together; shared data count once.
 pub fn total_bytes(usages: &[Usage]) -> u64 {
