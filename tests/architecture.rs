@@ -9,6 +9,7 @@ const FLOORS: &[&[&str]] = &[
     &["store", "layer", "image"],
     &["fetch"],
     &["tree"],
+    &["cache"],
     &["mount", "convert"],
     &["push", "gc"],
 ];
@@ -25,7 +26,8 @@ const NAMED_IN_ONE_PLACE: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that need no async runtime.
-const WITHOUT_RUNTIME: &[&str] = &["src/table", "src/layer", "src/store", "src/tree", "fuse/src"];
+const WITHOUT_RUNTIME: &[&str] =
+    &["src/table", "src/layer", "src/store", "src/tree", "src/cache", "fuse/src"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -49,9 +51,12 @@ fn sources(folders: &[&str]) -> Vec<(String, String)> {
 }
 
 fn is_for_tests(path: &Path) -> bool {
-    path.file_stem()
-        .and_then(|stem| stem.to_str())
-        .is_some_and(|stem| stem.ends_with("tests") || stem == "testing")
+    let inside = path.strip_prefix(root()).unwrap_or(path);
+    inside.parent().is_some_and(|folder| folder.ends_with("tests"))
+        || path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .is_some_and(|stem| stem.ends_with("tests") || stem == "testing")
 }
 
 fn floor(room: &str) -> Option<usize> {

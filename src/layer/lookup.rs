@@ -81,6 +81,13 @@ impl Lookup {
         Ok(Some(Lookup { blob_size, estargz_digest, claims, first_range }))
     }
 
+    /// SHA-256 of the TOC, by which other tools look the layer up: of a zstd:chunked one with both, that of its JSON.
+    pub fn toc_sha256(&self) -> Option<[u8; 32]> {
+        let claims = self.claims.as_ref();
+        self.estargz_digest
+            .or_else(|| claims.and_then(|claims| claims.compressed_digest.or(claims.json_digest)))
+    }
+
     /// The layer's format as its descriptor announces it, for people.
     pub fn format(&self) -> &'static str {
         match &self.claims {

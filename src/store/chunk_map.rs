@@ -254,7 +254,7 @@ fn too_many(count: u64, path: &Path) -> StoreError {
 }
 
 /// The kernel's name for its present run: `random(4)`, `/proc/sys/kernel/random/boot_id`.
-fn boot_id() -> Result<BootId, StoreError> {
+pub(super) fn boot_id() -> Result<BootId, StoreError> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
     static BOOT: OnceLock<BootId> = OnceLock::new();
     if let Some(boot) = BOOT.get() {

@@ -374,11 +374,15 @@ fn a_process_killed_while_it_writes_records_leaves_a_database_that_others_use() 
 }
 
 /// A file system of 2 MiB, unmounted when it is dropped.
-struct SmallDisk(tempfile::TempDir);
+pub(crate) struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
     /// `None` if this process may not mount.
-    fn new() -> Option<SmallDisk> {
+    pub(crate) fn new() -> Option<SmallDisk> {
         use rustix::mount::{MountFlags, mount};
         let directory = tempfile::tempdir().unwrap();
         let options = c"size=2m,mode=0700";
@@ -399,9 +403,9 @@ impl Drop for SmallDisk {
 #[test]
 fn a_full_disk_is_said_and_leaves_nothing_behind() {
     let Some(disk) = SmallDisk::new() else { return };
-    let store = Store::open(disk.0.path()).unwrap();
+    let store = Store::open(disk.path()).unwrap();
     store.database().images().unwrap();
-    let ballast = disk.0.path().join("content/ballast");
+    let ballast = disk.path().join("content/ballast");
     let fill_up = || {
         use std::io::Write;
         let mut file = std::fs::File::create(&ballast).unwrap();
@@ -445,7 +449,7 @@ fn a_full_disk_is_said_and_leaves_nothing_behind() {
     });
     store.database().remember_mount(&mount(0)).unwrap();
     store.content().put(&blob_digest(), &blob_bytes()).unwrap();
-    check(disk.0.path());
+    check(disk.path());
 }
 
 #[test]

@@ -74,17 +74,17 @@ pub(super) use test_hook::crash_point;
 
 /// Tests end the process at the n-th step, as if it were killed from outside.
 #[cfg(test)]
-pub(super) mod test_hook {
+pub(crate) mod test_hook {
     use std::sync::atomic::{AtomicI64, Ordering};
 
     static STEPS_LEFT: AtomicI64 = AtomicI64::new(i64::MAX);
 
     /// From now on the process survives this many steps.
-    pub(in crate::store) fn die_after(steps: i64) {
+    pub(crate) fn die_after(steps: i64) {
         STEPS_LEFT.store(steps, Ordering::SeqCst);
     }
 
-    pub(in crate::store) fn crash_point() {
+    pub(crate) fn crash_point() {
         if STEPS_LEFT.fetch_sub(1, Ordering::SeqCst) <= 0 {
             // SIGKILL: no destructor runs, no buffer is flushed.
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);

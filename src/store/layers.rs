@@ -121,6 +121,19 @@ pub struct LayerFiles {
     pub headers: Option<File>,
 }
 
+/// A layer that nobody finds any more.
+#[derive(Debug)]
+pub struct WithdrawnLayer {
+    path: PathBuf,
+}
+
+impl WithdrawnLayer {
+    /// Removes its bytes; false if somebody uses them: then a later sweep does it.
+    pub fn remove(self) -> Result<bool, StoreError> {
+        remove_unused(&self.path).context("remove", self.path)
+    }
+}
+
 impl LayerDirectory {
     /// Waits for the exclusive right to make this layer. Needed by nothing here: it only saves work done twice.
     pub fn lock(&self) -> Result<LayerLock, StoreError> {
@@ -179,15 +192,24 @@ impl LayerDirectory {
 
     /// Removes the layer; false if it was not there. Whoever has its files open keeps them, and a later sweep removes them.
     pub fn remove(&self) -> Result<bool, StoreError> {
-        let removed = self.store.temporaries.unused_name();
-        match super::durable::rename(&self.path, &removed) {
+        self.withdraw()?.map_or(Ok(false), |withdrawn| withdrawn.remove().map(|_| true))
+    }
+
+    /// Takes the layer away, so that nobody finds it; nothing if it was not there. Takes no time: its bytes are still to be removed.
+    pub fn withdraw(&self) -> Result<Option<WithdrawnLayer>, StoreError> {
+        let path = self.store.temporaries.unused_name();
+        match super::durable::rename(&self.path, &path) {
             Ok(()) => {}
-            Err(Errno::NOENT) => return Ok(false),
+            Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(StoreError::from_io("remove", &self.path, error)),
         }
         sync_directory(self.parent())?;
-        remove_unused(&removed).context("remove", &removed)?;
-        Ok(true)
+        Ok(Some(WithdrawnLayer { path }))
+    }
+
+    /// Bytes on disk, of the tables and what is present of the data; 0 if the layer is not there.
+    pub fn disk_bytes(&self) -> Result<u64, StoreError> {
+        super::space::allocated_bytes(&self.path)
     }
 
     /// Opens the directory and locks it against removal, unless it is not there.

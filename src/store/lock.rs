@@ -76,16 +76,20 @@ pub(super) fn try_flock(file: impl AsFd, operation: FlockOperation) -> rustix::i
     }
 }
 
+/// Removes a lock file unless somebody holds it; false if somebody does.
+pub(super) fn remove_if_free(path: &Path) -> Result<bool, StoreError> {
+    // Only its holder may remove a lock file.
+    let Some(_held) = FileLock::try_acquire(path)? else { return Ok(false) };
+    rustix::fs::unlink(path).context("remove", path)?;
+    Ok(true)
+}
+
 /// Removes the lock files that nobody holds, and says how many. One that is taken meanwhile is simply made again.
 pub(super) fn sweep(directory: &Path) -> Result<u64, StoreError> {
     let mut removed = 0;
     for entry in std::fs::read_dir(directory).context("list", directory)? {
         let path: PathBuf = entry.context("list", directory)?.path();
-        // Only its holder may remove a lock file.
-        if let Some(_held) = FileLock::try_acquire(&path)? {
-            rustix::fs::unlink(&path).context("remove", &path)?;
-            removed += 1;
-        }
+        removed += u64::from(remove_if_free(&path)?);
     }
     Ok(removed)
 }

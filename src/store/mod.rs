@@ -8,6 +8,8 @@
 //! trees/<hex>      merged inode tables
 //! profiles/<algorithm>/<hex>  what mounts of an image read
 //! notes/<kind>/<hex>   facts that belong to a name, made when there is one
+//! snapshots/<id>/  fs/ and work/ of writable snapshots
+//! items/<name>     data kept with a record
 //! locks/           lock files
 //! peel.db          records (SQLite)
 //! */ingest/        what is not visible yet
@@ -35,16 +37,20 @@ mod draft;
 mod durable;
 mod error;
 mod eviction;
+mod items;
 mod layers;
 mod lock;
 mod notes;
 mod open;
 mod profiles;
 mod provenance;
+pub mod record_tables;
 mod records;
 mod rests;
 mod schema;
+mod sessions;
 mod shared_words;
+mod snapshots;
 pub mod space;
 mod temporary;
 mod trees;
@@ -57,17 +63,20 @@ pub use collect::CollectionLock;
 pub use content::Content;
 pub use content_index::NamedDescriptor;
 pub use data_files::{DataFile, DataFiles};
-pub use database::Database;
+pub use database::{Access, Database, Stop};
 pub use draft::{LayerDraft, PendingPublish, Publication};
 pub use error::StoreError;
 pub use eviction::ChunkPlace;
-pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore, table_identity};
+pub use items::{Items, NewItem};
+pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore, WithdrawnLayer, table_identity};
 pub use lock::FileLock;
 pub use notes::{NoteKind, Notes};
 pub use profiles::{MAXIMUM_PROFILE, Profiles};
 pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
 pub use rests::{MAXIMUM_REST, Rest, RestWriter, Rests, maximum_rests};
+pub use sessions::Session;
+pub use snapshots::{Leftover, NewSnapshot, Snapshots};
 pub use trees::{PendingTree, Trees};
 
 /// Where temporaries are made, within each part of the store.
@@ -83,6 +92,8 @@ pub struct Store {
     trees: Trees,
     profiles: Profiles,
     notes: Notes,
+    snapshots: Snapshots,
+    items: Items,
     database: Database,
 }
 
@@ -96,6 +107,8 @@ impl Store {
             layers: LayerStore::new(path.join("layers"), locks.clone()),
             trees: Trees::new(path.join("trees")),
             profiles: Profiles::new(path.join("profiles"), locks.clone()),
+            snapshots: Snapshots::new(path.join("snapshots")),
+            items: Items::new(path.join("items")),
             database: Database::new(path.join("peel.db"), locks.join("database")),
             locks,
             path,
@@ -132,6 +145,31 @@ impl Store {
         &self.notes
     }
 
+    /// Writable snapshots.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
+    }
+
+    /// Files with data of records.
+    pub fn items(&self) -> &Items {
+        &self.items
+    }
+
+    /// Begins a session, in which refs are held.
+    pub fn begin_session(&self) -> Result<Session, StoreError> {
+        Session::begin(&self.locks)
+    }
+
+    /// Whether a session is over, however it ended. One that is being ended may look as if it were not.
+    pub fn session_is_over(&self, id: &str) -> Result<bool, StoreError> {
+        sessions::is_over(&self.locks, id)
+    }
+
+    /// The kernel's name for the present run of the machine.
+    pub fn boot(&self) -> Result<String, StoreError> {
+        chunk_map::boot_id().map(|[high, low]| format!("{high:016x}{low:016x}"))
+    }
+
     /// Records. Opened when they are first asked for.
     pub fn database(&self) -> &Database {
         &self.database
@@ -150,6 +188,7 @@ impl Store {
             removed += temporaries.sweep()?;
         }
         removed += self.profiles.sweep()?;
+        removed += self.snapshots.sweep()? + self.items.sweep()?;
         // Idle lock files are no leftovers, but there would be one for every layer there ever was.
         lock::sweep(&self.locks)?;
         Ok(removed)
@@ -163,3 +202,14 @@ fn seconds_since_1970() -> u64 {
 
 #[cfg(test)]
 mod crash_tests;
+
+#[cfg(test)]
+pub(crate) use crash_tests::SmallDisk;
+#[cfg(test)]
+pub(crate) use durable::test_hook::die_after;
+
+/// As much of an empty layer's table as the store looks at.
+#[cfg(test)]
+pub(crate) fn test_table() -> Vec<u8> {
+    draft::tests::table(0, b"table")
+}

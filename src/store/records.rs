@@ -408,12 +408,12 @@ fn path_bytes(path: &Path) -> &[u8] {
 }
 
 /// SQLite's integers are signed. A size beyond them is refused rather than stored as something else.
-fn to_integer(value: u64) -> rusqlite::Result<i64> {
+pub(super) fn to_integer(value: u64) -> rusqlite::Result<i64> {
     i64::try_from(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
 /// The other way.
-struct Unsigned(u64);
+pub(super) struct Unsigned(pub(super) u64);
 
 impl FromSql for Unsigned {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Unsigned> {

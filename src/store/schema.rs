@@ -57,6 +57,119 @@ const MIGRATIONS: &[&str] = &[
         status_path     BLOB
     ) STRICT, WITHOUT ROWID;
     ",
+    // 2: cache records, their refs, names and leases
+    "
+    CREATE TABLE sessions (
+        id       TEXT PRIMARY KEY NOT NULL,     -- it lives while somebody holds locks/session-<id>
+        pid      INTEGER NOT NULL,              -- for people
+        began_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE cache_records (
+        id            TEXT PRIMARY KEY NOT NULL,
+        kind          TEXT NOT NULL CHECK (kind IN ('base', 'layer', 'merge', 'diff')),
+        description   TEXT NOT NULL,
+        record_type   TEXT NOT NULL,
+        retention     TEXT NOT NULL CHECK (retention IN ('default', 'retain')),
+        created_at    INTEGER NOT NULL,
+        last_used     INTEGER,                  -- NULL: never
+        use_count     INTEGER NOT NULL,
+        chain_id      TEXT,
+        blob_chain_id TEXT,
+        diff_id       TEXT,
+        is_proved     INTEGER NOT NULL CHECK (is_proved IN (0, 1)), -- its data have that diff ID
+        blob_digest   TEXT,
+        media_type    TEXT,
+        blob_size     INTEGER,
+        toc_digest    TEXT,
+        layer         TEXT,                     -- directory in layers/ with its data; several records may share one
+        snapshot      TEXT,                     -- directory in snapshots/ with its data
+        size          INTEGER,                  -- bytes on disk; NULL: not known
+        state         TEXT NOT NULL CHECK (state IN ('lazy', 'partial', 'extracted', 'incomplete', 'poisoned')),
+        is_mutable    INTEGER NOT NULL CHECK (is_mutable IN (0, 1)),
+        is_volatile   INTEGER NOT NULL CHECK (is_volatile IN (0, 1)),
+        is_deleted    INTEGER NOT NULL CHECK (is_deleted IN (0, 1)),
+        equal_mutable TEXT REFERENCES cache_records (id), -- whose snapshot has the data until this one is finalized
+        boot          TEXT,                     -- its data are sure to be whole in this boot of the machine only
+        CHECK ((blob_digest IS NULL) = (media_type IS NULL) AND (blob_digest IS NULL) = (blob_size IS NULL))
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX cache_records_by_chain_id ON cache_records (chain_id) WHERE chain_id IS NOT NULL;
+    CREATE INDEX cache_records_by_blob_chain_id ON cache_records (blob_chain_id) WHERE blob_chain_id IS NOT NULL;
+    CREATE INDEX cache_records_by_diff_id ON cache_records (diff_id) WHERE diff_id IS NOT NULL;
+    CREATE INDEX cache_records_by_blob ON cache_records (blob_digest) WHERE blob_digest IS NOT NULL;
+    CREATE INDEX cache_records_by_toc ON cache_records (toc_digest) WHERE toc_digest IS NOT NULL;
+    CREATE INDEX cache_records_by_layer ON cache_records (layer) WHERE layer IS NOT NULL;
+    CREATE UNIQUE INDEX cache_records_by_mutable ON cache_records (equal_mutable) WHERE equal_mutable IS NOT NULL;
+    CREATE INDEX cache_records_deleted ON cache_records (is_deleted) WHERE is_deleted;
+
+    CREATE TABLE record_parents (
+        record   TEXT NOT NULL REFERENCES cache_records (id) ON DELETE CASCADE,
+        position INTEGER NOT NULL,              -- of a merge: 0 is the lowest; of a diff: 0 lower, 1 upper
+        parent   TEXT NOT NULL REFERENCES cache_records (id),
+        PRIMARY KEY (record, position)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX record_parents_by_parent ON record_parents (parent);
+
+    CREATE TABLE record_variants (
+        record      TEXT NOT NULL REFERENCES cache_records (id) ON DELETE CASCADE,
+        blob_digest TEXT NOT NULL,
+        media_type  TEXT NOT NULL,
+        blob_size   INTEGER NOT NULL,
+        PRIMARY KEY (record, blob_digest)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE record_images (
+        record    TEXT NOT NULL REFERENCES cache_records (id) ON DELETE CASCADE,
+        reference TEXT NOT NULL,                -- canonical
+        PRIMARY KEY (record, reference)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE record_items (
+        record TEXT NOT NULL REFERENCES cache_records (id) ON DELETE CASCADE,
+        key    TEXT NOT NULL,
+        bytes  BLOB,                            -- one of the two
+        file   TEXT,                            -- name in items/
+        PRIMARY KEY (record, key),
+        CHECK ((bytes IS NULL) <> (file IS NULL))
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX record_items_by_file ON record_items (file) WHERE file IS NOT NULL;
+
+    CREATE TABLE record_names (
+        name   TEXT PRIMARY KEY NOT NULL,
+        record TEXT NOT NULL REFERENCES cache_records (id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX record_names_by_record ON record_names (record);
+
+    CREATE TABLE record_refs (
+        id         INTEGER PRIMARY KEY,
+        session    TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+        record     TEXT NOT NULL REFERENCES cache_records (id),
+        is_mutable INTEGER NOT NULL CHECK (is_mutable IN (0, 1)),
+        is_use     INTEGER NOT NULL CHECK (is_use IN (0, 1)),
+        since      INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX record_refs_by_record ON record_refs (record);
+    CREATE INDEX record_refs_by_session ON record_refs (session);
+
+    CREATE TABLE leases (
+        id         TEXT PRIMARY KEY NOT NULL,
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER                      -- NULL: never
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE lease_records (
+        lease  TEXT NOT NULL REFERENCES leases (id) ON DELETE CASCADE,
+        record TEXT NOT NULL REFERENCES cache_records (id) ON DELETE CASCADE,
+        PRIMARY KEY (lease, record)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX lease_records_by_record ON lease_records (record);
+
+    CREATE TABLE lease_content (
+        lease  TEXT NOT NULL REFERENCES leases (id) ON DELETE CASCADE,
+        digest TEXT NOT NULL,                   -- of a blob in content/
+        PRIMARY KEY (lease, digest)
+    ) STRICT, WITHOUT ROWID;
+    ",
 ];
 
 /// The version that this program reads and writes.

@@ -89,6 +89,18 @@ impl Temporaries {
     }
 }
 
+/// Takes the lock of a file or directory that has its place, unless somebody holds it: who made it does so until the database
+/// knows it. Nothing, too, if it is gone.
+pub(super) fn lock_unused(path: &Path) -> io::Result<Option<File>> {
+    let guard =
+        match rustix::fs::open(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(guard) => File::from(guard),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+    Ok(try_flock(&guard, FlockOperation::NonBlockingLockExclusive)?.then_some(guard))
+}
+
 /// Removes a file or directory unless somebody holds its lock. What is gone already is no error.
 pub(super) fn remove_unused(path: &Path) -> io::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
