@@ -1,5 +1,6 @@
 //! peelfs: mounts a container image the moment it is named, and fetches its bytes when they are read.
 
+pub mod commit;
 pub mod convert;
 pub mod error;
 pub mod fetch;

@@ -8,12 +8,14 @@
 //! ```
 //!
 //! The mount appears only when all of it is there: no partial tree is ever seen. [`prepare`] gets ready, [`Prepared::mount`]
-//! mounts, [`Mounted::wait`] serves until it is unmounted and then tidies up; [`live`] lists what is mounted.
+//! mounts, [`Mounted::wait`] serves until it is unmounted and then tidies up; [`live`] lists what is mounted. [`writable`] is the mount
+//! that can be written to.
 
 mod counters;
 pub mod explain;
 pub mod live;
 mod prepare;
+pub mod writable;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -23,6 +25,7 @@ use peelfs_fuse::{KernelCache, MountError, MountOptions, Session};
 use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
 use self::counters::Counters;
+use self::writable::{HeldSnapshot, WritableError};
 use crate::error::chain;
 use crate::fetch::ThreadStarter;
 use crate::fetch::index::{IndexError, Indexer, Progress};
@@ -35,7 +38,7 @@ use crate::table::format::InodeRecord;
 use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
 
-pub use prepare::{known_image, local_tree, prepare};
+pub use prepare::{image_of_manifest, known_image, local_tree, prepare};
 
 /// When the registry is asked what a reference means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub struct Request {
     pub reference: ImageReference,
     /// Whose image of an index.
     pub platform: Platform,
+    /// The manifest that is meant, whatever the reference means by now.
+    pub pinned: Option<Digest>,
     /// When to ask the registry.
     pub pull: Pull,
     /// How to reach it.
@@ -66,7 +71,7 @@ pub struct Request {
     pub progress: Progress,
 }
 
-/// Why an image is not mounted. All but the last name the image, and the layer and host if there is one.
+/// Why an image is not mounted. All but the last two name the image, and the layer and host if there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageMountError {
     /// The image cannot be had.
@@ -137,6 +142,9 @@ pub enum ImageMountError {
         #[source]
         cause: std::io::Error,
     },
+    /// The snapshot that is to take the changes.
+    #[error(transparent)]
+    Writable(#[from] WritableError),
     /// The kernel.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -152,6 +160,8 @@ pub struct Prepared {
     image: Image,
     /// How the image was found, if the registry was asked.
     resolved: Option<Found>,
+    /// Whether it is that of a manifest: no word on what the reference means.
+    pinned: bool,
     platform: Platform,
     tree: Arc<MergedTree>,
     tree_key: String,
@@ -176,6 +186,8 @@ struct Found {
 pub struct Mounted {
     prepared: Prepared,
     session: Session,
+    /// What takes the changes, if it is writable.
+    held: Option<HeldSnapshot>,
 }
 
 /// Seconds since 1970.
@@ -192,19 +204,23 @@ impl Prepared {
     /// Mounts the tree. When this returns, the directory is usable and the mount is recorded.
     pub fn mount(self, options: &MountOptions) -> Result<Mounted, ImageMountError> {
         let session = peelfs_fuse::mount(self.tree.clone(), options)?;
+        self.mounted(session, None)
+    }
+
+    fn mounted(self, session: Session, held: Option<HeldSnapshot>) -> Result<Mounted, ImageMountError> {
         if let Err(cause) = self.record(session.mountpoint()) {
             let image = self.origin.reference().to_string();
             // Dropping the session unmounts: a mount that nobody can find must not stay.
             return Err(ImageMountError::Store { image, cause: Box::new(cause) });
         }
         forget_poisoned_content(&self.tree, &session.cache());
-        Ok(Mounted { prepared: self, session })
+        Ok(Mounted { prepared: self, session, held })
     }
 
     fn record(&self, mountpoint: &Path) -> Result<(), StoreError> {
         let reference = self.origin.reference().to_string();
         let (database, platform) = (self.store.database(), self.platform.to_string());
-        if let Some(found) = &self.resolved {
+        if let Some(found) = self.resolved.as_ref().filter(|_| !self.pinned) {
             let record = ImageRecord {
                 reference: reference.clone(),
                 platform,
@@ -317,8 +333,8 @@ impl Mounted {
 
     /// Says when an image that was known was used.
     fn record_use(&self) -> Result<(), StoreError> {
-        let Prepared { store, origin, platform, resolved, .. } = &self.prepared;
-        if resolved.is_none() {
+        let Prepared { store, origin, platform, resolved, pinned, .. } = &self.prepared;
+        if resolved.is_none() && !pinned {
             store.database().use_image(&origin.reference().to_string(), &platform.to_string(), now())?;
         }
         Ok(())
@@ -335,10 +351,12 @@ impl Mounted {
     }
 
     /// Serves until the directory is unmounted, by whomever, and then tidies up.
-    pub fn wait(self) {
+    pub fn wait(mut self) {
         if let Err(error) = self.session.wait() {
             tracing::error!(error = %chain(&error), "serving ended");
         }
+        // Nobody writes any more: before the record goes, for which `peel unmount` waits.
+        drop(self.held.take());
         self.settle();
         // Last, as `peel unmount` waits for this process while the record is there.
         if let Err(error) =

@@ -4,6 +4,7 @@
 //! turns into an exit code.
 
 mod background;
+mod commit;
 mod convert;
 mod environment;
 mod explain;
@@ -19,6 +20,7 @@ mod output;
 mod progress;
 mod show;
 mod signals;
+mod snapshot;
 mod status;
 mod tree;
 mod unmount;
@@ -51,6 +53,9 @@ enum Command {
     Explain(explain::Arguments),
     Tree(tree::Arguments),
     Status(status::Arguments),
+    Commit(commit::Arguments),
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     Convert(convert::Arguments),
     #[command(subcommand)]
     Index(index::Command),
@@ -68,6 +73,8 @@ pub fn run() -> ExitCode {
         Command::Explain(command) => explain::run(&command, &store),
         Command::Tree(command) => tree::run(&command, &store),
         Command::Status(command) => status::run(&command, &store),
+        Command::Commit(command) => commit::run(command, &store, arguments.verbose),
+        Command::Snapshot(command) => snapshot::run(command, &store),
         Command::Convert(command) => convert::run(&command, arguments.verbose),
         Command::Index(command) => index::run(&command, arguments.verbose),
     });

@@ -15,7 +15,8 @@
 pub(super) mod items;
 pub(super) mod output;
 pub(super) mod pieces;
-pub(super) mod time;
+pub mod plain;
+pub mod time;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -88,11 +88,13 @@ pub fn prove(
     image: &Image,
 ) -> Result<Vec<(usize, ProofError)>, StoreError> {
     let origin = Origin::new(reference.clone(), client);
+    let (elsewhere, ancestors) = super::prepare::origins(store, &image.manifest_digest)?;
+    origin.layers_are_elsewhere(elsewhere);
     // Nothing is read, so nobody waits.
     let fetcher = Fetcher::new(threads.clone(), Duration::MAX, || {});
     let indexer = Indexer::new(store.clone(), origin, fetcher, Arc::new(|_| {}));
     // Whatever is here may be proved, whoever was believed when it was made.
-    indexer.bring_for(&image.manifest_digest, true);
+    indexer.bring_for(&image.manifest_digest, ancestors, true);
     let mut failed = Vec::new();
     for (number, layer) in image.layers.iter().enumerate() {
         let content = match indexer.open_known(layer) {

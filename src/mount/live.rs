@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::counters;
-use crate::store::{MountRecord, Store, StoreError};
+use crate::store::{MountRecord, SnapshotName, Store, StoreError};
 
 /// Whether a recorded mount works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct LiveMount {
     pub liveness: Liveness,
     /// What its process has got over the network so far.
     pub statistics: Statistics,
+    /// What takes the changes, if it is writable.
+    pub snapshot: Option<SnapshotName>,
 }
 
 /// When a process began, in clock ticks since the machine did (proc(5), `/proc/pid/stat`, field 22): tells it from a later one of
@@ -61,7 +63,10 @@ pub fn live_mounts(store: &Store) -> Result<Vec<LiveMount>, StoreError> {
         }
         let liveness = if serving { Liveness::Live } else { Liveness::Dead };
         let statistics = record.status_path.as_deref().and_then(counters::read).unwrap_or_default();
-        mounts.push(LiveMount { record, liveness, statistics });
+        let entry = kernel.as_ref().and_then(|entries| entries.iter().find(|entry| is_here(entry)));
+        let changes = entry.and_then(|entry| entry.upper.as_deref());
+        let snapshot = changes.and_then(|changes| store.snapshots().of_changes(changes));
+        mounts.push(LiveMount { record, liveness, statistics, snapshot });
     }
     Ok(mounts)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use peelfs_registry::{ImageReference, Platform};
+use peelfs_registry::{Digest, ImageReference, LayoutReference, Platform};
 use sha2::{Digest as _, Sha256};
 
 use super::counters::Counters;
@@ -11,8 +11,8 @@ use crate::error::chain;
 use crate::fetch::index::{IndexError, Indexer, identity as layer_identity, open_local_when_made};
 use crate::fetch::{Fetcher, LayerContent, ThreadStarter, referrers, soci};
 use crate::image::Image;
-use crate::image::origin::{Origin, ResolvedImage};
-use crate::store::{PendingTree, Store, StoreError};
+use crate::image::origin::{Elsewhere, Origin, ResolvedImage};
+use crate::store::{LayerOrigin, PendingTree, Store, StoreError};
 use crate::table::Table;
 use crate::tree::merge::merge;
 use crate::tree::serve::MergedTree;
@@ -48,11 +48,32 @@ pub fn known_image(
 ) -> Result<Option<Image>, StoreError> {
     let record = store.database().find_image(&reference.to_string(), &platform.to_string())?;
     let Some(record) = record else { return Ok(None) };
-    let Some(manifest) = store.content().get(&record.manifest_digest)? else { return Ok(None) };
-    let Some(config) = store.content().get(&record.config_digest)? else { return Ok(None) };
-    let image =
-        record.manifest_digest.parse().ok().and_then(|digest| Image::parse(&digest, &manifest, &config).ok());
-    Ok(image)
+    let Ok(digest) = record.manifest_digest.parse() else { return Ok(None) };
+    image_of_manifest(store, &digest)
+}
+
+/// The image of that manifest, if manifest and config are in the store.
+pub fn image_of_manifest(store: &Store, digest: &Digest) -> Result<Option<Image>, StoreError> {
+    let Some(manifest) = store.content().get(digest.as_str())? else { return Ok(None) };
+    let Ok((_, config)) = Image::manifest(digest, &manifest) else { return Ok(None) };
+    let Some(config) = store.content().get(config.digest.as_str())? else { return Ok(None) };
+    Ok(Image::parse(digest, &manifest, &config).ok())
+}
+
+/// Where the layers of an image come from that was made here, and the manifests of the images that it was made of. Nothing comes from
+/// elsewhere for one that was not.
+pub(super) fn origins(store: &Store, image: &Digest) -> Result<(Elsewhere, Vec<Digest>), StoreError> {
+    let Some(origins) = store.origins().of(image.as_str())? else { return Ok(Default::default()) };
+    let here = LayoutReference { path: store.content().path().to_owned(), name: None, digest: None };
+    let elsewhere = origins.layers.into_iter().filter_map(|(digest, origin)| {
+        let reference = match origin {
+            LayerOrigin::Content => ImageReference::Layout(here.clone()),
+            LayerOrigin::Image { reference } => reference.parse().ok()?,
+        };
+        Some((digest.parse().ok()?, reference))
+    });
+    let ancestors = origins.ancestors.iter().filter_map(|digest| digest.parse().ok());
+    Ok((elsewhere.collect(), ancestors.collect()))
 }
 
 /// Makes everything ready that the mount of an image needs, from the store as far as it is there.
@@ -72,6 +93,10 @@ pub fn prepare(
         std::thread::spawn(move || store.database().make())
     });
     let known = match request.pull {
+        _ if request.pinned.is_some() => {
+            let pinned = request.pinned.as_ref().map(|manifest| image_of_manifest(&store, manifest));
+            pinned.transpose().map_err(in_store)?.flatten()
+        }
         Pull::Always => None,
         _ if nothing_is_known => None,
         Pull::Missing | Pull::Never => {
@@ -81,7 +106,6 @@ pub fn prepare(
     if known.is_none() && request.pull == Pull::Never {
         return Err(ImageMountError::Unknown { image: name, platform: request.platform.to_string() });
     }
-    let host = host(&request.reference);
     let origin = Origin::new(request.reference, request.client);
     let counters = Arc::new(Counters::new(&store));
     let (observed, written) = (origin.clone(), counters.clone());
@@ -91,7 +115,12 @@ pub fn prepare(
     let (image, resolved) = match known {
         Some(image) => (image, None),
         None => running()?
-            .block_on(origin.resolve(&request.platform))
+            .block_on(async {
+                match &request.pinned {
+                    Some(manifest) => origin.resolve_pinned(manifest, &request.platform).await,
+                    None => origin.resolve(&request.platform).await,
+                }
+            })
             .map_err(|cause| ImageMountError::Resolve { image: name.clone(), cause })
             .and_then(|resolved| keep(&store, resolved).map_err(in_store))
             .map(|(image, found)| (image, Some(found)))?,
@@ -100,10 +129,12 @@ pub fn prepare(
         image: name.clone(),
         number: number + 1,
         digest: image.layers[number].descriptor.digest.clone(),
-        host: host.clone(),
+        host: host(origin.reference_of(&image.layers[number].descriptor.digest)),
         cause: Box::new(cause),
     };
-    indexer.bring_for(&image.manifest_digest, request.trust_referrers);
+    let (elsewhere, ancestors) = origins(&store, &image.manifest_digest).map_err(in_store)?;
+    origin.layers_are_elsewhere(elsewhere);
+    indexer.bring_for(&image.manifest_digest, ancestors, request.trust_referrers);
     let mut layers = known_layers(&indexer, &image).map_err(of_layer)?;
     if layers.iter().any(Option::is_none) {
         let bringing = bring_layers(&indexer, &image, request.trust_referrers, &mut layers);
@@ -131,6 +162,7 @@ pub fn prepare(
         threads,
         image,
         resolved,
+        pinned: request.pinned.is_some(),
         platform,
         tree,
         tree_key,

@@ -6,6 +6,8 @@
 //! content/         whole blobs, as an OCI image layout
 //! layers/<algorithm>/<hex>/   inode table, data files, chunk map, checkpoints
 //! trees/<hex>      merged inode tables
+//! snapshots/       what was changed in writable mounts
+//! origins/<algorithm>/<hex>   where the layers of images come from that were made here
 //! locks/           lock files
 //! peel.db          records (SQLite)
 //! */ingest/        what is not visible yet
@@ -19,6 +21,7 @@
 //! - Locks and the database's connection do not survive `fork`: a process that goes into the background does so before it
 //!   opens the store.
 
+mod blob_draft;
 mod chunk_bits;
 mod chunk_map;
 mod content;
@@ -34,17 +37,20 @@ mod eviction;
 mod layers;
 mod lock;
 mod open;
+mod origins;
 mod provenance;
 mod records;
 mod rests;
 mod schema;
 mod shared_words;
+mod snapshots;
 pub mod space;
 mod temporary;
 mod trees;
 
 use std::path::{Path, PathBuf};
 
+pub use blob_draft::BlobDraft;
 pub use chunk_map::{ChunkMap, MarkLock};
 pub use content::Content;
 pub use content_index::NamedDescriptor;
@@ -55,9 +61,14 @@ pub use error::StoreError;
 pub use eviction::ChunkPlace;
 pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore};
 pub use lock::FileLock;
+pub use origins::{ImageOrigins, LayerOrigin, Origins};
 pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
 pub use rests::{MAXIMUM_REST, Rest, RestWriter, Rests};
+pub use snapshots::{
+    AttributeSpace, NewSnapshot, RootAttributes, Snapshot, SnapshotName, SnapshotNameError, SnapshotRecord,
+    Snapshots,
+};
 pub use trees::{PendingTree, Trees};
 
 /// Where temporaries are made, within each part of the store.
@@ -71,14 +82,19 @@ pub struct Store {
     content: Content,
     layers: LayerStore,
     trees: Trees,
+    snapshots: Snapshots,
+    origins: Origins,
     database: Database,
 }
 
 impl Store {
     fn at(path: PathBuf) -> Store {
         let locks = path.join("locks");
+        let content = Content::new(path.join("content"), &locks);
         Store {
-            content: Content::new(path.join("content"), &locks),
+            origins: Origins::new(path.join("origins"), content.temporaries().clone()),
+            snapshots: Snapshots::new(path.join("snapshots"), locks.clone()),
+            content,
             layers: LayerStore::new(path.join("layers"), locks.clone()),
             trees: Trees::new(path.join("trees")),
             database: Database::new(path.join("peel.db"), locks.join("database")),
@@ -107,6 +123,16 @@ impl Store {
         &self.trees
     }
 
+    /// What was changed in writable mounts.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
+    }
+
+    /// Where the layers of images come from that were made here.
+    pub fn origins(&self) -> &Origins {
+        &self.origins
+    }
+
     /// Records. Opened when they are first asked for.
     pub fn database(&self) -> &Database {
         &self.database
@@ -124,6 +150,7 @@ impl Store {
         for temporaries in [self.content.temporaries(), self.layers.temporaries(), self.trees.temporaries()] {
             removed += temporaries.sweep()?;
         }
+        removed += self.snapshots.sweep()?;
         // Idle lock files are no leftovers, but there would be one for every layer there ever was.
         lock::sweep(&self.locks)?;
         Ok(removed)
