@@ -3,8 +3,14 @@
 use std::path::{Path, PathBuf};
 
 /// The rooms of the library by floor: a file may name rooms of lower floors and its own, nothing else.
-const FLOORS: &[&[&str]] =
-    &[&["error"], &["table"], &["store", "layer", "image"], &["fetch"], &["tree"], &["mount", "convert", "commit"]];
+const FLOORS: &[&[&str]] = &[
+    &["error"],
+    &["table"],
+    &["store", "layer", "image"],
+    &["fetch"],
+    &["tree"],
+    &["mount", "convert", "commit"],
+];
 
 /// What may be named below one path only.
 const NAMED_IN_ONE_PLACE: &[(&str, &[&str])] = &[

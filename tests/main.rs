@@ -18,4 +18,5 @@ mod registry;
 mod soci;
 mod store_life;
 mod support;
+mod writable;
 mod zstd_chunked;

@@ -5,6 +5,7 @@ use crate::support::archive::TestEntry;
 use crate::support::blob::{Estargz, Footer, Form};
 use crate::support::cases::{every_case, many_layers};
 use crate::support::content::Content;
+use crate::support::disk::SmallDisk;
 use crate::support::image::Layout;
 use crate::support::model::Model;
 use crate::support::peel::{Peel, is_mount_point, kill_and_wait, wait_or_kill};
@@ -178,30 +179,6 @@ fn content_read_from_a_mount_before_its_server_was_killed_is_right_afterwards() 
         mount.unmount();
     }
     mount_equals(&peel, &reference, &layers);
-}
-
-/// A file system of so many MiB in memory, unmounted when dropped.
-struct SmallDisk<'a>(&'a Path);
-
-impl<'a> SmallDisk<'a> {
-    fn make(path: &'a Path, mebibytes: u64) -> SmallDisk<'a> {
-        fs::create_dir_all(path).unwrap();
-        let options = std::ffi::CString::new(format!("size={mebibytes}M,mode=0700")).unwrap();
-        rustix::mount::mount("tmpfs", path, "tmpfs", rustix::mount::MountFlags::empty(), options.as_c_str())
-            .unwrap();
-        SmallDisk(path)
-    }
-
-    fn grow(&self, mebibytes: u64) {
-        let options = format!("size={mebibytes}M");
-        rustix::mount::mount_remount(self.0, rustix::mount::MountFlags::empty(), options).unwrap();
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
-    }
 }
 
 #[test]

@@ -126,8 +126,10 @@ fn mount_below(
             // The path without symlinks, as mountinfo shows it.
             let place = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
                 .map_err(|error| MountError::Directory { mountpoint: mountpoint(), error })?;
-            kernel_mount::attach(mount.as_fd(), directory.as_fd()).map_err(|error| {
-                MountError::Kernel { mountpoint: mountpoint(), step: "move_mount", error }
+            kernel_mount::attach(mount.as_fd(), directory.as_fd()).map_err(|error| MountError::Kernel {
+                mountpoint: mountpoint(),
+                step: "move_mount",
+                error,
             })?;
             Ok(Session::new(service, place, id, device))
         }

@@ -93,11 +93,7 @@ pub(crate) fn create(
 }
 
 /// The way of older kernels.
-fn create_attached(
-    lower: BorrowedFd<'_>,
-    options: &MountOptions,
-    upper: &Upper,
-) -> Result<OwnedFd, Failure> {
+fn create_attached(lower: BorrowedFd<'_>, options: &MountOptions, upper: &Upper) -> Result<OwnedFd, Failure> {
     let place = open_directory(&upper.lower)?;
     attach(lower, place.as_fd()).map_err(|error| Failure::Step {
         step: "move_mount",
@@ -163,10 +159,7 @@ fn create_of(layers: &Layers<'_>, options: &MountOptions, upper: &Upper) -> Resu
 fn open_directory(path: &Path) -> Result<OwnedFd, Failure> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     openat(CWD, path, flags, Mode::empty()).map_err(|errno| {
-        let error = io::Error::new(
-            io::Error::from(errno).kind(),
-            format!("{}: {errno}", path.display()),
-        );
+        let error = io::Error::new(io::Error::from(errno).kind(), format!("{}: {errno}", path.display()));
         Failure::Step { step: "open", error, errno }
     })
 }
@@ -182,4 +175,72 @@ fn escaped(path: &Path) -> Vec<u8> {
         text.push(*byte);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rustix::mount::{MountAttrFlags, MountFlags, mount};
+
+    use super::*;
+
+    /// A file system in memory, which can hold the changes of an overlay wherever tests run.
+    struct Memory(tempfile::TempDir);
+
+    impl Memory {
+        fn new() -> Memory {
+            let directory = tempfile::tempdir().expect("a directory");
+            mount("tmpfs", directory.path(), "tmpfs", MountFlags::empty(), None).expect("a tmpfs");
+            Memory(directory)
+        }
+    }
+
+    impl Drop for Memory {
+        fn drop(&mut self) {
+            let _ = unmount(self.0.path(), UnmountFlags::DETACH);
+        }
+    }
+
+    /// A mount without a place, with one file in it.
+    fn lower() -> OwnedFd {
+        let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).expect("fsopen");
+        fsconfig_create(context.as_fd()).expect("fsconfig");
+        let lower = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+        let lower = lower.expect("fsmount");
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+        openat(&lower, "below", flags, Mode::from_raw_mode(0o644)).expect("a file");
+        lower
+    }
+
+    #[test]
+    fn an_overlay_is_made_in_the_way_of_older_kernels_too_and_leaves_nothing_attached() {
+        if !rustix::process::geteuid().is_root() {
+            return; // Nobody else may mount.
+        }
+        let memory = Memory::new();
+        // What a list of directories must not be cut at.
+        let base = memory.0.path().join("a:b\\c,d");
+        let path = |name: &str| base.join(name);
+        for name in ["changes", "work", "lower"] {
+            fs::create_dir_all(path(name)).expect("a directory");
+        }
+        let upper = Upper {
+            name: "test".to_owned(),
+            changes: path("changes"),
+            work: path("work"),
+            lower: path("lower"),
+            attributes: OverlayAttributes::Trusted,
+        };
+        let options = MountOptions::new("/unused", "unused");
+        for make in [create, create_attached] {
+            let overlay = make(lower().as_fd(), &options, &upper).expect("an overlay");
+            assert!(openat(&overlay, "below", OFlags::RDONLY, Mode::empty()).is_ok());
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+            openat(&overlay, "above", flags, Mode::from_raw_mode(0o644)).expect("a file");
+            assert!(path("changes").join("above").exists() && !path("changes").join("below").exists());
+            fs::remove_file(path("changes/above")).expect("removing a file");
+            assert_eq!(fs::read_dir(path("lower")).expect("a directory").count(), 0);
+        }
+    }
 }

@@ -90,14 +90,16 @@ pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<Ex
         created,
         threads: std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN),
     };
-    let committed = commit::commit(&store, &request)
-        .with_context(|| format!("{} cannot be made", request.name))?;
+    let committed =
+        commit::commit(&store, &request).with_context(|| format!("{} cannot be made", request.name))?;
     let report = report(&request.name, &committed);
     for path in &report.left_out {
         tracing::warn!(path, "a socket is left out: no layer can hold one");
     }
     if let Some(reason) = committed.written.not_lazy {
-        tracing::warn!("the layer will be mounted, but not lazily: its table of contents cannot say {reason}");
+        tracing::warn!(
+            "the layer will be mounted, but not lazily: its table of contents cannot say {reason}"
+        );
     }
     if arguments.json {
         output::json(&report)?;

@@ -115,9 +115,9 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     match as_type::<ImageMountError>(error) {
         Some(ImageMountError::Unknown { .. }) => return Some(3),
         Some(ImageMountError::Writable(WritableError::Store { .. })) => return Some(8),
-        Some(
-            ImageMountError::Writable(_) | ImageMountError::Mount(_) | ImageMountError::Threads { .. },
-        ) => return Some(7),
+        Some(ImageMountError::Writable(_) | ImageMountError::Mount(_) | ImageMountError::Threads { .. }) => {
+            return Some(7);
+        }
         Some(ImageMountError::Merge { .. }) => return Some(6),
         _ => {}
     }

@@ -44,7 +44,10 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
             let Some(content) =
                 digests.and_then(|(image, layer)| open_local_of(&store, &image, &layer).ok()).flatten()
             else {
-                lazy_layers += 1;
+                // Of an image that was made here, a layer can be here as a blob alone.
+                let is_here = store.content().has(&layer.digest)?;
+                lazy_layers += usize::from(!is_here);
+                present_bytes += if is_here { layer.size } else { 0 };
                 continue;
             };
             let present = content.blob_bytes_present(layer.size);

@@ -118,9 +118,8 @@ fn serve(
     });
     let request = request(arguments);
     let existing = match &arguments.snapshot {
-        Some(name) => {
-            find_snapshot(&store, name, &request.reference, &request.platform).map_err(ImageMountError::from)?
-        }
+        Some(name) => find_snapshot(&store, name, &request.reference, &request.platform)
+            .map_err(ImageMountError::from)?,
         None => None,
     };
     let (existing, pinned) = existing.unzip();

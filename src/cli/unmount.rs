@@ -32,7 +32,10 @@ pub fn run(arguments: Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     // What is no mount is told below.
     let snapshot = store.as_ref().and_then(|store| snapshot_at(store, &mountpoint).ok()).flatten();
     if arguments.discard && snapshot.is_none() {
-        let reason = format!("{} is no writable mount of this store: there is nothing to discard", mountpoint.display());
+        let reason = format!(
+            "{} is no writable mount of this store: there is nothing to discard",
+            mountpoint.display()
+        );
         return Err(NotFound(reason).into());
     }
     peelfs_fuse::unmount(&mountpoint, arguments.lazy)?;

@@ -119,7 +119,8 @@ impl Archive {
         let mut offset = 0;
         if size > 0 {
             let file = node.open().map_err(|errno| cannot_read(path, errno))?;
-            while let Some((start, end)) = data(&file, offset, size).map_err(|errno| cannot_read(path, errno))?
+            while let Some((start, end)) =
+                data(&file, offset, size).map_err(|errno| cannot_read(path, errno))?
             {
                 offset = start;
                 while offset < end {

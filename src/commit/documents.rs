@@ -129,8 +129,7 @@ fn object(document: &'static str, bytes: &[u8]) -> Result<Map<String, Value>, Co
 }
 
 fn bytes(document: &'static str, object: Map<String, Value>) -> Result<Vec<u8>, CommitError> {
-    serde_json::to_vec(&object)
-        .map_err(|error| CommitError::Document { document, reason: error.to_string() })
+    serde_json::to_vec(&object).map_err(|error| CommitError::Document { document, reason: error.to_string() })
 }
 
 #[cfg(test)]

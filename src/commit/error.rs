@@ -16,7 +16,9 @@ pub enum CommitError {
         name: String,
     },
     /// The image that was changed.
-    #[error("manifest {digest} of {image}, which was changed, is no longer in the store; mount the snapshot again, which brings it")]
+    #[error(
+        "manifest {digest} of {image}, which was changed, is no longer in the store; mount the snapshot again, which brings it"
+    )]
     ParentGone {
         /// Its name.
         image: String,
@@ -35,7 +37,9 @@ pub enum CommitError {
         source: io::Error,
     },
     /// A file that does not come to rest.
-    #[error("/{path} changed while it was read, {attempts} times in a row; end what writes to it, and commit again")]
+    #[error(
+        "/{path} changed while it was read, {attempts} times in a row; end what writes to it, and commit again"
+    )]
     Changing {
         /// Where it is in the mount.
         path: String,
@@ -43,7 +47,9 @@ pub enum CommitError {
         attempts: u32,
     },
     /// A name that means something else in a layer.
-    #[error("/{path} cannot be in a layer: a name that begins with .wh. says there that another one is removed; rename it")]
+    #[error(
+        "/{path} cannot be in a layer: a name that begins with .wh. says there that another one is removed; rename it"
+    )]
     WhiteoutName {
         /// Where it is in the mount.
         path: String,
@@ -57,7 +63,9 @@ pub enum CommitError {
         limit: usize,
     },
     /// A layer that nobody would read. Holes count, as they are zeros in an archive.
-    #[error("with /{path} the layer would have {length} bytes uncompressed, more than the {limit} that are read")]
+    #[error(
+        "with /{path} the layer would have {length} bytes uncompressed, more than the {limit} that are read"
+    )]
     TooLarge {
         /// Where it is in the mount.
         path: String,

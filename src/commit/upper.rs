@@ -180,9 +180,7 @@ pub(super) fn walk(
 fn is_whiteout(attributes: &Attributes, may_be_a_file: bool) -> bool {
     match attributes.kind {
         FileType::CharacterDevice => attributes.device == 0,
-        FileType::RegularFile => {
-            may_be_a_file && attributes.size == 0 && attributes.mark == Mark::Whiteout
-        }
+        FileType::RegularFile => may_be_a_file && attributes.size == 0 && attributes.mark == Mark::Whiteout,
         _ => false,
     }
 }
@@ -205,11 +203,7 @@ fn enter(node: &Node, length: usize) -> rustix::io::Result<Level> {
 }
 
 /// The attributes of what is open, all of one moment.
-fn attributes(
-    handle: BorrowedFd<'_>,
-    path: &[u8],
-    space: AttributeSpace,
-) -> Result<Attributes, CommitError> {
+fn attributes(handle: BorrowedFd<'_>, path: &[u8], space: AttributeSpace) -> Result<Attributes, CommitError> {
     let failed = |errno: Errno| cannot_read(path, errno);
     for _ in 0..ATTEMPTS {
         let stat = rustix::fs::fstat(handle).map_err(failed)?;

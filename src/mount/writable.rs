@@ -95,10 +95,10 @@ pub fn find_snapshot(
             wanted: format!("{reference} for {platform}"),
         });
     }
-    let digest = record.manifest_digest.parse().map_err(|_| WritableError::Record {
-        name: name.clone(),
-        digest: record.manifest_digest.clone(),
-    })?;
+    let digest = record
+        .manifest_digest
+        .parse()
+        .map_err(|_| WritableError::Record { name: name.clone(), digest: record.manifest_digest.clone() })?;
     Ok(Some((snapshot, digest)))
 }
 

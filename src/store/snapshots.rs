@@ -273,7 +273,8 @@ impl Snapshots {
 
     /// Which snapshot's changes that directory holds, as the kernel names it; nothing if it is none of this store.
     pub fn of_changes(&self, changes: &Path) -> Option<SnapshotName> {
-        let directory = changes.parent().filter(|_| changes.file_name().is_some_and(|name| name == CHANGES))?;
+        let directory =
+            changes.parent().filter(|_| changes.file_name().is_some_and(|name| name == CHANGES))?;
         let name = directory.file_name()?.to_str()?.parse().ok()?;
         let identity = |path: &Path| std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()));
         // The store may be reached by another path than when it was mounted.
@@ -340,10 +341,11 @@ fn set_root_attributes(directory: &Path, root: &RootAttributes) -> Result<(), St
             result => result.context("set extended attributes of", directory)?,
         }
     }
-    std::os::unix::fs::fchown(&handle, Some(root.uid), Some(root.gid)).context("set the owner of", directory)?;
-    rustix::fs::fchmod(&handle, Mode::from_raw_mode(root.mode & 0o7777)).context("set the mode of", directory)?;
-    let modified =
-        Timespec { tv_sec: root.modified_seconds, tv_nsec: i64::from(root.modified_nanoseconds) };
+    std::os::unix::fs::fchown(&handle, Some(root.uid), Some(root.gid))
+        .context("set the owner of", directory)?;
+    rustix::fs::fchmod(&handle, Mode::from_raw_mode(root.mode & 0o7777))
+        .context("set the mode of", directory)?;
+    let modified = Timespec { tv_sec: root.modified_seconds, tv_nsec: i64::from(root.modified_nanoseconds) };
     rustix::fs::futimens(&handle, &Timestamps { last_access: modified, last_modification: modified })
         .context("set the times of", directory)
 }
@@ -359,7 +361,8 @@ fn write_record(path: &Path, record: &SnapshotRecord) -> Result<(), StoreError> 
 fn read_record(path: &Path) -> Result<SnapshotRecord, StoreError> {
     let damaged = |reason: String| StoreError::Damaged { path: path.to_owned(), reason };
     let bytes = std::fs::read(path).context("read", path)?;
-    let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    let value: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
     match value["version"].as_u64() {
         Some(found) if found > u64::from(VERSION) => {
             Err(StoreError::Newer { path: path.to_owned(), found, known: VERSION.into() })

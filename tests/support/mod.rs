@@ -4,6 +4,7 @@ pub mod archive;
 pub mod blob;
 pub mod cases;
 pub mod content;
+pub mod disk;
 pub mod docker_registry;
 pub mod image;
 pub mod merged;

@@ -94,7 +94,8 @@ mod tests {
     #[test]
     fn what_is_written_decodes_to_the_archive_and_is_the_same_on_any_number_of_threads() {
         let archive: Vec<u8> = (0..9_000_001_u32).map(|number| (number / 7 * number) as u8).collect();
-        for (format, length) in [(PlainFormat::Gzip, archive.len()), (PlainFormat::Zstd, 4 << 20), (PlainFormat::Gzip, 1)]
+        for (format, length) in
+            [(PlainFormat::Gzip, archive.len()), (PlainFormat::Zstd, 4 << 20), (PlainFormat::Gzip, 1)]
         {
             let archive = &archive[..length];
             let mut file = tempfile::tempfile().unwrap();
@@ -110,7 +111,9 @@ mod tests {
             assert_eq!(write(3), (blob.clone(), written.clone()));
             let mut decoded = Vec::new();
             match format {
-                PlainFormat::Gzip => flate2::read::MultiGzDecoder::new(&*blob).read_to_end(&mut decoded).unwrap(),
+                PlainFormat::Gzip => {
+                    flate2::read::MultiGzDecoder::new(&*blob).read_to_end(&mut decoded).unwrap()
+                }
                 PlainFormat::Zstd => zstd::Decoder::new(&*blob).unwrap().read_to_end(&mut decoded).unwrap(),
             };
             assert!(decoded == archive);
