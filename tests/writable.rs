@@ -122,11 +122,22 @@ fn changes_of_every_kind_of_file_are_committed() {
 }
 
 #[test]
+fn a_directory_deeper_than_any_path_reaches_is_committed() {
+    let peel = Peel::new();
+    let reference = small_image(&peel);
+    let mount = peel.mount_with(&reference, &["--writable"]);
+    changing::make_deep(&mount.join("deep"), 600);
+    commit_is_the_mount(&peel, mount.path(), "deep", "estargz");
+    mount.unmount();
+}
+
+#[test]
 fn random_changes_are_those_of_an_ordinary_directory_and_are_committed() {
     for seed in 0..12 {
         println!("seed {seed}");
         let peel = Peel::new();
-        let reference = small_image(&peel);
+        let mut layout = Layout::create(peel.scratch().join("layout"));
+        let reference = layout.image("test", &small_layers(), Form::GZIP);
         let plain = Unpacked::by_umoci(&format!("{}:test", peel.scratch().join("layout").display())).unwrap();
         let mount = peel.mount_with(&reference, &["--writable"]);
         for round in 0..2 {

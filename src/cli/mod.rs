@@ -64,6 +64,7 @@ enum Command {
 /// Runs what the command line says.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
+    allow_many_open_files();
     let store = arguments.store.map_or_else(environment::default_store, Ok);
     let result = store.and_then(|store| match arguments.command {
         Command::Mount(command) => mount::run(command, &store, arguments.verbose),
@@ -81,5 +82,16 @@ pub fn run() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => failure::report(&error),
+    }
+}
+
+/// The usual limit of open files is low for the sake of programs that wait with `select(2)`, which none here does. Deep directories are walked
+/// with one open for each level.
+fn allow_many_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum {
+        // Without it, very deep directories are an error that says so.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
 }

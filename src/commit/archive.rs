@@ -87,8 +87,13 @@ impl Archive {
         self.headers(entry, 0)
     }
 
-    /// Writes a file until it was the same before and after.
-    fn regular(&mut self, path: &[u8], mut node: Node) -> Result<(), CommitError> {
+    /// Writes a file until it is unchanged after that.
+    fn regular(
+        &mut self,
+        path: &[u8],
+        mut node: Node,
+        is_unchanged: impl Fn(&Node) -> rustix::io::Result<bool>,
+    ) -> Result<(), CommitError> {
         for attempt in 1..=ATTEMPTS {
             let (start, entries) = (self.length, self.entries.len());
             let size = node.attributes.size;
@@ -99,7 +104,7 @@ impl Archive {
             let kind = EntryKind::Regular { size, content: Content::Contiguous(0) };
             self.headers(entry(path, kind, &node.attributes), size)?;
             let is_whole = self.content(path, &node, size)?;
-            if is_whole && node.is_unchanged().map_err(|errno| cannot_read(path, errno))? {
+            if is_whole && is_unchanged(&node).map_err(|errno| cannot_read(path, errno))? {
                 return Ok(());
             }
             tracing::debug!(path = %shown(path), attempt, "it changed while it was read");
@@ -209,7 +214,7 @@ impl Changes for Archive {
         }
         let (major, minor) = (major(attributes.device), minor(attributes.device));
         let kind = match attributes.kind {
-            FileType::RegularFile => return self.regular(path, node),
+            FileType::RegularFile => return self.regular(path, node, Node::is_unchanged),
             FileType::Symlink => {
                 let target = node.target().map_err(|errno| cannot_read(path, errno))?;
                 EntryKind::Symlink { target }
@@ -219,5 +224,100 @@ impl Changes for Archive {
             _ => EntryKind::Fifo,
         };
         self.headers(entry(path, kind, attributes), 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::path::Path;
+
+    use super::*;
+    use crate::commit::upper::walk;
+    use crate::store::AttributeSpace;
+
+    /// Takes the one file that there is.
+    #[derive(Default)]
+    struct OneFile(Option<Node>);
+
+    impl Changes for OneFile {
+        fn whiteout(&mut self, _path: &[u8]) -> Result<(), CommitError> {
+            Ok(())
+        }
+        fn opaque(&mut self, _directory: &[u8]) -> Result<(), CommitError> {
+            Ok(())
+        }
+        fn node(&mut self, _path: &[u8], node: Node) -> Result<(), CommitError> {
+            self.0 = Some(node);
+            Ok(())
+        }
+    }
+
+    fn node_of(directory: &Path) -> Node {
+        let mut file = OneFile::default();
+        walk(directory, AttributeSpace::Trusted, &mut file).unwrap();
+        file.0.unwrap()
+    }
+
+    fn archive() -> Archive {
+        Archive::new(tempfile::tempfile().unwrap())
+    }
+
+    #[test]
+    fn a_file_that_changed_since_it_was_looked_at_is_read_again_and_nothing_of_before_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        std::fs::write(&path, vec![b'x'; 9000]).unwrap();
+        for change in ["longer", "shorter", "replaced by a hole"] {
+            let node = node_of(directory.path());
+            let mut file = File::options().write(true).open(&path).unwrap();
+            match change {
+                "longer" => file.write_all(&[b'y'; 20_000]).unwrap(),
+                "shorter" => file.set_len(700).unwrap(),
+                _ => {
+                    file.set_len(0).unwrap();
+                    file.set_len(9000).unwrap();
+                }
+            }
+            let mut archive = archive();
+            archive.regular(b"file", node, Node::is_unchanged).unwrap();
+            let (spool, _) = archive.finish().unwrap();
+            let [entry] = &spool.entries[..] else { panic!("one entry") };
+            let expected = std::fs::read(&path).unwrap();
+            let mut content = Vec::new();
+            spool.append_content(&entry.entry, 0, expected.len() as u64, &mut content).unwrap();
+            assert!(content == expected, "{change}");
+            let headers = entry.headers.end - entry.headers.start;
+            let length = headers + (expected.len() as u64).next_multiple_of(BLOCK) + 2 * BLOCK;
+            assert_eq!(spool.length().unwrap(), length, "{change}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_never_comes_to_rest_is_an_error_that_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("file"), "content").unwrap();
+        let mut archive = archive();
+        let refused = archive.regular(b"busy", node_of(directory.path()), |_| Ok(false)).unwrap_err();
+        assert!(
+            matches!(&refused, CommitError::Changing { path, attempts: 10 } if path == "busy"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn holes_stay_holes_until_the_archive_is_compressed() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().unwrap();
+        let file = File::create(directory.path().join("file")).unwrap();
+        file.set_len(1 << 30).unwrap();
+        file.write_all_at(b"data", 500 << 20).unwrap();
+        let mut archive = archive();
+        archive.regular(b"file", node_of(directory.path()), Node::is_unchanged).unwrap();
+        assert!(archive.file.metadata().unwrap().blocks() * 512 < 1 << 20);
+        let (spool, _) = archive.finish().unwrap();
+        let mut content = Vec::new();
+        spool.append_content(&spool.entries[0].entry, (500 << 20) - 2, 8, &mut content).unwrap();
+        assert_eq!(content, b"\0\0data\0\0");
     }
 }

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Names come sorted by their bytes, each directory before what is in it: so the same changes are always told alike. A directory is opened
-//! from its parent, and nothing is followed: paths may have any length, and nothing leads out. What disappears before it is looked at was
-//! not there.
+//! from its parent, and nothing is followed: paths may have any length, and nothing leads out. The directories down to what is looked at are
+//! all open. What disappears before it is looked at was not there.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,7 +18,6 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, Stat, openat};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::error::{CommitError, shown};
 use crate::layer::entry::Timestamp;
@@ -125,7 +124,6 @@ pub(super) fn walk(
     space: AttributeSpace,
     changes: &mut dyn Changes,
 ) -> Result<Attributes, CommitError> {
-    allow_many_open_files();
     let failed = |errno: Errno| cannot_read(&[], errno);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = openat(CWD, directory, flags, Mode::empty()).map_err(failed)?;
@@ -244,7 +242,8 @@ type Xattr = (Vec<u8>, Vec<u8>);
 /// Extended attributes; by way of `/proc`, as what is not opened for reading has no other.
 fn xattrs(handle: BorrowedFd<'_>, space: AttributeSpace) -> rustix::io::Result<(Vec<Xattr>, Mark)> {
     let path = descriptor_path(handle);
-    let names = match filled(|buffer| rustix::fs::listxattr(&path, buffer)) {
+    let query = || rustix::fs::listxattr_query(&path);
+    let names = match filled(query, |buffer| rustix::fs::listxattr(&path, buffer)) {
         // A file system without them, which has no marks either.
         Err(Errno::NOTSUP) => return Ok((Vec::new(), Mark::None)),
         names => names?,
@@ -258,7 +257,8 @@ fn xattrs(handle: BorrowedFd<'_>, space: AttributeSpace) -> rustix::io::Result<(
         if OF_THIS_MACHINE.contains(&name) {
             continue;
         }
-        let value = match filled(|buffer| rustix::fs::getxattr(&path, name, buffer)) {
+        let query = || rustix::fs::getxattr_query(&path, name);
+        let value = match filled(query, |buffer| rustix::fs::getxattr(&path, name, buffer)) {
             // Removed since it was listed.
             Err(Errno::NODATA) => continue,
             value => value?,
@@ -277,14 +277,13 @@ fn xattrs(handle: BorrowedFd<'_>, space: AttributeSpace) -> rustix::io::Result<(
     Ok((xattrs, mark))
 }
 
-/// What a call gives that tells the length when it is given no room.
-fn filled(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
+/// What a call gives of which another tells the length.
+fn filled(
+    query: impl Fn() -> rustix::io::Result<usize>,
+    call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<Vec<u8>> {
     loop {
-        let length = call(&mut [])?;
-        if length == 0 {
-            return Ok(Vec::new());
-        }
-        let mut buffer = vec![0; length];
+        let mut buffer = vec![0; query()?];
         match call(&mut buffer) {
             // It has grown.
             Err(Errno::RANGE) => continue,
@@ -300,13 +299,4 @@ fn descriptor_path(handle: BorrowedFd<'_>) -> String {
 
 pub(super) fn cannot_read(path: &[u8], errno: impl Into<std::io::Error>) -> CommitError {
     CommitError::Read { path: shown(path), source: errno.into() }
-}
-
-/// The directories down to a file are all open.
-fn allow_many_open_files() {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current < limit.maximum {
-        // Without it, deep directories are an error that says so.
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    }
 }

@@ -59,8 +59,14 @@ pub enum WritableError {
         image: String,
         /// Why.
         #[source]
-        cause: StoreError,
+        cause: Box<StoreError>,
     },
+}
+
+impl WritableError {
+    fn in_store(image: String, cause: StoreError) -> WritableError {
+        WritableError::Store { image, cause: Box::new(cause) }
+    }
 }
 
 fn shown_place(place: &Option<PathBuf>) -> String {
@@ -85,7 +91,7 @@ pub fn find_snapshot(
     platform: &Platform,
 ) -> Result<Option<(Snapshot, Digest)>, WritableError> {
     let opened = store.snapshots().open(name);
-    let opened = opened.map_err(|cause| WritableError::Store { image: reference.to_string(), cause })?;
+    let opened = opened.map_err(|cause| WritableError::in_store(reference.to_string(), cause))?;
     let Some(snapshot) = opened else { return Ok(None) };
     let record = &snapshot.record;
     if record.reference != reference.to_string() || record.platform != platform.to_string() {
@@ -134,7 +140,7 @@ fn hold_besides(
     image: &str,
     is_replaced: impl Fn(&Path) -> bool,
 ) -> Result<FileLock, WritableError> {
-    let in_store = |cause| WritableError::Store { image: image.to_owned(), cause };
+    let in_store = |cause| WritableError::in_store(image.to_owned(), cause);
     let lock = store.snapshots().lock(name).map_err(in_store)?;
     // Where the kernel does not tell, the lock alone counts.
     let mounted = mounted_snapshots(store).unwrap_or_default();
@@ -211,7 +217,7 @@ impl Prepared {
             created_at: now(),
             root,
         };
-        self.store.snapshots().create(name, new).map_err(|cause| WritableError::Store { image, cause })
+        self.store.snapshots().create(name, new).map_err(|cause| WritableError::in_store(image, cause))
     }
 }
 

@@ -77,12 +77,13 @@ pub fn change_everything(root: &Path) {
     fs::create_dir(at("new/made")).unwrap();
     fs::rename(at("new/made"), at("new/directory")).unwrap();
     fs::set_permissions(at("new/directory"), fs::Permissions::from_mode(0o1777)).unwrap();
-    make_deep(&at("new/deep"), 120);
+    // As deep as umoci reaches.
+    make_deep(&at("new/deep"), 60);
     set_modified(root, 1_660_000_000, 5);
 }
 
-/// A file below so many directories, further than any path reaches.
-fn make_deep(path: &Path, depth: usize) {
+/// A file below so many directories of long names.
+pub fn make_deep(path: &Path, depth: usize) {
     fs::create_dir(path).unwrap();
     let open = |at: Option<&OwnedFd>, name: &[u8]| {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -93,7 +93,8 @@ mod tests {
 
     #[test]
     fn what_is_written_decodes_to_the_archive_and_is_the_same_on_any_number_of_threads() {
-        let archive: Vec<u8> = (0..9_000_001_u32).map(|number| (number / 7 * number) as u8).collect();
+        let archive: Vec<u8> =
+            (0..9_000_001_u32).map(|number| (number / 7).wrapping_mul(number) as u8).collect();
         for (format, length) in
             [(PlainFormat::Gzip, archive.len()), (PlainFormat::Zstd, 4 << 20), (PlainFormat::Gzip, 1)]
         {
