@@ -64,7 +64,7 @@ pub(super) fn commit_is_the_mount(peel: &Peel, path: &Path, name: &str, format: 
 }
 
 /// The committed image in a layout that other tools read: its blobs, and those of the image below.
-fn export(peel: &Peel, manifest_digest: &str, below: &str) -> String {
+fn export(peel: &Peel, manifest_digest: &str, below: &str, tag: &str) -> String {
     let mut layout = Layout::open(below);
     let content = peel.store().join("content/blobs/sha256");
     for blob in fs::read_dir(content).unwrap() {
@@ -72,8 +72,8 @@ fn export(peel: &Peel, manifest_digest: &str, below: &str) -> String {
     }
     let size = fs::metadata(layout.blob_path(manifest_digest)).unwrap().len();
     let media_type = "application/vnd.oci.image.manifest.v1+json";
-    layout.tag("committed", &json!({"mediaType": media_type, "digest": manifest_digest, "size": size}));
-    format!("{}:committed", layout.path().display())
+    layout.tag(tag, &json!({"mediaType": media_type, "digest": manifest_digest, "size": size}));
+    format!("{}:{tag}", layout.path().display())
 }
 
 #[test]
@@ -92,6 +92,7 @@ fn a_commit_in_each_format_is_the_mount_and_what_umoci_unpacks() {
             &peel,
             report["manifest_digest"].as_str().unwrap(),
             peel.scratch().join("layout").to_str().unwrap(),
+            format,
         );
         let unpacked = Unpacked::by_umoci(&image).expect("umoci unpacks the committed image");
         let own_files = Allowed::new("eStargz has files of its own", |difference| {
@@ -126,7 +127,7 @@ fn a_directory_deeper_than_any_path_reaches_is_committed() {
     let peel = Peel::new();
     let reference = small_image(&peel);
     let mount = peel.mount_with(&reference, &["--writable"]);
-    changing::make_deep(&mount.join("deep"), 600);
+    changing::make_deep(&mount.join("deep"), 120);
     commit_is_the_mount(&peel, mount.path(), "deep", "estargz");
     mount.unmount();
 }

@@ -138,10 +138,9 @@ fn create_of(layers: &Layers<'_>, options: &MountOptions, upper: &Upper) -> Resu
             fsconfig_set_fd(context, "workdir", work.as_fd()).map_err(failed("fsconfig workdir"))?;
         }
         Layers::Attached => {
-            let lower = escaped(&upper.lower);
-            fsconfig_set_string(context, "lowerdir", lower).map_err(failed("fsconfig lowerdir"))?;
-            for (key, path) in [("upperdir", &upper.changes), ("workdir", &upper.work)] {
-                fsconfig_set_string(context, key, path.as_path()).map_err(failed("fsconfig"))?;
+            let (lower, changes, work) = (&upper.lower, &upper.changes, &upper.work);
+            for (key, path) in [("lowerdir", lower), ("upperdir", changes), ("workdir", work)] {
+                fsconfig_set_string(context, key, escaped(path)).map_err(failed("fsconfig"))?;
             }
         }
     }
@@ -164,7 +163,7 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Failure> {
     })
 }
 
-/// A path in a list of lower directories, where a colon would begin the next.
+/// A path as the kernel reads it: in a list of lower directories a colon begins the next, and a backslash escapes.
 fn escaped(path: &Path) -> Vec<u8> {
     use std::os::unix::ffi::OsStrExt as _;
     let mut text = Vec::new();
