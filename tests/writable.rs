@@ -88,6 +88,10 @@ fn a_commit_in_each_format_is_the_mount_and_what_umoci_unpacks() {
         let report = commit_is_the_mount(&peel, mount.path(), &name, format);
         assert_eq!(report["left_out"], json!(["new/socket"]));
         assert_eq!(report["reference"], name);
+        // umoci reads no layers of zstd.
+        if format == "zstd" {
+            continue;
+        }
         let image = export(
             &peel,
             report["manifest_digest"].as_str().unwrap(),
