@@ -117,6 +117,14 @@ fn look(store: &Store) -> Result<Inventory, StoreError> {
         mounted.trees.insert(mount.record.tree);
         mounted_images.insert(mount.record.manifest_digest);
     }
+    // What was changed in a writable mount is worth nothing without the image that it was changed in.
+    let snapshots = store.writable_snapshots();
+    for name in snapshots.names()? {
+        if let Some(snapshot) = snapshots.open(&name)? {
+            mounted.extend(&needs_of(store, &snapshot.record.manifest_digest)?);
+            mounted_images.insert(snapshot.record.manifest_digest.clone());
+        }
+    }
     let mut images = Vec::new();
     for record in store.database().images()? {
         let mut needs = needs_of(store, &record.manifest_digest)?;
@@ -179,9 +187,14 @@ fn needs_of(store: &Store, manifest_digest: &str) -> Result<Needs, StoreError> {
         return Ok(needs);
     };
     needs.documents.insert(image.config.digest.to_string());
+    // Of an image that was made here, a layer's blob may be here and nowhere else.
+    let made_of = store.origins().of(manifest_digest)?.map(|origins| origins.ancestors).unwrap_or_default();
+    let made_of: Vec<Digest> = made_of.iter().filter_map(|digest| digest.parse().ok()).collect();
     for layer in &image.layers {
-        let names = names::names(layer, &image.manifest_digest, true);
+        let images = std::iter::once(&image.manifest_digest).chain(&made_of);
+        let names = names::names_of_made(layer, images, true);
         needs.layers.extend(names.iter().map(ToString::to_string));
+        needs.documents.insert(layer.descriptor.digest.to_string());
     }
     match tree_key(store, &image) {
         Ok(key) => needs.trees.extend(key),

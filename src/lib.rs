@@ -1,6 +1,7 @@
 //! peelfs: mounts a container image the moment it is named, and fetches its bytes when they are read.
 
 pub mod cache;
+pub mod commit;
 pub mod convert;
 pub mod error;
 pub mod fetch;

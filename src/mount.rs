@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The mount appears only when all of it is there: no partial tree is ever seen. [`prepare`] gets ready, [`Prepared::mount`]
-//! mounts, [`Mounted::wait`] serves until it is unmounted and then tidies up; [`live`] lists what is mounted.
+//! mounts, [`Mounted::wait`] serves until it is unmounted and then tidies up; [`live`] lists what is mounted. [`writable`] is the mount
+//! that can be written to.
 
 mod bring;
 mod counters;
@@ -21,6 +22,7 @@ mod prepare;
 mod profile;
 pub mod pull;
 mod recorder;
+pub mod writable;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -34,6 +36,7 @@ use tokio::task::AbortHandle;
 use self::bring::Brought;
 use self::counters::Counters;
 use self::recorder::Recorder;
+use self::writable::{HeldSnapshot, WritableError};
 use crate::error::chain;
 use crate::fetch::index::{IndexError, Progress};
 use crate::image::Image;
@@ -44,7 +47,7 @@ use crate::table::format::InodeRecord;
 use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
 
-pub use bring::{known_image, recorded_image};
+pub use bring::{image_of_manifest, known_image, recorded_image};
 pub use names::{give_name, origin_note, origin_of, take_name};
 pub use prefetch::Prefetching;
 pub use prepare::{local_tree, prepare, tree_key};
@@ -66,6 +69,8 @@ pub struct Request {
     pub reference: ImageReference,
     /// Whose image of an index.
     pub platform: Platform,
+    /// The manifest that is meant, whatever the reference means by now.
+    pub pinned: Option<Digest>,
     /// When to ask the registry.
     pub pull: Pull,
     /// How to reach it.
@@ -82,7 +87,7 @@ pub struct Request {
     pub progress: Progress,
 }
 
-/// Why an image is not mounted. All but the last name the image, and the layer and host if there is one.
+/// Why an image is not mounted. All but the last two name the image, and the layer and host if there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageMountError {
     /// The image cannot be had.
@@ -163,6 +168,9 @@ pub enum ImageMountError {
         #[source]
         cause: std::io::Error,
     },
+    /// The snapshot that is to take the changes.
+    #[error(transparent)]
+    Writable(#[from] WritableError),
     /// The kernel.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -186,6 +194,8 @@ pub struct Mounted {
     /// Both from when [`Mounted::follow_profile`] was called.
     recorder: OnceLock<Recorder>,
     prefetch: OnceLock<AbortHandle>,
+    /// What takes the changes, if it is writable.
+    held: Option<HeldSnapshot>,
 }
 
 /// Seconds since 1970.
@@ -202,13 +212,17 @@ impl Prepared {
     /// Mounts the tree. When this returns, the directory is usable and the mount is recorded.
     pub fn mount(self, options: &MountOptions) -> Result<Mounted, ImageMountError> {
         let session = peelfs_fuse::mount(self.tree.clone(), options)?;
+        self.mounted(session, None)
+    }
+
+    fn mounted(self, session: Session, held: Option<HeldSnapshot>) -> Result<Mounted, ImageMountError> {
         if let Err(cause) = self.record(session.mountpoint()) {
             let image = self.brought.reference.to_string();
             // Dropping the session unmounts: a mount that nobody can find must not stay.
             return Err(ImageMountError::Store { image, cause: Box::new(cause) });
         }
         forget_poisoned_content(&self.tree, &session.cache());
-        Ok(Mounted { prepared: self, session, recorder: OnceLock::new(), prefetch: OnceLock::new() })
+        Ok(Mounted { prepared: self, session, recorder: OnceLock::new(), prefetch: OnceLock::new(), held })
     }
 
     fn record(&self, mountpoint: &Path) -> Result<(), StoreError> {
@@ -308,7 +322,7 @@ impl Mounted {
     }
 
     /// Serves until the directory is unmounted, by whomever, and then tidies up.
-    pub fn wait(self) {
+    pub fn wait(mut self) {
         if let Err(error) = self.session.wait() {
             tracing::error!(error = %chain(&error), "serving ended");
         }
@@ -318,6 +332,8 @@ impl Mounted {
         if let Some(recorder) = self.recorder.get() {
             recorder.finish();
         }
+        // Nobody writes any more: before the record goes, for which `peel unmount` waits.
+        drop(self.held.take());
         self.settle();
         // Last, as `peel unmount` waits for this process while the record is there.
         if let Err(error) =

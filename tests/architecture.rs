@@ -10,7 +10,7 @@ const FLOORS: &[&[&str]] = &[
     &["fetch"],
     &["tree"],
     &["cache"],
-    &["mount", "convert"],
+    &["mount", "convert", "commit"],
     &["push", "gc"],
 ];
 

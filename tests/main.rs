@@ -24,4 +24,5 @@ mod shared_layers;
 mod soci;
 mod store_life;
 mod support;
+mod writable;
 mod zstd_chunked;

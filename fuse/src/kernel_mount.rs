@@ -52,7 +52,8 @@ pub(crate) fn create(options: &MountOptions) -> Result<Detached, Failure> {
     configure(context.as_fd(), device.as_fd(), options)
         .and_then(|()| fsconfig_create(context.as_fd()))
         .map_err(|errno| Failure::Step { step: "fsconfig", error: explain(context.as_fd(), errno) })?;
-    let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes(options))
+    let flags = MountAttrFlags::MOUNT_ATTR_RDONLY | attributes(options);
+    let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)
         .map_err(|errno| Failure::Step { step: "fsmount", error: explain(context.as_fd(), errno) })?;
     Ok(Detached { device, mount })
 }
@@ -84,15 +85,16 @@ fn configure(
     Ok(())
 }
 
-fn attributes(options: &MountOptions) -> MountAttrFlags {
-    let mut flags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+/// What a mount refuses beyond writing.
+pub(crate) fn attributes(options: &MountOptions) -> MountAttrFlags {
+    let mut flags = MountAttrFlags::empty();
     flags.set(MountAttrFlags::MOUNT_ATTR_NOSUID, options.nosuid);
     flags.set(MountAttrFlags::MOUNT_ATTR_NODEV, options.nodev);
     flags
 }
 
 /// The error with what the kernel says of it: a context can be read for messages (`fsopen(2)`).
-fn explain(context: BorrowedFd<'_>, errno: Errno) -> io::Error {
+pub(crate) fn explain(context: BorrowedFd<'_>, errno: Errno) -> io::Error {
     let mut message = [0; 512];
     match rustix::io::read(context, &mut message) {
         Ok(length) if length > 0 => {

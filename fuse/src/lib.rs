@@ -10,11 +10,12 @@
 //!
 //! - [`Tree`] is what a caller implements; it is plain Rust and is tested without a kernel
 //!   ([`ReadReply::channel`]).
-//! - [`mount()`] makes the file system appear, complete: when it returns, the directory can be used.
+//! - [`mount()`] makes the file system appear, complete: when it returns, the directory can be used. [`mount_writable`] lays an overlay
+//!   above it, whose changes go to a directory.
 //! - [`unmount()`] takes it away, whoever serves it, alive or dead; [`mounts`] lists what is there.
 //!
 //! Rules that hold in this crate: only it names a `fuser` type; no operation on metadata waits; handles carry
-//! no state, so that another process could go on serving the same mount; nothing can be written.
+//! no state, so that another process could go on serving the same mount; nothing can be written to a tree.
 
 mod adapter;
 mod attr;
@@ -27,6 +28,7 @@ mod mount;
 mod mount_error;
 mod mountinfo;
 mod opens;
+mod overlay;
 mod read_reply;
 mod session;
 mod tree;
@@ -34,9 +36,10 @@ mod unmount;
 mod users;
 
 pub use errno::Errno;
-pub use mount::{MountOptions, mount};
+pub use mount::{MountOptions, mount, mount_writable};
 pub use mount_error::MountError;
 pub use mountinfo::{FILESYSTEM_TYPE, MountEntry, is_mountpoint, mount_at, mounts};
+pub use overlay::{OverlayAttributes, Upper, may_mount_writable};
 pub use read_reply::{ReadAnswer, ReadReply};
 pub use session::{KernelCache, ServeError, Session, Unmounter};
 pub use tree::{

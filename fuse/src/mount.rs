@@ -6,6 +6,8 @@
 //!     no live mount, empty,     └──> fusermount3 mounts, and hands over the device ──> serve it, try it ──> Session
 //!     nobody else at it
 //! ```
+//!
+//! A writable mount has an overlay between: the tree stays detached, and what is attached is the overlay.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
@@ -21,6 +23,7 @@ use crate::fusermount;
 use crate::kernel_mount::{self, Failure};
 use crate::mount_error::MountError;
 use crate::mountinfo::{MountEntry, device_of, mount_at, mount_id};
+use crate::overlay::{self, Upper};
 use crate::session::{self, Session};
 use crate::tree::{ROOT_INODE, Tree};
 
@@ -79,6 +82,26 @@ fn processors() -> usize {
 /// A mount that a killed process of ours left there is removed first; any other mount there is an error, and
 /// so is a directory that is not empty.
 pub fn mount(tree: Arc<impl Tree>, options: &MountOptions) -> Result<Session, MountError> {
+    mount_below(tree, options, None)
+}
+
+/// Makes `tree` appear at `options.mountpoint` below what was changed in it: as [`mount`], but whatever is written goes to `upper`,
+/// which no other mount may have at the same time. It stays there when all is unmounted.
+///
+/// There is no helper who would do that for a user who may not mount.
+pub fn mount_writable(
+    tree: Arc<impl Tree>,
+    options: &MountOptions,
+    upper: &Upper,
+) -> Result<Session, MountError> {
+    mount_below(tree, options, Some(upper))
+}
+
+fn mount_below(
+    tree: Arc<impl Tree>,
+    options: &MountOptions,
+    upper: Option<&Upper>,
+) -> Result<Session, MountError> {
     let mountpoint = || options.mountpoint.clone();
     require_root(&*tree).map_err(|error| MountError::NoRoot { mountpoint: mountpoint(), error })?;
     // The claim ends, with its lock, when the mount is there.
@@ -86,18 +109,27 @@ pub fn mount(tree: Arc<impl Tree>, options: &MountOptions) -> Result<Session, Mo
     match kernel_mount::create(options) {
         Ok(detached) => {
             let made = |error| MountError::Kernel { mountpoint: mountpoint(), step: "fsmount", error };
-            let id = mount_id(&detached.mount).map_err(made)?;
             let device = device_of(&detached.mount).map_err(made)?;
             let service = session::serve(tree, detached.device, options)
                 .map_err(|error| MountError::Serve { mountpoint: mountpoint(), error })?;
             // While the threads start.
             set_readahead(device, options.readahead_bytes);
             try_out(fstat(&detached.mount), options)?;
+            let mount = match upper {
+                None => detached.mount,
+                // The tree has no place of its own: it lives as long as the overlay.
+                Some(upper) => overlay::create(detached.mount.as_fd(), options, upper)
+                    .map_err(|failure| failure.at(&options.mountpoint, upper))?,
+            };
+            let id = mount_id(&mount).map_err(made)?;
+            let device = device_of(&mount).map_err(made)?;
             // The path without symlinks, as mountinfo shows it.
             let place = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
                 .map_err(|error| MountError::Directory { mountpoint: mountpoint(), error })?;
-            kernel_mount::attach(detached.mount.as_fd(), directory.as_fd()).map_err(|error| {
-                MountError::Kernel { mountpoint: mountpoint(), step: "move_mount", error }
+            kernel_mount::attach(mount.as_fd(), directory.as_fd()).map_err(|error| MountError::Kernel {
+                mountpoint: mountpoint(),
+                step: "move_mount",
+                error,
             })?;
             Ok(Session::new(service, place, id, device))
         }
@@ -112,6 +144,9 @@ pub fn mount(tree: Arc<impl Tree>, options: &MountOptions) -> Result<Session, Mo
             step: "opening /dev/fuse",
             error: errno.into(),
         }),
+        Err(Failure::NotPermitted(errno)) if upper.is_some() => {
+            Err(MountError::OverlayNotPermitted { mountpoint: mountpoint(), error: errno.into() })
+        }
         Err(Failure::NotPermitted(errno)) => mount_with_helper(tree, options, errno),
         Err(Failure::Step { step, error }) => {
             Err(MountError::Kernel { mountpoint: mountpoint(), step, error })

@@ -116,6 +116,34 @@ pub enum MountError {
         /// What it said.
         message: String,
     },
+    /// This process may not mount what a writable mount needs; no helper does it.
+    #[error(
+        "cannot mount at {} writable: that is an overlay, which this process may not mount ({error}); run as root, \
+         or in a user namespace of your own, which alone sees the mount then (unshare --user --map-root-user --mount)",
+        mountpoint.display()
+    )]
+    OverlayNotPermitted {
+        /// Where it was to be mounted.
+        mountpoint: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The kernel refuses to lay an overlay over the tree.
+    #[error(
+        "cannot mount at {} writable, with changes in {}: {step}: {error}; the kernel needs overlayfs (modprobe overlay), and \
+         changes must lie on a local file system with extended attributes that is no overlay itself",
+        mountpoint.display(), changes.display()
+    )]
+    Overlay {
+        /// Where it was to be mounted.
+        mountpoint: PathBuf,
+        /// The directory that takes the changes.
+        changes: PathBuf,
+        /// The system call.
+        step: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
     /// A system call that makes the mount failed.
     #[error("cannot mount at {}: {step}: {error}", mountpoint.display())]
     Kernel {

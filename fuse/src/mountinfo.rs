@@ -10,9 +10,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxAttributes, StatxFlags, openat, statfs, statx};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, Statx, StatxAttributes, StatxFlags, openat, statat, statfs, statx,
+};
 use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::overlay::{OVERLAY, OVERLAY_SOURCE};
 
 /// The type under which our mounts appear: `fuse`, and our subtype.
 pub const FILESYSTEM_TYPE: &str = "fuse.peel";
@@ -30,21 +36,42 @@ pub struct MountEntry {
     pub mountpoint: PathBuf,
     /// The file system's type, with its subtype: `ext4`, `fuse.peel`.
     pub filesystem_type: String,
-    /// What is mounted: for our mounts, the name given in [`MountOptions`](crate::MountOptions).
+    /// What is mounted: for our mounts, the name given in [`MountOptions`](crate::MountOptions); for writable ones, that of their
+    /// [`Upper`](crate::Upper) behind `peel:`.
     pub source: String,
+    /// Of an overlay: the directory that takes its changes, as whoever mounted it saw it.
+    pub upper: Option<PathBuf>,
 }
 
 impl MountEntry {
     /// Whether this is one of our mounts.
     pub fn is_ours(&self) -> bool {
-        self.filesystem_type == FILESYSTEM_TYPE
+        self.filesystem_type == FILESYSTEM_TYPE || self.is_writable()
     }
 
-    /// Whether the process that served it is gone. Asks the file system (`statfs`, which is never answered
-    /// from a cache), so call it for FUSE mounts only.
-    pub fn is_dead(&self) -> bool {
-        matches!(statfs(&self.mountpoint), Err(Errno::NOTCONN | Errno::CONNABORTED))
+    /// Whether this is a writable mount of ours: an overlay above a tree that has no other place.
+    pub fn is_writable(&self) -> bool {
+        self.filesystem_type == OVERLAY && self.source.starts_with(OVERLAY_SOURCE)
     }
+
+    /// Whether the process that served it is gone. Asks the file system what is never answered from a cache, so call it for
+    /// mounts of ours only.
+    pub fn is_dead(&self) -> bool {
+        let answer = match self.is_writable() {
+            // An overlay answers for the file system of its changes.
+            false => statfs(&self.mountpoint).map(drop),
+            true => statat(CWD, self.mountpoint.join(unheard_of_name()), AtFlags::SYMLINK_NOFOLLOW).map(drop),
+        };
+        matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED))
+    }
+}
+
+/// A name that nobody has asked for, and that is not there: for each the tree below an overlay is asked.
+fn unheard_of_name() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let now = clock_gettime(ClockId::Monotonic);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!(".peel-{}-{}-{}-{next}", std::process::id(), now.tv_sec, now.tv_nsec)
 }
 
 /// Our mounts that this process can see, alive or dead, in the order in which they were made.
@@ -121,6 +148,8 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     fields.find(|field| *field == b"-")?;
     let filesystem_type = unescape(fields.next()?);
     let source = unescape(fields.next()?);
+    let is_overlay = filesystem_type == OVERLAY.as_bytes();
+    let upper = fields.next().filter(|_| is_overlay).and_then(upper_directory);
     Some(MountEntry {
         id,
         parent,
@@ -128,7 +157,15 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
         mountpoint: PathBuf::from(std::ffi::OsString::from_vec(mountpoint)),
         filesystem_type: OsStr::from_bytes(&filesystem_type).to_string_lossy().into_owned(),
         source: OsStr::from_bytes(&source).to_string_lossy().into_owned(),
+        upper,
     })
+}
+
+/// The directory of changes that the options of an overlay name. The kernel writes a comma in it as a number.
+fn upper_directory(options: &[u8]) -> Option<PathBuf> {
+    let directory =
+        options.split(|byte| *byte == b',').find_map(|option| option.strip_prefix(b"upperdir="))?;
+    Some(PathBuf::from(std::ffi::OsString::from_vec(unescape(directory))))
 }
 
 fn number(field: &[u8]) -> Option<u64> {
@@ -183,6 +220,18 @@ mod tests {
         assert!(mounts[1].is_ours());
         assert_eq!(mounts[2].mountpoint.as_os_str().as_bytes(), b"/srv/\xff");
         assert_eq!(mounts[2].source, "");
+        assert!(mounts.iter().all(|mount| mount.upper.is_none()));
+    }
+
+    #[test]
+    fn an_overlay_is_ours_by_its_source_and_tells_where_its_changes_go() {
+        let lines = b"46 27 0:40 / /srv/one rw - overlay peel:abc rw,lowerdir+=/,upperdir=/s/a\\054b/fs,workdir=/s/w,xino=on\n\
+            47 27 0:41 / /srv/two rw - overlay overlay rw,lowerdir=/l,upperdir=/u,workdir=/w\n\
+            48 27 0:42 / /srv/three ro - overlay peel:x ro,lowerdir=/l:/m\n";
+        let mounts = parse(lines);
+        let told: Vec<_> = mounts.iter().map(|mount| (mount.is_ours(), mount.upper.as_deref())).collect();
+        let path = |path: &'static str| Some(Path::new(path));
+        assert_eq!(told, [(true, path("/s/a,b/fs")), (false, path("/u")), (true, None)]);
     }
 
     #[test]

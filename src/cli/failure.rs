@@ -16,6 +16,7 @@ use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
+use peelfs::commit::CommitError;
 use peelfs::convert::ConvertError;
 use peelfs::fetch::FetchError;
 use peelfs::fetch::extract::ExtractError;
@@ -26,6 +27,7 @@ use peelfs::layer::stream::StreamError;
 use peelfs::layer::write::WriteError;
 use peelfs::mount::ImageMountError;
 use peelfs::mount::extract::ImageExtractError;
+use peelfs::mount::writable::WritableError;
 use peelfs::push::PushError;
 use peelfs::store::StoreError;
 use peelfs_fuse::{MountError, UnmountError};
@@ -140,9 +142,26 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     }
     match as_type::<ImageMountError>(error) {
         Some(ImageMountError::Unknown { .. } | ImageMountError::Platform { .. }) => return Some(3),
-        Some(ImageMountError::Mount(_) | ImageMountError::Threads { .. }) => return Some(7),
+        Some(ImageMountError::Writable(WritableError::Store { .. })) => return Some(8),
+        Some(ImageMountError::Writable(_) | ImageMountError::Mount(_) | ImageMountError::Threads { .. }) => {
+            return Some(7);
+        }
         Some(ImageMountError::Merge { .. }) => return Some(6),
         _ => {}
+    }
+    match as_type::<WritableError>(error) {
+        // Its cause tells more.
+        Some(WritableError::Store { .. }) | None => {}
+        Some(_) => return Some(7),
+    }
+    match as_type::<CommitError>(error) {
+        Some(CommitError::NothingChanged { .. }) => return Some(1),
+        Some(CommitError::ParentGone { .. }) => return Some(3),
+        // Its cause tells more.
+        Some(CommitError::Write(_)) | None => {}
+        Some(CommitError::Store(_)) => return Some(8),
+        Some(CommitError::Image(_) | CommitError::Document { .. }) => return Some(6),
+        Some(_) => return Some(7),
     }
     if let Some(ImageExtractError::NoSuchPath { .. }) = as_type(error) {
         return Some(3);

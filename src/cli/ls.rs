@@ -47,10 +47,14 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
         // Where a layer is kept depends on what the image says of it. Of one whose documents are gone nothing is found.
         if let Some(image) = recorded_image(&store, &image)? {
             for layer in &image.layers {
-                let opened = open_local_of(&store, &image.manifest_digest, layer).ok().flatten();
-                let Some(content) = opened else { continue };
-                let present = content.blob_bytes_present(layer.descriptor.size);
-                whole_layers += usize::from(present == layer.descriptor.size);
+                let size = layer.descriptor.size;
+                let present = match open_local_of(&store, &image.manifest_digest, layer) {
+                    Ok(Some(content)) => content.blob_bytes_present(size),
+                    // Of an image that was made here, a layer can be here as a blob alone.
+                    _ if store.content().has(layer.descriptor.digest.as_str())? => size,
+                    _ => continue,
+                };
+                whole_layers += usize::from(present == size);
                 present_bytes += present;
             }
             for name in layer_names(&image) {

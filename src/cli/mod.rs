@@ -5,6 +5,7 @@
 
 mod background;
 mod check;
+mod commit;
 mod convert;
 mod environment;
 mod explain;
@@ -27,6 +28,7 @@ mod quantity;
 mod rm;
 mod show;
 mod signals;
+mod snapshot;
 mod status;
 mod tag;
 mod tree;
@@ -67,6 +69,9 @@ enum Command {
     Tag(tag::Arguments),
     Rm(rm::Arguments),
     Gc(gc::Arguments),
+    Commit(commit::Arguments),
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     Convert(convert::Arguments),
     #[command(subcommand)]
     Profile(profile::Command),
@@ -77,6 +82,7 @@ enum Command {
 /// Runs what the command line says.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
+    allow_many_open_files();
     let store = arguments.store.map_or_else(environment::default_store, Ok);
     let result = store.and_then(|store| match arguments.command {
         Command::Mount(command) => mount::run(command, &store, arguments.verbose),
@@ -90,6 +96,8 @@ pub fn run() -> ExitCode {
         Command::Tree(command) => tree::run(&command, &store),
         Command::Status(command) => status::run(&command, &store),
         Command::Check(command) => check::run(&command, &store),
+        Command::Commit(command) => commit::run(command, &store, arguments.verbose),
+        Command::Snapshot(command) => snapshot::run(command, &store),
         Command::Tag(command) => tag::run(&command, &store),
         Command::Rm(command) => rm::run(&command, &store),
         Command::Gc(command) => gc::run(&command, &store, arguments.verbose),
@@ -100,5 +108,16 @@ pub fn run() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => failure::report(&error),
+    }
+}
+
+/// The usual limit of open files is low for the sake of programs that wait with `select(2)`, which none here does. Deep directories are walked
+/// with one open for each level.
+fn allow_many_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum {
+        // Without it, very deep directories are an error that says so.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use peelfs::fetch::{NetworkThreads, ThreadStarter};
-use peelfs::mount::{Mounted, Prefetching, Pull, Request, prepare};
-use peelfs::store::Store;
+use peelfs::mount::writable::find_snapshot;
+use peelfs::mount::{ImageMountError, Mounted, Prefetching, Pull, Request, prepare};
+use peelfs::store::{SnapshotName, Store};
 use peelfs_fuse::{MountOptions, Unmounter};
 use peelfs_registry::{ImageReference, Platform};
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +34,12 @@ pub struct Arguments {
     /// The platform to choose from an image index, such as linux/arm64 [default: this machine's]
     #[arg(long)]
     platform: Option<Platform>,
+    /// Let DIR be written to: what is changed is kept in a snapshot of the store, which outlives the mount. Needs root
+    #[arg(long)]
+    writable: bool,
+    /// Go on with the snapshot of that name, or begin it; implies --writable [default: a new name, which peel unmount tells]
+    #[arg(long, value_name = "NAME")]
+    snapshot: Option<SnapshotName>,
     /// Stay in the foreground; SIGINT and SIGTERM unmount
     #[arg(short, long)]
     foreground: bool,
@@ -138,9 +145,22 @@ fn serve(
     let threads = NetworkThreads::new(|| {
         signals::hold();
     });
-    let prepared = prepare(store.clone(), threads.starter(), request(arguments))?;
+    let request = request(arguments);
+    let existing = match &arguments.snapshot {
+        Some(name) => find_snapshot(&store, name, &request.reference, &request.platform)
+            .map_err(ImageMountError::from)?,
+        None => None,
+    };
+    let (existing, pinned) = existing.unzip();
+    let prepared = prepare(store.clone(), threads.starter(), Request { pinned, ..request })?;
     let held = Held::new();
-    let mounted = prepared.mount(&options(arguments))?;
+    let mounted = match (&arguments.snapshot, arguments.writable) {
+        (None, false) => prepared.mount(&options(arguments))?,
+        (name, _) => {
+            let name = name.clone().unwrap_or_default();
+            prepared.mount_writable(&options(arguments), &name, existing)?
+        }
+    };
     usable()?;
     stop_on_signals(threads.starter(), mounted.session().unmounter())?;
     drop(held);
@@ -155,6 +175,7 @@ fn request(arguments: &Arguments) -> Request {
     Request {
         reference: arguments.reference.clone(),
         platform: environment::platform(arguments.platform.clone()),
+        pinned: None,
         pull: match arguments.pull {
             PullArgument::Missing => Pull::Missing,
             PullArgument::Always => Pull::Always,

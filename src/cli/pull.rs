@@ -113,6 +113,7 @@ impl PulledImage {
     /// Brings the image into the store.
     pub fn pull(&self, store: Arc<Store>, threads: &ThreadStarter, when: Pull) -> anyhow::Result<Pulled> {
         let request = Request {
+            pinned: None,
             // Nobody reads.
             records_profile: false,
             prefetching: Prefetching::None,

@@ -43,7 +43,7 @@ struct LayerLine {
     media_type: String,
     /// Bytes of the blob.
     size: u64,
-    /// `lazy`, `partial`, `extracted`, or `missing` if its table is not in the store.
+    /// `lazy`, `partial`, `extracted`; `blob` if it was made here and nobody has mounted it yet; `missing` if nothing of it is here.
     state: &'static str,
     /// Bytes of the blob whose content is here.
     present_bytes: u64,
@@ -103,6 +103,8 @@ fn layers(store: &Store, image: &Image) -> anyhow::Result<Vec<LayerLine>> {
             line.present_bytes = content.blob_bytes_present(descriptor.size);
             (line.chunks, line.present_chunks) = (presence.all_chunks, presence.chunks);
             line.inodes = content.table().inodes().len();
+        } else if store.content().has(descriptor.digest.as_str())? {
+            (line.state, line.present_bytes) = ("blob", descriptor.size);
         }
         lines.push(line);
     }

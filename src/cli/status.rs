@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use peelfs::fetch::index::open_local_of;
 use peelfs::mount::live::{LiveMount, Liveness, live_mounts};
 use peelfs::mount::recorded_image;
-use peelfs::store::{ImageRecord, Store};
+use peelfs::store::{ImageRecord, Snapshot, Store};
 use serde::Serialize;
 
 use super::output::{self, Align};
@@ -39,6 +39,12 @@ struct MountLine {
     present_bytes: u64,
     /// Bytes of the image's layer blobs.
     blob_bytes: u64,
+    /// The snapshot that takes what is changed, if it is a writable mount.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<String>,
+    /// Bytes on the disk of what was changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changed_bytes: Option<u64>,
 }
 
 /// Runs the command.
@@ -67,7 +73,12 @@ fn line(store: &Store, images: &[ImageRecord], mount: &LiveMount) -> anyhow::Res
             present_bytes += content.blob_bytes_present(layer.descriptor.size);
         }
     }
+    let snapshot =
+        mount.snapshot.as_ref().map(|name| store.writable_snapshots().open(name)).transpose()?.flatten();
+    let changed_bytes = snapshot.as_ref().map(Snapshot::changed_bytes).transpose()?;
     Ok(MountLine {
+        snapshot: mount.snapshot.as_ref().map(ToString::to_string),
+        changed_bytes,
         mountpoint: mount.record.mountpoint.display().to_string(),
         reference: mount.record.reference.clone(),
         manifest_digest: mount.record.manifest_digest.clone(),
@@ -97,6 +108,8 @@ fn table(lines: &[MountLine]) -> String {
         ("AHEAD", Align::Right),
         ("OF", Align::Right),
         ("HERE", Align::Right),
+        ("CHANGED", Align::Right),
+        ("SNAPSHOT", Align::Left),
     ];
     let rows: Vec<_> = lines
         .iter()
@@ -111,6 +124,8 @@ fn table(lines: &[MountLine]) -> String {
                 output::bytes(line.prefetched_bytes),
                 output::bytes(line.blob_bytes),
                 output::percent(line.present_bytes, line.blob_bytes),
+                line.changed_bytes.map_or("-".to_owned(), output::bytes),
+                line.snapshot.clone().unwrap_or_else(|| "-".to_owned()),
             ]
         })
         .collect();

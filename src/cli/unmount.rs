@@ -4,7 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use peelfs::mount::live;
-use peelfs::store::Store;
+use peelfs::mount::writable::snapshot_at;
+use peelfs::store::{SnapshotName, Store};
+
+use super::failure::NotFound;
+use super::output;
 
 /// Unmount an image, also one whose serving process was killed
 #[derive(clap::Args)]
@@ -15,23 +19,53 @@ pub struct Arguments {
     /// Take the directory away even while the image is in use; it is served until nobody uses it any more
     #[arg(short, long)]
     lazy: bool,
+    /// Discard what was changed in a writable mount
+    #[arg(long, conflicts_with = "lazy")]
+    discard: bool,
 }
 
 /// Runs the command.
 pub fn run(arguments: Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     // Before unmounting: the path of a dead mount cannot be resolved by looking at it, but its parent can.
     let mountpoint = resolved(&arguments.mountpoint)?;
+    let store = if store.exists() { Some(Store::open(store)?) } else { None };
+    // What is no mount is told below.
+    let snapshot = store.as_ref().and_then(|store| snapshot_at(store, &mountpoint).ok()).flatten();
+    if arguments.discard && snapshot.is_none() {
+        let reason = format!(
+            "{} is no writable mount of this store: there is nothing to discard",
+            mountpoint.display()
+        );
+        return Err(NotFound(reason).into());
+    }
     peelfs_fuse::unmount(&mountpoint, arguments.lazy)?;
-    if store.exists() {
-        let store = Store::open(store)?;
+    if let Some(store) = store {
         live::wait_for_end(&store, &mountpoint)?;
         live::forget_unmounted(&store, &mountpoint)?;
+        if let Some(name) = snapshot {
+            settle(&store, &name, arguments.discard)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// Discards what was changed, or says where it is.
+fn settle(store: &Store, name: &SnapshotName, is_discarded: bool) -> anyhow::Result<()> {
+    if is_discarded {
+        return super::snapshot::discard(store, name);
+    }
+    let Some(snapshot) = store.writable_snapshots().open(name)? else { return Ok(()) };
+    let changed = output::bytes(snapshot.changed_bytes()?);
+    let text = format!(
+        "what was changed ({changed}) is kept as {name}: go on with `peel mount --snapshot {name} {} DIR`, \
+         or discard it with `peel snapshot rm {name}`\n",
+        snapshot.record.reference
+    );
+    Ok(output::print(&text)?)
+}
+
 /// The path without symlinks, as the kernel lists it, found without touching the mount itself.
-fn resolved(mountpoint: &Path) -> anyhow::Result<PathBuf> {
+pub fn resolved(mountpoint: &Path) -> anyhow::Result<PathBuf> {
     let absolute = std::path::absolute(mountpoint)?;
     match (absolute.parent(), absolute.file_name()) {
         (Some(parent), Some(name)) if !absolute.is_symlink() => {

@@ -1,6 +1,7 @@
 //! The formats in which layers are written. What a format is beyond its name is in its folder in `layer/`.
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 
 use crate::layer::compression::Compression;
 use crate::layer::estargz::TOC_IMAGE_SUFFIX;
@@ -45,7 +46,10 @@ impl Format {
         match self {
             Format::Estargz(options) => write_estargz(spool, wanted, options, output, progress),
             Format::ZstdChunked(options) => write_zstd_chunked(spool, wanted, options, output, progress),
-            Format::Plain(compression) => write_plain(spool, *compression, output, progress),
+            Format::Plain(compression) => {
+                let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+                write_plain(spool, *compression, threads, output, progress)
+            }
         }
     }
 }

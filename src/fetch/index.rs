@@ -122,6 +122,8 @@ pub struct Indexer {
 #[derive(Clone, Debug)]
 struct ImageTrust {
     manifest: Digest,
+    /// If it was made here: of which images.
+    ancestors: Vec<Digest>,
     trusts_referrers: bool,
 }
 
@@ -147,15 +149,18 @@ impl Indexer {
     }
 
     /// From now on, layers may also be those that were made of an index of the image with this manifest; of one that only refers to
-    /// it, too, if such are trusted.
-    pub fn bring_for(&self, manifest: &Digest, trusts_referrers: bool) {
+    /// it, too, if such are trusted. `ancestors` are the manifests of the images that an image was made of that was made here.
+    pub fn bring_for(&self, manifest: &Digest, ancestors: Vec<Digest>, trusts_referrers: bool) {
         // It brings the layers of one image, so the first word counts.
-        let _ = self.image.set(ImageTrust { manifest: manifest.clone(), trusts_referrers });
+        let _ = self.image.set(ImageTrust { manifest: manifest.clone(), ancestors, trusts_referrers });
     }
 
     fn names(&self, layer: &Layer) -> Vec<Digest> {
         match self.image.get() {
-            Some(image) => names::names(layer, &image.manifest, image.trusts_referrers),
+            Some(image) => {
+                let images = std::iter::once(&image.manifest).chain(&image.ancestors);
+                names::names_of_made(layer, images, image.trusts_referrers)
+            }
             None => vec![names::streamed(layer)],
         }
     }
@@ -436,12 +441,20 @@ pub fn open_local_of(
     image: &Digest,
     layer: &Layer,
 ) -> Result<Option<Arc<LayerContent>>, StoreError> {
-    for name in names::names(layer, image, true) {
+    let ancestors = ancestors(store, image)?;
+    for name in names::names_of_made(layer, std::iter::once(image).chain(&ancestors), true) {
         if let Some((table, files)) = open_files(store, &name)? {
             return Ok(Some(LayerContent::local(layer.descriptor.digest.as_str(), table, files)));
         }
     }
     Ok(None)
+}
+
+/// The manifests of the images that an image was made of, if it was made here.
+fn ancestors(store: &Store, image: &Digest) -> Result<Vec<Digest>, StoreError> {
+    let origins = store.origins().of(image.as_str())?;
+    let ancestors = origins.into_iter().flat_map(|origins| origins.ancestors);
+    Ok(ancestors.filter_map(|digest| digest.parse().ok()).collect())
 }
 
 /// Like [`open_local_of`], but waits for a process that is making the layer at this moment.

@@ -41,6 +41,21 @@ pub fn kept_apart(layer: &Digest, image: &Digest, source: IndexSource) -> Digest
     named(format!("layer {layer} of {image} by {said_by}"))
 }
 
+/// As [`names`], for an image that was made here: what the images say that it was made of holds for it, too, and its own comes first.
+pub fn names_of_made<'a>(
+    layer: &Layer,
+    images: impl IntoIterator<Item = &'a Digest>,
+    trusts_referrers: bool,
+) -> Vec<Digest> {
+    let mut all = Vec::new();
+    for name in images.into_iter().flat_map(|image| names(layer, image, trusts_referrers)) {
+        if !all.contains(&name) {
+            all.push(name);
+        }
+    }
+    all
+}
+
 /// All names under which a layer of an image may be found, the one to be preferred first.
 pub fn names(layer: &Layer, image: &Digest, trusts_referrers: bool) -> Vec<Digest> {
     let descriptor = &layer.descriptor;
@@ -96,6 +111,10 @@ mod tests {
             all.extend(trusting);
         }
         assert_eq!(all.len(), 5);
+        let (one, two) = (digest("one"), digest("two"));
+        let made = names_of_made(&layer, [&one, &two], true);
+        assert_eq!(made[..3], names(&layer, &one, true));
+        assert_eq!(made.into_iter().collect::<BTreeSet<_>>(), all);
     }
 
     #[test]

@@ -60,7 +60,8 @@ impl OriginBlob {
     /// Those of [`Origin::repository`].
     pub async fn open(&self) -> Result<&Blob, peelfs_registry::Error> {
         let Unopened { origin, descriptor, blob } = &*self.0;
-        blob.get_or_try_init(|| async { Ok(origin.repository().await?.blob_of(descriptor)) }).await
+        let open = || async { Ok(origin.repository_of(&descriptor.digest).await?.blob_of(descriptor)) };
+        blob.get_or_try_init(open).await
     }
 }
 

@@ -1,10 +1,14 @@
 //! The way to where an image came from. Nothing is opened, and no credential read, before the first byte is needed.
+//!
+//! An image that was made here has layers from several places: those of the image that it was made of, and its own, in the store.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use peelfs_registry::{
-    Client, ClientConfiguration, Error, ImageReference, Platform, Repository, Resolved, Statistics,
+    Client, ClientConfiguration, Digest, Error, ImageReference, Platform, Repository, Resolved, Statistics,
+    Target,
 };
 use tokio::sync::OnceCell;
 
@@ -35,9 +39,14 @@ pub struct ResolvedImage {
     pub config: Bytes,
 }
 
+/// Where single layers come from, by the digests of their blobs.
+pub type Elsewhere = BTreeMap<Digest, ImageReference>;
+
 /// Where an image comes from.
 pub struct Origin {
     reference: ImageReference,
+    /// The layers that come from elsewhere.
+    elsewhere: OnceLock<Elsewhere>,
     configuration: ClientConfiguration,
     opened: OnceCell<(Client, Repository)>,
 }
@@ -45,12 +54,32 @@ pub struct Origin {
 impl Origin {
     /// The way to that image with that configuration.
     pub fn new(reference: ImageReference, configuration: ClientConfiguration) -> Arc<Origin> {
-        Arc::new(Origin { reference, configuration, opened: OnceCell::new() })
+        Arc::new(Origin { reference, elsewhere: OnceLock::new(), configuration, opened: OnceCell::new() })
     }
 
     /// The reference as it was given, with its defaults filled in.
     pub fn reference(&self) -> &ImageReference {
         &self.reference
+    }
+
+    /// From now on, these layers are got from where they are said to be.
+    pub fn layers_are_elsewhere(&self, elsewhere: Elsewhere) {
+        // An image has one origin, so the first word counts.
+        let _ = self.elsewhere.set(elsewhere);
+    }
+
+    /// The image by which that blob is got.
+    pub fn reference_of(&self, blob: &Digest) -> &ImageReference {
+        self.elsewhere.get().and_then(|elsewhere| elsewhere.get(blob)).unwrap_or(&self.reference)
+    }
+
+    /// The repository that holds that blob. Otherwise as [`repository`](Self::repository).
+    pub async fn repository_of(&self, blob: &Digest) -> Result<Repository, Error> {
+        let (client, repository) = self.open().await?;
+        match self.elsewhere.get().and_then(|elsewhere| elsewhere.get(blob)) {
+            Some(reference) => client.repository(reference),
+            None => Ok(repository.clone()),
+        }
     }
 
     /// The repository, opened if it was not yet.
@@ -59,12 +88,16 @@ impl Origin {
     ///
     /// What keeps a client from being made: unreadable credentials or certificates, a layout that is not there.
     pub async fn repository(&self) -> Result<&Repository, Error> {
+        Ok(&self.open().await?.1)
+    }
+
+    async fn open(&self) -> Result<&(Client, Repository), Error> {
         let opened = self.opened.get_or_try_init(|| async {
             let client = Client::new(self.configuration.clone())?;
             let repository = client.repository(&self.reference)?;
             Ok::<_, Error>((client, repository))
         });
-        Ok(&opened.await?.1)
+        opened.await
     }
 
     /// What has crossed the network so far.
@@ -74,8 +107,25 @@ impl Origin {
 
     /// Asks for the image of that platform.
     pub async fn resolve(&self, platform: &Platform) -> Result<ResolvedImage, ResolveError> {
+        self.resolve_target(&self.reference.target(), platform).await
+    }
+
+    /// Asks for the image of that manifest, whatever the reference means by now.
+    pub async fn resolve_pinned(
+        &self,
+        manifest: &Digest,
+        platform: &Platform,
+    ) -> Result<ResolvedImage, ResolveError> {
+        self.resolve_target(&Target::Digest(manifest.clone()), platform).await
+    }
+
+    async fn resolve_target(
+        &self,
+        target: &Target,
+        platform: &Platform,
+    ) -> Result<ResolvedImage, ResolveError> {
         let repository = self.repository().await?;
-        let resolved = peelfs_registry::resolve(repository, &self.reference.target(), platform).await?;
+        let resolved = peelfs_registry::resolve(repository, target, platform).await?;
         let config = repository.small_blob(&resolved.config, MAXIMUM_CONFIG).await?;
         let manifest = resolved.manifest_document();
         let image = Image::parse(&manifest.digest, &manifest.bytes, &config)?;

@@ -54,7 +54,7 @@ where
 {
     let mut sink = SpoolSink { file, headers: 0..0, entries: Vec::new() };
     let streamed = stream::unpack_stream(input, expected, &mut sink, &mut std::io::sink(), progress)?;
-    Ok((Spool { file: sink.file, entries: sink.entries }, streamed))
+    Ok((Spool::new(sink.file, sink.entries), streamed))
 }
 
 struct SpoolSink {
@@ -84,6 +84,11 @@ impl LayerSink for SpoolSink {
 }
 
 impl Spool {
+    /// The layer whose archive is in that file, and whose entries lie there.
+    pub fn new(file: File, entries: Vec<SpooledEntry>) -> Spool {
+        Spool { file, entries }
+    }
+
     /// Appends bytes of the archive to `buffer`.
     ///
     /// # Errors

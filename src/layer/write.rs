@@ -16,7 +16,7 @@ pub(super) mod items;
 pub(super) mod output;
 pub(super) mod pieces;
 pub mod plain;
-pub(super) mod time;
+pub mod time;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -13,7 +13,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use peelfs_registry::{Digest, ImageReference, Platform, Statistics};
+use peelfs_registry::{Digest, ImageReference, LayoutReference, Platform, Statistics};
 use tokio::sync::Semaphore;
 
 use super::names::origin_of_manifest;
@@ -21,10 +21,10 @@ use super::{ImageMountError, Pull, Request, now};
 use crate::error::chain;
 use crate::fetch::index::{IndexError, Indexer};
 use crate::fetch::{Fetcher, LayerContent, ThreadStarter, referrers, soci};
-use crate::image::origin::{Origin, ResolvedImage};
+use crate::image::origin::{Elsewhere, Origin, ResolvedImage};
 use crate::image::{Image, Layer};
 use crate::layer::lookup::Lookup;
-use crate::store::{CollectionLock, ImageRecord, LayerRecord, LayerState, Store, StoreError};
+use crate::store::{CollectionLock, ImageRecord, LayerOrigin, LayerRecord, LayerState, Store, StoreError};
 
 /// Layers that are brought at the same time, of which fewer are streamed. Whoever waits here holds no layer's lock.
 const LAYERS: usize = 16;
@@ -40,6 +40,8 @@ pub(super) struct Brought {
     pub image: Image,
     /// How the image was found, if the registry was asked.
     pub resolved: Option<Found>,
+    /// Whether it is that of a manifest: no word on what the reference means.
+    pinned: bool,
     pub platform: Platform,
     /// The lowest first.
     pub layers: Vec<Arc<LayerContent>>,
@@ -75,6 +77,30 @@ pub fn known_image(
     record.map_or(Ok(None), |record| recorded_image(store, &record))
 }
 
+/// The image of that manifest; nothing if not all of its documents are in the store.
+pub fn image_of_manifest(store: &Store, digest: &Digest) -> Result<Option<Image>, StoreError> {
+    let Some(manifest) = store.content().get(digest.as_str())? else { return Ok(None) };
+    let Ok((_, config)) = Image::manifest(digest, &manifest) else { return Ok(None) };
+    let Some(config) = store.content().get(config.digest.as_str())? else { return Ok(None) };
+    Ok(Image::parse(digest, &manifest, &config).ok())
+}
+
+/// Where the layers of an image come from that was made here, and the manifests of the images that it was made of. Nothing comes from
+/// elsewhere for one that was not.
+pub(super) fn origins(store: &Store, image: &Digest) -> Result<(Elsewhere, Vec<Digest>), StoreError> {
+    let Some(origins) = store.origins().of(image.as_str())? else { return Ok(Default::default()) };
+    let here = LayoutReference { path: store.content().path().to_owned(), name: None, digest: None };
+    let elsewhere = origins.layers.into_iter().filter_map(|(digest, origin)| {
+        let reference = match origin {
+            LayerOrigin::Content => ImageReference::Layout(here.clone()),
+            LayerOrigin::Image { reference } => reference.parse().ok()?,
+        };
+        Some((digest.parse().ok()?, reference))
+    });
+    let ancestors = origins.ancestors.iter().filter_map(|digest| digest.parse().ok());
+    Ok((elsewhere.collect(), ancestors.collect()))
+}
+
 /// The image of a record; nothing if not all of its documents are in the store.
 pub fn recorded_image(store: &Store, record: &ImageRecord) -> Result<Option<Image>, StoreError> {
     let Some(manifest) = store.content().get(&record.manifest_digest)? else { return Ok(None) };
@@ -102,6 +128,10 @@ pub(super) fn bring(
         std::thread::spawn(move || store.database().make())
     });
     let known = match request.pull {
+        _ if request.pinned.is_some() => {
+            let pinned = request.pinned.as_ref().map(|manifest| image_of_manifest(&store, manifest));
+            pinned.transpose().map_err(in_store)?.flatten()
+        }
         Pull::Always => None,
         _ if nothing_is_known => None,
         Pull::Missing | Pull::Never => {
@@ -120,7 +150,6 @@ pub(super) fn bring(
         None => Ok(request.reference.clone()),
     };
     let origin = origin.map_err(in_store)?;
-    let host = host(&origin);
     let origin = Origin::new(origin, request.client);
     let observed = origin.clone();
     let fetcher = Fetcher::new(threads.clone(), request.read_deadline, move |ahead| {
@@ -130,7 +159,12 @@ pub(super) fn bring(
     let (image, resolved) = match known {
         Some(image) => (image, None),
         None => running()?
-            .block_on(origin.resolve(&request.platform))
+            .block_on(async {
+                match &request.pinned {
+                    Some(manifest) => origin.resolve_pinned(manifest, &request.platform).await,
+                    None => origin.resolve(&request.platform).await,
+                }
+            })
             .map_err(|cause| ImageMountError::Resolve { image: name.clone(), cause })
             .and_then(|resolved| keep(&store, resolved).map_err(in_store))
             .map(|(image, found)| (image, Some(found)))?,
@@ -139,10 +173,12 @@ pub(super) fn bring(
         image: name.clone(),
         number: number + 1,
         digest: image.layers[number].descriptor.digest.clone(),
-        host: host.clone(),
+        host: host(indexer.origin().reference_of(&image.layers[number].descriptor.digest)),
         cause: Box::new(cause),
     };
-    indexer.bring_for(&image.manifest_digest, request.trust_referrers);
+    let (elsewhere, ancestors) = origins(&store, &image.manifest_digest).map_err(in_store)?;
+    indexer.origin().layers_are_elsewhere(elsewhere);
+    indexer.bring_for(&image.manifest_digest, ancestors, request.trust_referrers);
     let mut layers = known_layers(&indexer, &image).map_err(of_layer)?;
     if layers.iter().any(Option::is_none) {
         if lock.is_none() {
@@ -161,6 +197,7 @@ pub(super) fn bring(
         threads: threads.clone(),
         image,
         resolved,
+        pinned: request.pinned.is_some(),
         platform: request.platform,
         layers,
         unsettled: Mutex::new(documents),
@@ -180,7 +217,7 @@ impl Brought {
 
     /// Records the image, if the registry was asked for it.
     pub fn record(&self) -> Result<(), StoreError> {
-        let Some(found) = &self.resolved else { return Ok(()) };
+        let Some(found) = self.resolved.as_ref().filter(|_| !self.pinned) else { return Ok(()) };
         let record = ImageRecord {
             reference: self.reference.to_string(),
             platform: self.platform.to_string(),
@@ -197,7 +234,7 @@ impl Brought {
 
     /// Says when an image that was known was used.
     pub fn record_use(&self) -> Result<(), StoreError> {
-        if self.resolved.is_some() {
+        if self.resolved.is_some() || self.pinned {
             return Ok(());
         }
         let (reference, platform) = (self.reference.to_string(), self.platform.to_string());

@@ -89,11 +89,13 @@ pub fn prove(
 ) -> Result<Vec<(usize, ProofError)>, StoreError> {
     let origin = super::names::origin_of_manifest(store, reference, image.manifest_digest.as_str())?;
     let origin = Origin::new(origin, client);
+    let (elsewhere, ancestors) = super::bring::origins(store, &image.manifest_digest)?;
+    origin.layers_are_elsewhere(elsewhere);
     // Nothing is read, so nobody waits.
     let fetcher = Fetcher::new(threads.clone(), Duration::MAX, |_| {});
     let indexer = Indexer::new(store.clone(), origin, fetcher, Arc::new(|_| {}));
     // Whatever is here may be proved, whoever was believed when it was made.
-    indexer.bring_for(&image.manifest_digest, true);
+    indexer.bring_for(&image.manifest_digest, ancestors, true);
     let mut failed = Vec::new();
     for (number, layer) in image.layers.iter().enumerate() {
         let content = match indexer.open_known(layer) {

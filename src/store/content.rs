@@ -35,6 +35,11 @@ impl Content {
         Content { index_lock: locks.join("content-index"), directory, temporaries }
     }
 
+    /// The layout's directory.
+    pub fn path(&self) -> &Path {
+        &self.directory
+    }
+
     /// Makes an empty layout where there is none; what is there stays.
     pub(super) fn initialise(&self) -> Result<(), StoreError> {
         ensure_directory(&self.directory)?;

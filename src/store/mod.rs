@@ -8,7 +8,9 @@
 //! trees/<hex>      merged inode tables
 //! profiles/<algorithm>/<hex>  what mounts of an image read
 //! notes/<kind>/<hex>   facts that belong to a name, made when there is one
-//! snapshots/<id>/  fs/ and work/ of writable snapshots
+//! writable/        what was changed in writable mounts
+//! origins/<algorithm>/<hex>   where the layers of images come from that were made here
+//! snapshots/<id>/  fs/ and work/ of mutable records
 //! items/<name>     data kept with a record
 //! locks/           lock files
 //! peel.db          records (SQLite)
@@ -23,6 +25,7 @@
 //! - Locks and the database's connection do not survive `fork`: a process that goes into the background does so before it
 //!   opens the store.
 
+mod blob_draft;
 mod check;
 mod chunk_bits;
 mod chunk_map;
@@ -42,6 +45,7 @@ mod layers;
 mod lock;
 mod notes;
 mod open;
+mod origins;
 mod profiles;
 mod provenance;
 pub mod record_tables;
@@ -54,9 +58,11 @@ mod snapshots;
 pub mod space;
 mod temporary;
 mod trees;
+mod writable;
 
 use std::path::{Path, PathBuf};
 
+pub use blob_draft::BlobDraft;
 pub use check::{CheckReport, Finding, FindingKind};
 pub use chunk_map::{ChunkMap, MarkLock};
 pub use collect::CollectionLock;
@@ -71,6 +77,7 @@ pub use items::{Items, NewItem};
 pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore, WithdrawnLayer, table_identity};
 pub use lock::FileLock;
 pub use notes::{NoteKind, Notes};
+pub use origins::{ImageOrigins, LayerOrigin, Origins};
 pub use profiles::{MAXIMUM_PROFILE, Profiles};
 pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
@@ -78,6 +85,10 @@ pub use rests::{MAXIMUM_REST, Rest, RestWriter, Rests, maximum_rests};
 pub use sessions::Session;
 pub use snapshots::{Leftover, NewSnapshot, Snapshots};
 pub use trees::{PendingTree, Trees};
+pub use writable::{
+    AttributeSpace, NewWritableSnapshot, RootAttributes, Snapshot, SnapshotName, SnapshotNameError,
+    SnapshotRecord, WritableSnapshots,
+};
 
 /// Where temporaries are made, within each part of the store.
 const INGEST: &str = "ingest";
@@ -94,6 +105,8 @@ pub struct Store {
     notes: Notes,
     snapshots: Snapshots,
     items: Items,
+    writable: WritableSnapshots,
+    origins: Origins,
     database: Database,
 }
 
@@ -103,6 +116,8 @@ impl Store {
         let content = Content::new(path.join("content"), &locks);
         Store {
             notes: Notes::new(path.join("notes"), content.temporaries().clone()),
+            origins: Origins::new(path.join("origins"), content.temporaries().clone()),
+            writable: WritableSnapshots::new(path.join("writable"), locks.clone()),
             content,
             layers: LayerStore::new(path.join("layers"), locks.clone()),
             trees: Trees::new(path.join("trees")),
@@ -145,9 +160,19 @@ impl Store {
         &self.notes
     }
 
-    /// Writable snapshots.
+    /// Snapshots of mutable records.
     pub fn snapshots(&self) -> &Snapshots {
         &self.snapshots
+    }
+
+    /// What was changed in writable mounts.
+    pub fn writable_snapshots(&self) -> &WritableSnapshots {
+        &self.writable
+    }
+
+    /// Where the layers of images come from that were made here.
+    pub fn origins(&self) -> &Origins {
+        &self.origins
     }
 
     /// Files with data of records.
@@ -188,7 +213,7 @@ impl Store {
             removed += temporaries.sweep()?;
         }
         removed += self.profiles.sweep()?;
-        removed += self.snapshots.sweep()? + self.items.sweep()?;
+        removed += self.snapshots.sweep()? + self.items.sweep()? + self.writable.sweep()?;
         // Idle lock files are no leftovers, but there would be one for every layer there ever was.
         lock::sweep(&self.locks)?;
         Ok(removed)

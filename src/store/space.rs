@@ -1,7 +1,10 @@
 //! What the store takes and what is left, in bytes, as the file system accounts for it.
 
-use std::os::unix::fs::MetadataExt;
+use std::collections::HashSet;
 use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
+use rustix::io::Errno;
 
 use super::error::{Context, StoreError};
 
@@ -21,35 +24,68 @@ pub fn file_system_space(path: &Path) -> Result<Space, StoreError> {
     Ok(Space { total: bytes(stat.f_blocks), available: bytes(stat.f_bavail) })
 }
 
-/// What a directory and all below it take on the disk; holes count nothing, a file with several names
-/// once. Links are not followed. What disappears while it is
-/// counted is left out.
+/// What a directory and all below it take on the disk; holes count nothing, and a file of several names counts once. Links are not
+/// followed, and paths may have any length. What disappears while it is counted is left out.
 pub fn allocated_bytes(path: &Path) -> Result<u64, StoreError> {
-    let mut total = 0_u64;
-    let mut pending = vec![path.to_owned()];
-    let mut linked = std::collections::HashSet::new();
-    while let Some(path) = pending.pop() {
-        let metadata = match std::fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            result => result.context("look at", &path)?,
+    let mut counter = Counter { total: 0, linked: HashSet::new() };
+    let root = match openat(CWD, path, FLAGS, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(0),
+        // A file, or a link.
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            let found = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).context("look at", path)?;
+            counter.add(&found);
+            return Ok(counter.total);
+        }
+        root => root.context("open", path)?,
+    };
+    counter.add(&rustix::fs::fstat(&root).context("look at", path)?);
+    // From the root down, each is listed.
+    let mut levels = vec![Dir::new(root).context("list", path)?];
+    while let Some(level) = levels.last_mut() {
+        let Some(entry) = level.read() else {
+            levels.pop();
+            continue;
         };
-        let has_other_names = metadata.nlink() > 1 && !metadata.is_dir();
-        if has_other_names && !linked.insert((metadata.dev(), metadata.ino())) {
+        let entry = entry.context("list", path)?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
             continue;
         }
-        // st_blocks counts units of 512 bytes, whatever the file system's block size (stat(2)).
-        total = total.saturating_add(metadata.blocks().saturating_mul(512));
-        if metadata.is_dir() {
-            let entries = match std::fs::read_dir(&path) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                result => result.context("list", &path)?,
-            };
-            for entry in entries {
-                pending.push(entry.context("list", &path)?.path());
+        let directory = level.fd().context("list", path)?;
+        let found = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => continue,
+            found => found.context("look at", path)?,
+        };
+        counter.add(&found);
+        if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+            match openat(directory, name, FLAGS, Mode::empty()) {
+                // Gone, or another file by now.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                below => levels.push(Dir::new(below.context("open", path)?).context("list", path)?),
             }
         }
     }
-    Ok(total)
+    Ok(counter.total)
+}
+
+const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+struct Counter {
+    total: u64,
+    /// Files of several names that were counted.
+    linked: HashSet<(u64, u64)>,
+}
+
+impl Counter {
+    fn add(&mut self, found: &Stat) {
+        let is_directory = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
+        if !is_directory && found.st_nlink > 1 && !self.linked.insert((found.st_dev, found.st_ino)) {
+            return;
+        }
+        // st_blocks counts units of 512 bytes, whatever the file system's block size (stat(2)).
+        let blocks = u64::try_from(found.st_blocks).unwrap_or(0);
+        self.total = self.total.saturating_add(blocks.saturating_mul(512));
+    }
 }
 
 #[cfg(test)]
@@ -57,17 +93,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holes_and_other_names_take_no_space() {
+    fn holes_take_no_space() {
         let directory = tempfile::tempdir().unwrap();
         let before = allocated_bytes(directory.path()).unwrap();
         let sparse = std::fs::File::create(directory.path().join("sparse")).unwrap();
         sparse.set_len(1 << 30).unwrap();
         std::fs::create_dir(directory.path().join("below")).unwrap();
         std::fs::write(directory.path().join("below/full"), vec![1; 100_000]).unwrap();
-        std::fs::hard_link(directory.path().join("below/full"), directory.path().join("again")).unwrap();
         let taken = allocated_bytes(directory.path()).unwrap() - before;
         assert!((100_000..200_000).contains(&taken), "{taken}");
         assert_eq!(allocated_bytes(&directory.path().join("absent")).unwrap(), 0);
+        std::fs::hard_link(directory.path().join("below/full"), directory.path().join("again")).unwrap();
+        std::os::unix::fs::symlink("/", directory.path().join("link")).unwrap();
+        assert_eq!(allocated_bytes(directory.path()).unwrap() - before, taken, "names take no room");
+        assert!(allocated_bytes(&directory.path().join("again")).unwrap() >= 100_000);
     }
 
     #[test]
