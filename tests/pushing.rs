@@ -79,6 +79,8 @@ fn is_the_image_but_for(destination: &str, model: &Tree, paths: &[&str]) {
         shown.nodes.remove(path.as_bytes());
     }
     assert_same(&shown, model, &[]);
+    // It keeps the directory open.
+    drop(shown);
     mount.unmount();
 }
 
