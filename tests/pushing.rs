@@ -67,9 +67,20 @@ fn how(report: &Value) -> Vec<&str> {
 
 #[track_caller]
 fn is_the_image(destination: &str, model: &Tree) {
+    is_the_image_but_for(destination, model, &[]);
+}
+
+#[track_caller]
+fn is_the_image_but_for(destination: &str, model: &Tree, paths: &[&str]) {
     let peel = Peel::new();
     let mount = peel.mount(destination);
-    assert_same(&Tree::walk(mount.path()), model, &[]);
+    let mut shown = Tree::walk(mount.path());
+    for path in paths {
+        shown.nodes.remove(path.as_bytes());
+    }
+    assert_same(&shown, model, &[]);
+    // It keeps the directory open.
+    drop(shown);
     mount.unmount();
 }
 
@@ -297,6 +308,8 @@ fn an_index_is_pushed_with_all_its_images_or_not_at_all() {
 #[test]
 fn layers_are_compressed_anew_if_they_are_compressed_otherwise_and_it_is_done_once() {
     let Pulled { registry: source_registry, reference: source, layout, peel } = pulled(SMALL_CHUNKS);
+    // In an archive that stays what it was, a table of contents that nothing announces any more is a file.
+    const TABLES: &[&str] = &["stargz.index.json"];
     let registry = empty();
     let destination = reference(&registry, "some/name");
     for compression in ["gzip", "estargz"] {
@@ -311,7 +324,7 @@ fn layers_are_compressed_anew_if_they_are_compressed_otherwise_and_it_is_done_on
         other.succeed(&["pull", &destination]);
         let sheet = other.json(&["explain", &destination, "--json"]);
         assert_eq!(sheet["layers"][1]["format"], format, "{compression}");
-        is_the_image(&destination, &model());
+        is_the_image_but_for(&destination, &model(), TABLES);
         // The destination has what the layers became.
         source_registry.reset_counters();
         assert_eq!(peel.json(&push)["digest"], first["digest"], "{compression}");
@@ -319,7 +332,7 @@ fn layers_are_compressed_anew_if_they_are_compressed_otherwise_and_it_is_done_on
     }
     let forced = ["push", &source, &destination, "--json", "--compression", "gzip", "--force-compression"];
     assert_eq!(how(&peel.json(&forced)), ["recompressed"; 2]);
-    is_the_image(&destination, &model());
+    is_the_image_but_for(&destination, &model(), TABLES);
     assert_eq!(peel.run(&["push", &source, &destination, "--force-compression"]).code, Some(2));
 }
 
