@@ -29,7 +29,7 @@ use peelfs_registry::{
 pub use self::error::PushError;
 use self::plan::{NamedDocument, Plan};
 pub use self::recompress::{Compressed, Recompressed, Recompression, push_recompressed};
-use crate::store::Store;
+use crate::store::{LayerOrigin, Store};
 
 /// Blobs that are sent at the same time, of each of which a piece is in memory.
 const BLOBS: usize = 3;
@@ -92,7 +92,7 @@ pub struct Pushed {
 /// [`PushError`]; the destination names what it named before then.
 pub async fn push(store: &Arc<Store>, request: &Request) -> Result<Pushed, PushError> {
     let client = Client::new(request.client.clone())?;
-    let places = Places {
+    let mut places = Places {
         origin: client.repository(&request.origin)?,
         store: client.repository(&ImageReference::Layout(LayoutReference {
             path: content_path(store),
@@ -100,8 +100,12 @@ pub async fn push(store: &Arc<Store>, request: &Request) -> Result<Pushed, PushE
             digest: None,
         }))?,
         destination: client.repository(&request.destination)?,
+        elsewhere: BTreeMap::new(),
     };
     let plan = Plan::make(store, &places.origin, request).await?;
+    for document in plan.below.iter().chain([&plan.root]) {
+        places.add_elsewhere(&client, store, &document.digest)?;
+    }
     if let Some(digest) = request.destination.digest()
         && *digest != plan.root.digest
     {
@@ -134,9 +138,25 @@ struct Places {
     origin: Repository,
     store: Repository,
     destination: Repository,
+    /// Where single layers are, by their digests: those of an image that was made here.
+    elsewhere: BTreeMap<String, Repository>,
 }
 
 impl Places {
+    /// Notes where the layers of that manifest's image are, if it was made here.
+    fn add_elsewhere(&mut self, client: &Client, store: &Store, manifest: &Digest) -> Result<(), PushError> {
+        let origins = store.origins().of(manifest.as_str())?;
+        for (digest, origin) in origins.into_iter().flat_map(|origins| origins.layers) {
+            // What is in the store is found there anyway.
+            if let LayerOrigin::Image { reference } = origin
+                && let Ok(reference) = reference.parse::<ImageReference>()
+            {
+                self.elsewhere.insert(digest, client.repository(&reference)?);
+            }
+        }
+        Ok(())
+    }
+
     async fn put_blob(
         &self,
         store: &Arc<Store>,
@@ -147,8 +167,9 @@ impl Places {
         progress(Event::Started(digest.clone(), descriptor.size));
         let told = |sent| progress(Event::Sent(digest.clone(), sent));
         let is_kept = store.content().has(digest.as_str())?;
-        let source = if is_kept { &self.store } else { &self.origin };
-        let copied = self.destination.copy_blob(&source.blob_of(descriptor), Some(&self.origin), &told).await;
+        let origin = self.elsewhere.get(digest.as_str()).unwrap_or(&self.origin);
+        let source = if is_kept { &self.store } else { origin };
+        let copied = self.destination.copy_blob(&source.blob_of(descriptor), Some(origin), &told).await;
         let copied = copied.map_err(|cause| {
             if cause.is_of_writing() && cause.kind() != ErrorKind::DigestMismatch {
                 return PushError::Registry(cause);

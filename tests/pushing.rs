@@ -96,6 +96,37 @@ fn sent(registry: &FakeRegistry) -> u64 {
 }
 
 #[test]
+fn an_image_that_was_made_here_is_pushed_from_where_its_layers_are() {
+    let Pulled { registry, reference: source, peel, .. } = pulled(SMALL_CHUNKS);
+    let mount = peel.mount_with(&source, &["--writable"]);
+    fs::write(mount.join("new"), "new").unwrap();
+    fs::remove_file(mount.join("small")).unwrap();
+    peel.succeed(&["commit", mount.path().to_str().unwrap(), "--tag", "made-here"]);
+    mount.unmount();
+    // Not the writable mount: overlayfs counts the links of directories in its own way.
+    let committed = peel.mount("localhost/made-here");
+    let made = Tree::walk(committed.path());
+    assert!(made.nodes.contains_key(&b"new"[..]) && !made.nodes.contains_key(&b"small"[..]));
+    registry.reset_counters();
+    let within = reference(&registry, "another/name");
+    let report = peel.json(&["push", "localhost/made-here", &within, "--json"]);
+    let mut within_registry = how(&report);
+    within_registry.sort_unstable();
+    assert_eq!(
+        within_registry,
+        ["mounted", "mounted", "sent", "sent"],
+        "config and changes are sent: {report:#}"
+    );
+    assert!(sent(&registry) < 64 << 10, "{}", sent(&registry));
+    is_the_image(&within, &made);
+
+    let other = empty();
+    let elsewhere = reference(&other, "some/name");
+    peel.succeed(&["push", "localhost/made-here", &elsewhere]);
+    is_the_image(&elsewhere, &made);
+}
+
+#[test]
 fn a_lazy_image_is_pushed_within_its_registry_without_a_byte_of_a_layer() {
     let Pulled { registry, reference: source, layout, peel } = pulled(SMALL_CHUNKS);
     let destination = reference(&registry, "other/name");
