@@ -169,14 +169,17 @@ fn content_read_from_a_mount_before_its_server_was_killed_is_right_afterwards() 
             (name, std::thread::spawn(move || fs::read(path)))
         };
         let readers: Vec<_> = (0..5).map(start).collect();
-        peel.kill_servers();
+        assert_eq!(peel.kill_servers(), 1);
         for (name, reader) in readers {
             // Cut off in the middle it fails; what it gives is right.
             if let Ok(bytes) = reader.join().unwrap() {
                 assert!(bytes == model.read(&name), "wrong bytes of {name}");
             }
         }
-        mount.unmount();
+        // Killed so soon after it mounted, the server now and then leaves no dead mount.
+        if is_mount_point(mount.path()) {
+            mount.unmount();
+        }
     }
     mount_equals(&peel, &reference, &layers);
 }

@@ -77,12 +77,14 @@ impl Peel {
     #[track_caller]
     pub fn unmount(&self, path: &Path) {
         let arguments = ["unmount", path.to_str().expect("temporary names are UTF-8")];
+        let mut before = String::new();
         for _ in 0..100 {
             let outcome = self.run(&arguments);
             if outcome.code == Some(0) {
                 return;
             }
-            assert!(outcome.stderr.contains(" is in use"), "{outcome:?}");
+            assert!(outcome.stderr.contains(" is in use"), "{outcome:?} after {before:?}");
+            before = outcome.stderr;
             std::thread::yield_now();
         }
         panic!("{} stays in use", path.display());
