@@ -176,10 +176,8 @@ fn content_read_from_a_mount_before_its_server_was_killed_is_right_afterwards() 
                 assert!(bytes == model.read(&name), "wrong bytes of {name}");
             }
         }
-        // Killed so soon after it mounted, the server now and then leaves no dead mount.
-        if is_mount_point(mount.path()) {
-            mount.unmount();
-        }
+        // Not by `peel unmount`, which would fail: killed so soon after it mounted, the server now and then leaves no dead mount.
+        drop(mount);
     }
     mount_equals(&peel, &reference, &layers);
 }

@@ -75,13 +75,17 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(10);
 /// A user who was gone before it could be named is no reason to fail: a child between its fork and its exec holds its
 /// parent's files for an instant, an indexer looks in and leaves. So that is tried again, for 0.2 seconds at most.
 pub fn unmount(path: &Path, lazily: bool) -> Result<(), UnmountError> {
-    for _ in 1..ATTEMPTS {
+    for attempt in 1..=ATTEMPTS {
         match unmount_once(path, lazily) {
-            Err(UnmountError::Busy { users, .. }) if users.is_empty() => std::thread::sleep(BETWEEN_ATTEMPTS),
+            Err(UnmountError::Busy { users, .. }) if users.is_empty() && attempt < ATTEMPTS => {
+                std::thread::sleep(BETWEEN_ATTEMPTS);
+            }
+            // It was there before: whoever took it away did what is wanted.
+            Err(UnmountError::NotMounted { .. }) if attempt > 1 => return Ok(()),
             outcome => return outcome,
         }
     }
-    unmount_once(path, lazily)
+    Ok(())
 }
 
 fn unmount_once(path: &Path, lazily: bool) -> Result<(), UnmountError> {
