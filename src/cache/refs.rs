@@ -32,6 +32,11 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// The record as it is now.
+    fn present(&self) -> Result<CacheRecord, CacheError> {
+        self.cache.read("look at a record", |tables| present(tables, &self.record))
+    }
+
     fn release(&mut self) -> Result<(), CacheError> {
         if std::mem::replace(&mut self.is_released, true) {
             return Ok(());
@@ -110,7 +115,7 @@ impl ImmutableRef {
 
     /// The record as it is now.
     pub fn record(&self) -> Result<CacheRecord, CacheError> {
-        self.cache().read("look at a record", |tables| present(tables, self.id()))
+        self.held.present()
     }
 
     /// Where it is from.
@@ -146,7 +151,7 @@ impl MutableRef {
 
     /// The record as it is now.
     pub fn record(&self) -> Result<CacheRecord, CacheError> {
-        self.cache().read("look at a record", |tables| present(tables, self.id()))
+        self.held.present()
     }
 
     /// Where it is from.

@@ -19,6 +19,7 @@ use peelfs_registry::{ImageReference, Platform};
 use serde::Serialize;
 
 use super::network::{self, NetworkArguments};
+use super::output::ReportArguments;
 use super::{environment, failure, output, progress};
 
 /// Write an image anew in a format that can be mounted lazily
@@ -68,12 +69,8 @@ pub struct Arguments {
     threads: Option<NonZeroUsize>,
     #[command(flatten)]
     network: NetworkArguments,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Show no progress
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    report: ReportArguments,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -135,8 +132,7 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
             platform: arguments.platform.clone(),
             all_platforms: arguments.all_platforms,
             network: &arguments.network,
-            json: arguments.json,
-            quiet: arguments.quiet,
+            report: &arguments.report,
         });
     };
     let request = request(arguments, store, format)?;
@@ -144,7 +140,7 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
     let converted = runtime.block_on(convert::convert(request))?;
     let report = report(&arguments.destination, &converted);
     warn(&report);
-    if arguments.json {
+    if arguments.report.json {
         output::json(&report)?;
     } else {
         output::print(&table(&report))?;
@@ -166,7 +162,7 @@ fn request(arguments: &Arguments, store: &Path, format: convert::Format) -> anyh
         profiles: profiles.map(Arc::new),
         client: arguments.network.client(),
         scratch: environment::scratch(),
-        progress: progress::of_conversion(arguments.quiet),
+        progress: progress::of_conversion(arguments.report.quiet),
         known: Arc::new(|_| None),
     })
 }

@@ -12,6 +12,7 @@ use peelfs_registry::{ImageReference, LayoutReference, Platform};
 use serde::Serialize;
 
 use super::network::{self, NetworkArguments};
+use super::output::ReportArguments;
 use super::{environment, output, progress};
 
 /// What says that it made an index.
@@ -49,12 +50,8 @@ pub struct Arguments {
     min_layer_size: u64,
     #[command(flatten)]
     network: NetworkArguments,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Show no progress
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    report: ReportArguments,
 }
 
 /// `peel convert SRC DST --format soci`
@@ -69,10 +66,8 @@ pub struct Conversion<'a> {
     pub all_platforms: bool,
     /// How registries are spoken to.
     pub network: &'a NetworkArguments,
-    /// Whether JSON is printed.
-    pub json: bool,
-    /// Whether no progress is shown.
-    pub quiet: bool,
+    /// How it is told.
+    pub report: &'a ReportArguments,
 }
 
 #[derive(Serialize)]
@@ -119,9 +114,9 @@ pub fn run(command: &Command, verbose: u8) -> anyhow::Result<ExitCode> {
         minimum_layer: arguments.min_layer_size,
         client: arguments.network.client(),
         scratch: environment::scratch(),
-        progress: progress::of_indexing(arguments.quiet),
+        progress: progress::of_indexing(arguments.report.quiet),
     };
-    publish(request, arguments.json)
+    publish(request, arguments.report.json)
 }
 
 /// Runs a conversion into this format.
@@ -138,9 +133,9 @@ pub fn convert(conversion: &Conversion<'_>) -> anyhow::Result<ExitCode> {
         minimum_layer: DEFAULT_MINIMUM_LAYER,
         client: conversion.network.client(),
         scratch: environment::scratch(),
-        progress: progress::of_indexing(conversion.quiet),
+        progress: progress::of_indexing(conversion.report.quiet),
     };
-    publish(request, conversion.json)
+    publish(request, conversion.report.json)
 }
 
 fn publish(request: IndexRequest, json: bool) -> anyhow::Result<ExitCode> {

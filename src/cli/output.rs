@@ -5,6 +5,17 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+/// How a command that may take long tells what it does.
+#[derive(clap::Args)]
+pub struct ReportArguments {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
 /// Prints `value` as JSON.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;

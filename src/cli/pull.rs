@@ -14,7 +14,7 @@ use peelfs_registry::{ImageReference, Platform};
 use serde::Serialize;
 
 use super::network::NetworkArguments;
-use super::output::{self, Align};
+use super::output::{self, Align, ReportArguments};
 use super::{environment, progress};
 
 /// Bring an image into the store without mounting it
@@ -47,12 +47,8 @@ pub struct PulledImage {
     trust_referrers: bool,
     #[command(flatten)]
     network: NetworkArguments,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Show no progress
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    report: ReportArguments,
 }
 
 /// Nobody reads the layers while they are pulled.
@@ -123,7 +119,7 @@ impl PulledImage {
             client: self.network.client(),
             read_deadline: READ_DEADLINE,
             trust_referrers: self.trust_referrers,
-            progress: progress::to_terminal(self.quiet),
+            progress: progress::to_terminal(self.report.quiet),
         };
         let other = if self.platform.is_some() { OtherPlatform::Refuse } else { OtherPlatform::Warn };
         Ok(pull(store, threads, request, other)?)
@@ -131,7 +127,7 @@ impl PulledImage {
 
     /// Extracts the image, or what lies at these paths. SIGINT ends the process, and what was fetched stays.
     pub fn extract(&self, threads: &ThreadStarter, pulled: &Pulled, paths: &[Vec<u8>]) -> anyhow::Result<()> {
-        let progress = progress::of_extraction(self.quiet);
+        let progress = progress::of_extraction(self.report.quiet);
         let work = async {
             if paths.is_empty() {
                 pulled.extract(&progress).await?;
@@ -182,7 +178,7 @@ impl PulledImage {
             requests: statistics.requests,
             fetched_bytes: statistics.bytes_received,
         };
-        if self.json {
+        if self.report.json {
             output::json(&report)?;
         } else {
             output::print(&text(&report))?;

@@ -14,7 +14,7 @@ use peelfs_registry::{Copied, ImageReference, Platform};
 use serde::Serialize;
 
 use super::network::{self, NetworkArguments};
-use super::output::{self, Align};
+use super::output::{self, Align, ReportArguments};
 use super::{environment, progress};
 
 /// Put an image of the store elsewhere, as it is
@@ -35,7 +35,8 @@ pub struct Arguments {
     /// Push the image index, with the images of all platforms; all of them must be in the store
     #[arg(long)]
     all_platforms: bool,
-    /// Compress layers anew that are not compressed so: the result is another image, with the same files
+    /// Compress layers anew that are not compressed so: the result is another image, with the same files; to gzip or zstd, what was an
+    /// eStargz table of contents becomes a file of it, too
     #[arg(long, value_enum, value_name = "COMPRESSION")]
     compression: Option<Compression>,
     /// Compress all layers anew
@@ -43,12 +44,8 @@ pub struct Arguments {
     force_compression: bool,
     #[command(flatten)]
     network: NetworkArguments,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Show no progress
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    report: ReportArguments,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -96,7 +93,7 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
             false => Platforms::One(environment::platform(arguments.platform.clone())),
         },
         client: arguments.network.client(),
-        progress: progress::of_push(arguments.quiet),
+        progress: progress::of_push(arguments.report.quiet),
     };
     let runtime = network::runtime()?;
     let report = match arguments.compression {
@@ -109,7 +106,7 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
             }
         }
     };
-    if arguments.json {
+    if arguments.report.json {
         output::json(&report)?;
     } else {
         output::print(&text(&report))?;
@@ -127,7 +124,7 @@ fn recompression(arguments: &Arguments, compression: Compression) -> Recompressi
         },
         is_forced: arguments.force_compression,
         scratch: environment::scratch(),
-        progress: progress::of_conversion(arguments.quiet),
+        progress: progress::of_conversion(arguments.report.quiet),
     }
 }
 

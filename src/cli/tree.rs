@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use peelfs::mount::local_tree;
 use peelfs::store::Store;
 use peelfs::table::format::InodeRecord;
+use peelfs::tree::paths::walk;
 use peelfs::tree::serve::MergedTree;
 use serde::Serialize;
 
@@ -69,24 +70,14 @@ fn list(tree: &MergedTree, out: &mut impl Write, json: bool) -> std::io::Result<
     if !json {
         writeln!(out, "{:<10} {:>11} {:<8} {:>5}  PATH", "MODE", "SIZE", "BYTES", "LAYER")?;
     }
-    // Directories whose entries are still to be listed: the entries, and the length of their path.
-    let root = &table.inodes()[0];
-    line(tree, root, b"/", out, json)?;
-    let mut path = Vec::new();
-    let mut open = vec![(table.directory(root).iter(), 0)];
-    while let Some((entries, length)) = open.last_mut() {
-        path.truncate(*length);
-        let Some(entry) = entries.next() else {
-            open.pop();
-            continue;
-        };
-        let Some(inode) = table.inode(entry.inode.get()) else { continue };
-        path.push(b'/');
-        path.extend_from_slice(table.name(entry));
-        line(tree, inode, &path, out, json)?;
-        open.push((table.directory(inode).iter(), path.len()));
-    }
-    Ok(())
+    line(tree, &table.inodes()[0], b"/", out, json)?;
+    let mut absolute = Vec::new();
+    walk(table, |path, _, inode| {
+        absolute.clear();
+        absolute.push(b'/');
+        absolute.extend_from_slice(path);
+        line(tree, inode, &absolute, out, json)
+    })
 }
 
 fn line(

@@ -176,7 +176,7 @@ mod tests {
     }
 
     /// The files of one letter, with a bar before those that are seldom touched.
-    fn order(profile: &Profile) -> String {
+    pub(super) fn order(profile: &Profile) -> String {
         let mut order = String::new();
         for typical in profile.typical() {
             if typical.is_seldom && !order.contains('|') {

@@ -6,14 +6,16 @@ use std::collections::{HashMap, HashSet};
 use crate::table::Table;
 use crate::table::format::InodeRecord;
 
-/// What [`EntryRecord::kind`](crate::table::format::EntryRecord::kind) says of a directory.
-const DIRECTORY: u32 = libc::S_IFDIR >> 12;
-
-/// A path for each of these inodes, by their number in the table: root-relative, and of several names the one that a walk in the
-/// order of names finds first. Those without a name are left out.
-pub fn paths_of(table: &Table, mut wanted: HashSet<u32>) -> HashMap<u32, Vec<u8>> {
-    let mut paths = HashMap::with_capacity(wanted.len());
-    let (Some(root), false) = (table.inode(0), wanted.is_empty()) else { return paths };
+/// Visits all names below the root in the order of their paths, each with its path from the root and its inode's number; `visit` may end the
+/// walk. Memory is bounded by the depth.
+///
+/// # Errors
+/// Those of `visit`.
+pub fn walk<E>(
+    table: &Table,
+    mut visit: impl FnMut(&[u8], u32, &InodeRecord) -> Result<(), E>,
+) -> Result<(), E> {
+    let Some(root) = table.inode(0) else { return Ok(()) };
     let mut path = Vec::new();
     // Directories whose entries are still to be looked at, and the length of their path.
     let mut open = vec![(table.directory(root).iter(), 0)];
@@ -23,25 +25,32 @@ pub fn paths_of(table: &Table, mut wanted: HashSet<u32>) -> HashMap<u32, Vec<u8>
             open.pop();
             continue;
         };
-        let inode = entry.inode.get();
-        let is_directory = u32::from(entry.kind.get()) == DIRECTORY;
-        if !is_directory && !wanted.contains(&inode) {
-            continue;
-        }
+        let number = entry.inode.get();
+        let Some(inode) = table.inode(number) else { continue };
         if !path.is_empty() {
             path.push(b'/');
         }
         path.extend_from_slice(table.name(entry));
-        if wanted.remove(&inode) {
-            paths.insert(inode, path.clone());
-            if wanted.is_empty() {
-                break;
-            }
-        }
-        if let Some(directory) = table.inode(inode).filter(|_| is_directory) {
-            open.push((table.directory(directory).iter(), path.len()));
-        }
+        visit(&path, number, inode)?;
+        open.push((table.directory(inode).iter(), path.len()));
     }
+    Ok(())
+}
+
+/// A path for each of these inodes, by their number in the table: root-relative, and of several names the one that a walk in the
+/// order of names finds first. Those without a name are left out.
+pub fn paths_of(table: &Table, mut wanted: HashSet<u32>) -> HashMap<u32, Vec<u8>> {
+    let mut paths = HashMap::with_capacity(wanted.len());
+    if wanted.is_empty() {
+        return paths;
+    }
+    // All were found, so that is no failure.
+    let _ = walk(table, |path, number, _| {
+        if wanted.remove(&number) {
+            paths.insert(number, path.to_vec());
+        }
+        if wanted.is_empty() { Err(()) } else { Ok(()) }
+    });
     paths
 }
 

@@ -26,6 +26,7 @@ pub fn record(text: Option<&[u8]>, image: &str, manifest: &str, run: &Run) -> Re
 #[cfg(test)]
 mod tests {
     use super::super::format::{read, write};
+    use super::super::tests::order;
     use super::super::{EARLIER, Profile, TouchedFile};
     use super::*;
 
@@ -41,18 +42,6 @@ mod tests {
         assert_eq!(write(&profile), new, "the same profile has the same text");
         *text = Some(new);
         profile
-    }
-
-    /// The files of one letter, with a bar before those that are seldom touched.
-    fn order(profile: &Profile) -> String {
-        let mut order = String::new();
-        for typical in profile.typical() {
-            if typical.is_seldom && !order.contains('|') {
-                order.push('|');
-            }
-            order.push_str(std::str::from_utf8(&typical.file.path).unwrap());
-        }
-        order
     }
 
     #[test]

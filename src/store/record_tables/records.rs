@@ -65,38 +65,11 @@ impl RecordUse {
 impl RecordTables<'_> {
     /// Adds a record.
     pub fn insert_record(&self, record: &CacheRecord) -> TableResult<()> {
-        self.transaction
-            .prepare_cached(
-                "INSERT INTO cache_records VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,
-                    ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25)",
-            )?
-            .execute(params![
-                record.id,
-                record.kind.name(),
-                record.description,
-                record.record_type,
-                record.retention,
-                record.created_at,
-                record.last_used,
-                to_integer(record.use_count)?,
-                record.chain_id,
-                record.blob_chain_id,
-                record.diff_id,
-                record.is_proved,
-                record.blob.as_ref().map(|blob| &blob.digest),
-                record.blob.as_ref().map(|blob| &blob.media_type),
-                record.blob.as_ref().map(|blob| to_integer(blob.size)).transpose()?,
-                record.toc_digest,
-                record.layer,
-                record.snapshot,
-                record.size.map(to_integer).transpose()?,
-                record.state,
-                record.is_mutable,
-                record.is_volatile,
-                record.is_deleted,
-                record.equal_mutable,
-                record.boot
-            ])?;
+        self.write_record(
+            "INSERT INTO cache_records VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,
+                ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25)",
+            record,
+        )?;
         let mut insert = self.transaction.prepare_cached("INSERT INTO record_parents VALUES (?1, ?2, ?3)")?;
         for (position, parent) in record.kind.positions() {
             insert.execute(params![record.id, position, parent])?;
@@ -106,39 +79,45 @@ impl RecordTables<'_> {
 
     /// Writes a record as it is given; what it was made of and when stays.
     pub fn update_record(&self, record: &CacheRecord) -> TableResult<()> {
-        self.transaction
-            .prepare_cached(
-                "UPDATE cache_records SET description = ?2, record_type = ?3, retention = ?4, last_used = ?5, use_count = ?6,
-                    chain_id = ?7, blob_chain_id = ?8, diff_id = ?9, is_proved = ?10, blob_digest = ?11, media_type = ?12,
-                    blob_size = ?13, toc_digest = ?14, layer = ?15, snapshot = ?16, size = ?17, state = ?18,
-                    is_mutable = ?19, is_volatile = ?20, is_deleted = ?21, equal_mutable = ?22, boot = ?23
-                 WHERE id = ?1",
-            )?
-            .execute(params![
-                record.id,
-                record.description,
-                record.record_type,
-                record.retention,
-                record.last_used,
-                to_integer(record.use_count)?,
-                record.chain_id,
-                record.blob_chain_id,
-                record.diff_id,
-                record.is_proved,
-                record.blob.as_ref().map(|blob| &blob.digest),
-                record.blob.as_ref().map(|blob| &blob.media_type),
-                record.blob.as_ref().map(|blob| to_integer(blob.size)).transpose()?,
-                record.toc_digest,
-                record.layer,
-                record.snapshot,
-                record.size.map(to_integer).transpose()?,
-                record.state,
-                record.is_mutable,
-                record.is_volatile,
-                record.is_deleted,
-                record.equal_mutable,
-                record.boot
-            ])?;
+        self.write_record(
+            "UPDATE cache_records SET description = ?3, record_type = ?4, retention = ?5, last_used = ?7, use_count = ?8,
+                chain_id = ?9, blob_chain_id = ?10, diff_id = ?11, is_proved = ?12, blob_digest = ?13, media_type = ?14,
+                blob_size = ?15, toc_digest = ?16, layer = ?17, snapshot = ?18, size = ?19, state = ?20,
+                is_mutable = ?21, is_volatile = ?22, is_deleted = ?23, equal_mutable = ?24, boot = ?25
+             WHERE id = ?1",
+            record,
+        )
+    }
+
+    /// Runs a statement whose parameters are the columns, in their order; it need not use all.
+    fn write_record(&self, statement: &str, record: &CacheRecord) -> TableResult<()> {
+        self.transaction.prepare_cached(statement)?.execute(params![
+            record.id,
+            record.kind.name(),
+            record.description,
+            record.record_type,
+            record.retention,
+            record.created_at,
+            record.last_used,
+            to_integer(record.use_count)?,
+            record.chain_id,
+            record.blob_chain_id,
+            record.diff_id,
+            record.is_proved,
+            record.blob.as_ref().map(|blob| &blob.digest),
+            record.blob.as_ref().map(|blob| &blob.media_type),
+            record.blob.as_ref().map(|blob| to_integer(blob.size)).transpose()?,
+            record.toc_digest,
+            record.layer,
+            record.snapshot,
+            record.size.map(to_integer).transpose()?,
+            record.state,
+            record.is_mutable,
+            record.is_volatile,
+            record.is_deleted,
+            record.equal_mutable,
+            record.boot
+        ])?;
         Ok(())
     }
 
