@@ -47,7 +47,8 @@ use crate::table::format::InodeRecord;
 use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
 
-pub use bring::{image_of_manifest, known_image, recorded_image};
+pub use crate::fetch::image_of_manifest;
+pub use bring::{known_image, recorded_image};
 pub use names::{give_name, origin_note, origin_of, take_name};
 pub use prefetch::Prefetching;
 pub use prepare::{local_tree, prepare, tree_key};

@@ -30,6 +30,7 @@ mod show;
 mod signals;
 mod snapshot;
 mod status;
+mod store;
 mod tag;
 mod tree;
 mod unmount;
@@ -69,6 +70,7 @@ enum Command {
     Tag(tag::Arguments),
     Rm(rm::Arguments),
     Gc(gc::Arguments),
+    Store(store::Arguments),
     Commit(commit::Arguments),
     #[command(subcommand)]
     Snapshot(snapshot::Command),
@@ -101,6 +103,7 @@ pub fn run() -> ExitCode {
         Command::Tag(command) => tag::run(&command, &store),
         Command::Rm(command) => rm::run(&command, &store),
         Command::Gc(command) => gc::run(&command, &store, arguments.verbose),
+        Command::Store(command) => store::run(&command, &store, arguments.verbose),
         Command::Convert(command) => convert::run(&command, &store, arguments.verbose),
         Command::Profile(command) => profile::run(&command, &store, arguments.verbose),
         Command::Index(command) => index::run(&command, arguments.verbose),

@@ -13,8 +13,8 @@ use crate::layer::entry::Chunk;
 use crate::layer::gzip::checkpoint::{Checkpoint, CheckpointError, Checkpoints};
 use crate::layer::soci::headers::Claims;
 use crate::store::{ChunkPlace, DataFiles, LayerFiles, StoreError};
-use crate::table::Table;
 use crate::table::placement::DataFile;
+use crate::table::{Codec, Table};
 
 /// An open layer. Shared by all who read it.
 pub struct LayerContent {
@@ -220,7 +220,21 @@ impl LayerContent {
         }
         let end = decoded_offset.saturating_add(buffer.len() as u64);
         let chunks = chunk_numbers(self.table.chunks_of(decoded_offset..end));
-        map.read_present(chunks, || self.read_data(decoded_offset, buffer))
+        let is_read = map.read_present(chunks.clone(), || self.read_data(decoded_offset, buffer))?;
+        if is_read {
+            self.touch(chunks);
+        }
+        Ok(is_read)
+    }
+
+    /// Says that these chunks are warm, if that matters to anybody.
+    fn touch(&self, chunks: Range<u64>) {
+        let room = self.lazy.as_ref().and_then(|lazy| lazy.fetcher().room());
+        if room.is_some_and(|room| room.is_limited())
+            && let Some(touched) = self.files.touched()
+        {
+            touched.touch(chunks);
+        }
     }
 
     fn read_data(&self, decoded_offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
@@ -247,6 +261,7 @@ impl LayerContent {
             bytes = rest;
         }
         map.mark(number as u64);
+        self.touch(number as u64..number as u64 + 1);
         self.prove_if_complete();
         Ok(())
     }
@@ -257,13 +272,45 @@ impl LayerContent {
     /// # Errors
     /// If the store cannot write or discard.
     pub fn evict(&self, chunks: Range<usize>) -> Result<u64, StoreError> {
+        self.evict_chunks(chunks)
+    }
+
+    /// The same for single chunks, in ascending order.
+    pub(super) fn evict_chunks(&self, chunks: impl IntoIterator<Item = usize>) -> Result<u64, StoreError> {
         let place = |number: usize| {
             let chunk = self.table.chunks().get(number)?;
             let pieces = self.table.pieces(chunk.decoded_offset.get(), chunk.decoded_length.get());
             Some(ChunkPlace { chunk: number as u64, pieces: pieces.collect() })
         };
-        let places: Vec<ChunkPlace> = chunks.map_while(place).collect();
+        let places: Vec<ChunkPlace> = chunks.into_iter().map_while(place).collect();
         self.files.evict(&places)
+    }
+
+    /// Chunks that are here and whose bytes are so many or, if there are not as many, all that there are: the next ones from where it was
+    /// asked last. Unless it may be any, those that were touched meanwhile are passed over this once.
+    pub(super) fn evictable(&self, bytes: u64, any: bool) -> Vec<usize> {
+        let Some(map) = &self.files.chunk_map else { return Vec::new() };
+        let (touched, chunks) = (self.files.touched(), self.table.chunks());
+        let hand = touched.map_or(0, |touched| touched.hand()) as usize;
+        let (mut found, mut left, mut next) = (Vec::new(), bytes, hand);
+        for number in (hand..chunks.len()).chain(0..hand) {
+            if left == 0 {
+                break;
+            }
+            next = number + 1;
+            // Zeros are holes already.
+            let is_of_use = map.is_present(number as u64) && chunks[number].codec != Codec::Zeros as u8;
+            let is_warm = || touched.is_some_and(|touched| touched.take(number as u64));
+            if is_of_use && (any || !is_warm()) {
+                left = left.saturating_sub(chunks[number].decoded_length.get());
+                found.push(number);
+            }
+        }
+        if let Some(touched) = touched {
+            touched.set_hand(next as u64);
+        }
+        found.sort_unstable();
+        found
     }
 
     /// Brings what is missing of these bytes, then calls `done`: on this thread if nothing is missing.

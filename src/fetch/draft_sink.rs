@@ -2,10 +2,13 @@
 //!
 //! All of the archive is kept, headers and padding as well: so each chunk is here as its digest has it, and what is here can be checked,
 //! and the archive put together again, without the network. That costs some four hundredths of the disk. Neighbours are written
-//! together: small files, and what lies between them, are one stretch.
+//! together: small files, and what lies between them, are one stretch. What would make the store larger than it may be is left out; the
+//! chunks that lack something of it are fetched when they are read.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
+use super::room::{Room, Urgency};
 use crate::layer::builder::LayerBuilder;
 use crate::layer::entry::Entry;
 use crate::layer::lookup::is_bookkeeping;
@@ -15,6 +18,8 @@ use crate::table::placement::pieces;
 
 /// Bytes of the packed file that are written at once, unless more arrive at once.
 const LONGEST_STRETCH: usize = 256 << 10;
+/// Bytes that are dropped once there was no room: it is not asked for after each of them.
+const DROPPED: u64 = 4 << 20;
 
 /// Takes a layer's archive.
 pub(super) struct DraftSink<'a> {
@@ -22,6 +27,11 @@ pub(super) struct DraftSink<'a> {
     draft: &'a LayerDraft,
     annotations: BTreeMap<String, String>,
     stretch: Stretch,
+    room: Option<&'a Room>,
+    /// Parts of the decoded space for which there was no room, in ascending order.
+    dropped: Vec<Range<u64>>,
+    /// Bytes that are dropped before room is asked for again.
+    to_drop: u64,
 }
 
 /// What is still to be written to the packed file, and where it begins.
@@ -32,18 +42,27 @@ struct Stretch {
 }
 
 impl<'a> DraftSink<'a> {
-    /// Puts a layer whose descriptor has these annotations into `draft`.
-    pub fn new(draft: &'a LayerDraft, annotations: BTreeMap<String, String>) -> DraftSink<'a> {
-        DraftSink { builder: LayerBuilder::new(), draft, annotations, stretch: Stretch::default() }
+    /// Puts a layer whose descriptor has these annotations into `draft`, as far as there is room.
+    pub fn new(
+        draft: &'a LayerDraft,
+        annotations: BTreeMap<String, String>,
+        room: Option<&'a Room>,
+    ) -> DraftSink<'a> {
+        let (builder, stretch) = (LayerBuilder::new(), Stretch::default());
+        DraftSink { builder, draft, annotations, stretch, room, dropped: Vec::new(), to_drop: 0 }
     }
 
-    /// Writes what is left, and gives the tree.
-    pub fn finish(mut self) -> Result<LayerBuilder, StoreError> {
+    /// Writes what is left, and gives the tree and the parts of the decoded space that were not written.
+    pub fn finish(mut self) -> Result<(LayerBuilder, Vec<Range<u64>>), StoreError> {
         self.stretch.write(self.draft)?;
-        Ok(self.builder)
+        Ok((self.builder, self.dropped))
     }
 
     fn write(&mut self, decoded_offset: u64, mut bytes: &[u8]) -> Result<(), StoreError> {
+        if !self.has_room(bytes.len() as u64) {
+            self.drop(decoded_offset..decoded_offset + bytes.len() as u64);
+            return Ok(());
+        }
         for piece in pieces(self.builder.large_parts(), decoded_offset, bytes.len() as u64) {
             let (part, rest) = bytes.split_at(piece.length as usize);
             match piece.file {
@@ -53,6 +72,25 @@ impl<'a> DraftSink<'a> {
             bytes = rest;
         }
         Ok(())
+    }
+}
+
+impl DraftSink<'_> {
+    fn has_room(&mut self, bytes: u64) -> bool {
+        let Some(room) = self.room else { return true };
+        if self.to_drop == 0 && room.admit(bytes, Urgency::Spare).is_none() {
+            self.to_drop = DROPPED;
+        }
+        let is_dropped = self.to_drop > 0;
+        self.to_drop = self.to_drop.saturating_sub(bytes);
+        !is_dropped
+    }
+
+    fn drop(&mut self, part: Range<u64>) {
+        match self.dropped.last_mut() {
+            Some(last) if last.end == part.start => last.end = part.end,
+            _ => self.dropped.push(part),
+        }
     }
 }
 

@@ -104,7 +104,7 @@ impl Fixture {
         let draft = store.layers().layer(digest.as_str()).unwrap().create().unwrap();
         let pieces = blob.chunks(10_000).map(Ok::<_, SinkError>);
         let (files, pending) =
-            unpack(draft, &digest, Default::default(), pieces, &expectation, &|_| {}).unwrap();
+            unpack(draft, &digest, Default::default(), pieces, &expectation, None, &|_| {}).unwrap();
         pending.commit().unwrap();
         drop(files);
         let threads = NetworkThreads::new(|| {});
@@ -112,7 +112,7 @@ impl Fixture {
         let source = Counted { blob: blob.into(), bytes: fetched.clone() };
         let files = store.layers().layer(digest.as_str()).unwrap().open().unwrap().unwrap();
         let table = Table::open(&files.table, &identity(&digest)).unwrap();
-        let fetcher = Fetcher::new(threads.starter().clone(), Duration::from_secs(60), |_| {});
+        let fetcher = Fetcher::new(threads.starter().clone(), Duration::from_secs(60), None, |_| {});
         let content = LayerContent::lazy_from(digest.as_str(), table, files, Arc::new(source), fetcher);
         Fixture { content, layer, digest, fetched, store, directory, _threads: threads }
     }

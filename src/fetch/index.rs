@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use super::draft_sink::DraftSink;
 use super::lazy::Fetcher;
 use super::names;
 use super::proof::{Prover, now};
+use super::room::Room;
 use super::soci::{ByZtoc, index_by_ztoc};
 use super::source::{OriginBlob, feed};
 use super::toc_image::TocImage;
@@ -39,7 +41,7 @@ use crate::store::{
     table_identity,
 };
 use crate::table::format::ChunkRecord;
-use crate::table::placement::DataFile;
+use crate::table::placement::{self, DataFile};
 use crate::table::{Codec, Table, TableError};
 
 /// Layers that are streamed at the same time. Each keeps a decoder and a hasher busy.
@@ -371,7 +373,7 @@ impl Indexer {
         let (sender, mut receiver) = tokio::sync::mpsc::channel(64);
         let unpack = {
             let (store, layer, progress) = (self.store.clone(), layer.clone(), self.progress.clone());
-            let name = name.clone();
+            let (name, room) = (name.clone(), self.fetcher.room().cloned());
             tokio::task::spawn_blocking(move || {
                 let descriptor = &layer.descriptor;
                 let draft = store.layers().layer(name.as_str())?.create()?;
@@ -390,7 +392,7 @@ impl Indexer {
                 };
                 let told = |bytes| progress(Event::Streamed(descriptor.digest.clone(), bytes));
                 let pieces = std::iter::from_fn(|| receiver.blocking_recv());
-                unpack(draft, &name, annotations, pieces, &expectation, &told)
+                unpack(draft, &name, annotations, pieces, &expectation, room.as_deref(), &told)
             })
         };
         let pieces = match whole_blob {
@@ -405,13 +407,14 @@ impl Indexer {
 }
 
 /// Streams a layer with these annotations into its draft, to be kept under that name. It is wholly there then, and can be fetched again
-/// in chunks.
+/// in chunks; what there is no room for is missing then.
 pub(super) fn unpack<I, B, E>(
     draft: LayerDraft,
     name: &Digest,
     annotations: BTreeMap<String, String>,
     pieces: I,
     expectation: &StreamExpectation,
+    room: Option<&Room>,
     told: &(dyn Fn(u64) + Sync),
 ) -> Result<(LayerFiles, PendingPublish), IndexError>
 where
@@ -419,14 +422,37 @@ where
     B: AsRef<[u8]>,
     E: Into<SinkError>,
 {
-    let mut sink = DraftSink::new(&draft, annotations);
+    let mut sink = DraftSink::new(&draft, annotations, room);
     let mut checkpoints = DraftCheckpoints::of(&draft);
     let streamed =
         stream::unpack_stream(pieces, expectation, &mut sink, &mut checkpoints, told).map_err(Box::new)?;
-    let builder = sink.finish()?;
+    let (builder, dropped) = sink.finish()?;
+    let missing = chunks_with(&streamed.chunks, &dropped);
+    if !missing.is_empty() {
+        tracing::info!(layer = %expectation.blob_digest, missing = missing.len(), chunks = streamed.chunks.len(), "not all of the layer fits in the store's budget; the rest is fetched when it is read");
+    }
+    for number in &missing {
+        let chunk = &streamed.chunks[*number as usize];
+        let parts = placement::pieces(builder.large_parts(), chunk.decoded_offset, chunk.decoded_length);
+        for piece in parts {
+            draft.discard(&piece)?;
+        }
+    }
     draft.data().set_length(DataFile::Packed, streamed.decoded_length)?;
     let table = builder.finish(identity(name), &streamed.chunks)?;
-    Ok(draft.finish_whole_unsynced(&table, streamed.chunks.len() as u64)?)
+    Ok(draft.finish_whole_unsynced(&table, streamed.chunks.len() as u64, &missing)?)
+}
+
+/// The numbers of the chunks, which follow one another in the decoded space, that have something of these parts of it.
+fn chunks_with(chunks: &[Chunk], parts: &[Range<u64>]) -> Vec<u64> {
+    let mut found = Vec::new();
+    for part in parts {
+        let first = chunks.partition_point(|chunk| chunk.decoded_offset + chunk.decoded_length <= part.start);
+        let after = chunks.partition_point(|chunk| chunk.decoded_offset < part.end);
+        found.extend((first..after).map(|number| number as u64));
+    }
+    found.dedup();
+    found
 }
 
 /// Opens a layer that is in the store under its digest, only to look at it; nothing if it is not there or must be made again.
@@ -451,7 +477,7 @@ pub fn open_local_of(
 }
 
 /// The manifests of the images that an image was made of, if it was made here.
-fn ancestors(store: &Store, image: &Digest) -> Result<Vec<Digest>, StoreError> {
+pub(super) fn ancestors(store: &Store, image: &Digest) -> Result<Vec<Digest>, StoreError> {
     let origins = store.origins().of(image.as_str())?;
     let ancestors = origins.into_iter().flat_map(|origins| origins.ancestors);
     Ok(ancestors.filter_map(|digest| digest.parse().ok()).collect())

@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use super::content::LayerContent;
 use super::planner::{self, Limits, Request, blob_range};
 use super::readahead::Readahead;
+use super::room::{Room, Urgency};
 use super::source::BlobSource;
 use super::span;
 use super::threads::ThreadStarter;
@@ -123,6 +124,8 @@ pub struct Fetcher {
     /// One permit per KiB of blob bytes that may be in memory.
     memory: Semaphore,
     deadline: Duration,
+    /// If its size matters.
+    room: Option<Arc<Room>>,
     observer: Box<dyn Fn(u64) + Send + Sync>,
     /// Bytes of blobs that were fetched before anybody wanted them.
     prefetched: AtomicU64,
@@ -142,16 +145,18 @@ struct Waiting {
 const MEMORY: u32 = 96 << 10;
 
 impl Fetcher {
-    /// Fetches on those threads. A reader waits at most `deadline`. `observer` is called after each request, with
+    /// Fetches on those threads. A reader waits at most `deadline`. What is written keeps to the budget of `room`'s store. `observer` is called after each request, with
     /// the bytes of blobs that were prefetched so far.
     pub fn new(
         threads: ThreadStarter,
         deadline: Duration,
+        room: Option<Arc<Room>>,
         observer: impl Fn(u64) + Send + Sync + 'static,
     ) -> Arc<Fetcher> {
         let memory = Semaphore::new(MEMORY as usize);
         let (prefetched, waiting) = (AtomicU64::new(0), watch::Sender::default());
-        Arc::new(Fetcher { threads, memory, deadline, observer: Box::new(observer), prefetched, waiting })
+        let observer = Box::new(observer);
+        Arc::new(Fetcher { threads, memory, deadline, room, observer, prefetched, waiting })
     }
 }
 
@@ -161,6 +166,11 @@ impl Fetcher {
         let permits = u32::try_from(bytes >> 10).unwrap_or(MEMORY).clamp(1, MEMORY);
         // The semaphore is never closed, so this is always a permit.
         self.memory.acquire_many(permits).await.ok()
+    }
+
+    /// Who keeps the store's budget, if anybody need.
+    pub(super) fn room(&self) -> Option<&Arc<Room>> {
+        self.room.as_ref()
     }
 
     /// The runtime of the network's threads, which are started if they do not run.
@@ -579,6 +589,9 @@ pub(super) fn deliver_decoded(
     chunk: &Chunk,
     decoded: &[u8],
 ) -> Result<(), FetchError> {
+    // A reader is never refused.
+    let room = content.lazy().and_then(|lazy| lazy.fetcher.room());
+    let _admitted = room.and_then(|room| room.admit(decoded.len() as u64, Urgency::Reader));
     let write = || content.write_and_mark(number as usize, chunk.decoded_offset, decoded);
     let written = match write() {
         Err(error) if error.is_full() && content.give_up_rests() => write(),

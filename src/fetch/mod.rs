@@ -28,12 +28,16 @@ pub mod proof;
 mod readahead;
 mod rebuild;
 pub mod referrers;
+mod room;
 pub mod soci;
 pub mod source;
 mod span;
+mod stored;
 mod threads;
 mod toc_image;
 
 pub use content::LayerContent;
 pub use lazy::{FetchError, Fetcher};
+pub use room::Room;
+pub use stored::image_of_manifest;
 pub use threads::{NetworkThreads, ThreadStarter};

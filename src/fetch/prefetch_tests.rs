@@ -79,7 +79,7 @@ impl Fixture {
         let (sender, asked) = mpsc::unbounded_channel();
         let may = watch::Sender::default();
         let source = Gated { blob: blob.into(), asked: sender, may: may.subscribe(), fails };
-        let fetcher = Fetcher::new(threads.starter().clone(), Duration::from_secs(60), |_| {});
+        let fetcher = Fetcher::new(threads.starter().clone(), Duration::from_secs(60), None, |_| {});
         let layer = LayerContent::lazy_from(digest.as_str(), table, files, Arc::new(source), fetcher);
         Fixture { layer, asked, may, threads, _directory: directory }
     }

@@ -20,7 +20,7 @@ use super::names::origin_of_manifest;
 use super::{ImageMountError, Pull, Request, now};
 use crate::error::chain;
 use crate::fetch::index::{IndexError, Indexer};
-use crate::fetch::{Fetcher, LayerContent, ThreadStarter, referrers, soci};
+use crate::fetch::{Fetcher, LayerContent, Room, ThreadStarter, image_of_manifest, referrers, soci};
 use crate::image::origin::{Elsewhere, Origin, ResolvedImage};
 use crate::image::{Image, Layer};
 use crate::layer::lookup::Lookup;
@@ -75,14 +75,6 @@ pub fn known_image(
 ) -> Result<Option<Image>, StoreError> {
     let record = store.database().find_image(&reference.to_string(), &platform.to_string())?;
     record.map_or(Ok(None), |record| recorded_image(store, &record))
-}
-
-/// The image of that manifest; nothing if not all of its documents are in the store.
-pub fn image_of_manifest(store: &Store, digest: &Digest) -> Result<Option<Image>, StoreError> {
-    let Some(manifest) = store.content().get(digest.as_str())? else { return Ok(None) };
-    let Ok((_, config)) = Image::manifest(digest, &manifest) else { return Ok(None) };
-    let Some(config) = store.content().get(config.digest.as_str())? else { return Ok(None) };
-    Ok(Image::parse(digest, &manifest, &config).ok())
 }
 
 /// Where the layers of an image come from that was made here, and the manifests of the images that it was made of. Nothing comes from
@@ -152,7 +144,8 @@ pub(super) fn bring(
     let origin = origin.map_err(in_store)?;
     let origin = Origin::new(origin, request.client);
     let observed = origin.clone();
-    let fetcher = Fetcher::new(threads.clone(), request.read_deadline, move |ahead| {
+    let room = Some(Arc::new(Room::new(store.clone())));
+    let fetcher = Fetcher::new(threads.clone(), request.read_deadline, room, move |ahead| {
         observer(observed.statistics(), ahead)
     });
     let indexer = Indexer::new(store.clone(), origin.clone(), fetcher, request.progress);

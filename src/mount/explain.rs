@@ -92,7 +92,7 @@ pub fn prove(
     let (elsewhere, ancestors) = super::bring::origins(store, &image.manifest_digest)?;
     origin.layers_are_elsewhere(elsewhere);
     // Nothing is read, so nobody waits.
-    let fetcher = Fetcher::new(threads.clone(), Duration::MAX, |_| {});
+    let fetcher = Fetcher::new(threads.clone(), Duration::MAX, None, |_| {});
     let indexer = Indexer::new(store.clone(), origin, fetcher, Arc::new(|_| {}));
     // Whatever is here may be proved, whoever was believed when it was made.
     indexer.bring_for(&image.manifest_digest, ancestors, true);

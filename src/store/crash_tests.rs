@@ -117,7 +117,8 @@ fn evict(store: &Store) {
         None => {
             let draft = whole_draft(store);
             draft.checkpoints().unwrap();
-            let (files, pending) = draft.finish_whole_unsynced(&table(CHUNKS, b"table"), CHUNKS).unwrap();
+            let (files, pending) =
+                draft.finish_whole_unsynced(&table(CHUNKS, b"table"), CHUNKS, &[]).unwrap();
             pending.commit().unwrap();
             files
         }

@@ -17,6 +17,8 @@ use super::layers::{
 };
 use super::provenance::{self, PROVENANCE, Provenance};
 use super::temporary::{Temporary, remove_unused};
+use super::touched;
+use crate::table::placement::Piece;
 
 /// Holes are kept at this granularity: the block size of the usual file systems.
 const BLOCK: usize = 4096;
@@ -115,6 +117,12 @@ impl LayerDraft {
         Ok(())
     }
 
+    /// Gives back what was written of a part: its chunk is not whole.
+    pub fn discard(&self, piece: &Piece) -> Result<(), StoreError> {
+        let end = piece.file_offset.saturating_add(piece.length);
+        self.data.discard(piece.file, piece.file_offset, end)
+    }
+
     /// Finishes the layer and makes it visible; all of it is on disk when this returns. If another process published the same
     /// layer meanwhile, that one's files are given and this draft goes. `chunk_count` as for
     /// [`finish_unsynced`](Self::finish_unsynced).
@@ -150,8 +158,8 @@ impl LayerDraft {
         self.finish(table, chunks.map_or(Presence::Complete, Presence::Lazy))
     }
 
-    /// The same for a layer of that many chunks of which every byte was written: its chunks can be
-    /// [evicted](LayerFiles::evict), and fetched again.
+    /// The same for a layer of that many chunks of which every byte was written, but for those chunks that are missing: they
+    /// can be [evicted](LayerFiles::evict), and fetched again.
     ///
     /// # Errors
     /// As for [`finish_unsynced`](Self::finish_unsynced).
@@ -159,8 +167,17 @@ impl LayerDraft {
         self,
         table: &[u8],
         chunks: u64,
+        missing: &[u64],
     ) -> Result<(LayerFiles, PendingPublish), StoreError> {
-        self.finish(table, Presence::Whole(chunks))
+        let (files, pending) = self.finish(table, Presence::Whole(chunks))?;
+        if let (Some(map), false) = (&files.chunk_map, missing.is_empty()) {
+            missing.iter().for_each(|chunk| {
+                map.clear(*chunk);
+            });
+            // Durable before the layer is visible, as what is there is: its data are synced before that.
+            map.checkpoint(|| Ok(()))?;
+        }
+        Ok((files, pending))
     }
 
     fn finish(self, table: &[u8], presence: Presence) -> Result<(LayerFiles, PendingPublish), StoreError> {
@@ -206,7 +223,11 @@ impl LayerDraft {
             optional(home.open(PROVENANCE, OFlags::RDONLY)).context("open", path.join(PROVENANCE))?;
         others.extend(provenance);
         let pending = PendingPublish { layer: self.layer, data: Arc::clone(&self.data), others };
-        Ok((LayerFiles { table: table_file, data: self.data, chunk_map, checkpoints, headers }, pending))
+        let touched = touched::Kept::new();
+        Ok((
+            LayerFiles { table: table_file, data: self.data, chunk_map, checkpoints, headers, touched },
+            pending,
+        ))
     }
 }
 

@@ -9,6 +9,7 @@
 //! provenance    where the table came from     ┐ see provenance
 //! verdict       whether the layer was proved   ┘
 //! rests         what came between the chunks of a layer that is not proved yet: see rests
+//! touched       which chunks were read of late, made when somebody needs it
 //! checkpoints   of a gzip layer read by spans: its decoder's states, in the format that the layer's reader gave it
 //! headers    of a layer whose index lies beside it: what is to be proved of its files, likewise
 //! ```
@@ -35,6 +36,7 @@ use super::durable::{open_directory, still_names, sync_directory};
 use super::error::{Context, StoreError};
 use super::lock::{FileLock, flock};
 use super::temporary::{Temporaries, remove_unused};
+use super::touched;
 use crate::table::format::{self, ChunkRecord, Header, Section};
 
 pub(super) const TABLE: &str = "table";
@@ -119,6 +121,8 @@ pub struct LayerFiles {
     pub checkpoints: Option<File>,
     /// What is to be proved of its files before they are read, if anything is. Not verified.
     pub headers: Option<File>,
+    /// See [`LayerFiles::touched`].
+    pub(super) touched: touched::Kept,
 }
 
 /// A layer that nobody finds any more.
@@ -182,7 +186,14 @@ impl LayerDirectory {
             .map_err(damaged(super::data_files::PACKED))?;
         let beside = |name| optional(home.open(name, OFlags::RDONLY)).context("open", self.path.join(name));
         let (checkpoints, headers) = (beside(CHECKPOINTS)?, beside(HEADERS)?);
-        Ok(Some(LayerFiles { table, data: Arc::new(data), chunk_map, checkpoints, headers }))
+        Ok(Some(LayerFiles {
+            table,
+            data: Arc::new(data),
+            chunk_map,
+            checkpoints,
+            headers,
+            touched: touched::Kept::new(),
+        }))
     }
 
     /// Begins to make the layer, in a temporary directory that nobody else sees.

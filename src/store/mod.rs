@@ -28,6 +28,7 @@
 mod blob_draft;
 mod check;
 mod chunk_bits;
+mod budget;
 mod chunk_map;
 mod collect;
 mod content;
@@ -60,10 +61,12 @@ mod temporary;
 mod trees;
 mod writable;
 
+mod touched;
 use std::path::{Path, PathBuf};
 
 pub use blob_draft::BlobDraft;
 pub use check::{CheckReport, Finding, FindingKind};
+use std::sync::OnceLock;
 pub use chunk_map::{ChunkMap, MarkLock};
 pub use collect::CollectionLock;
 pub use content::Content;

@@ -1,0 +1,253 @@
+//! Promise: a store with a budget is never larger, whatever is read from it and by how many, as long as content that can be fetched again
+//! may go; and every byte that is read is right. What is warm stays rather than what is cold.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::support::archive::TestEntry;
+use crate::support::blob::{Estargz, Footer, Form};
+use crate::support::content::Content;
+use crate::support::image::Layout;
+use crate::support::model::Model;
+use crate::support::peel::Peel;
+use crate::support::registry::FakeRegistry;
+use crate::support::tools::{docker_registry, push, real_images};
+use crate::support::tree::{Tree, assert_same};
+
+const MEBIBYTE: u64 = 1 << 20;
+const SMALL_CHUNKS: Form =
+    Form::Estargz(Estargz { chunk_size: 64 << 10, footer: Footer::Modern, annotated: true, landmark: None });
+const GZIP: Form = Form::Gzip { members: 40 };
+
+/// What the store takes, counted as du(1) does: what disappears meanwhile counts nothing.
+fn disk_usage(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
+    let below: u64 = match metadata.is_dir() {
+        true => fs::read_dir(path)
+            .map(|entries| entries.filter_map(Result::ok).map(|entry| disk_usage(&entry.path())).sum())
+            .unwrap_or(0),
+        false => 0,
+    };
+    metadata.blocks() * 512 + below
+}
+
+/// Sixteen files of one mebibyte, and small ones.
+fn layer(seed: u64) -> Vec<TestEntry> {
+    let noise = |number, length| Content::Noise { seed: 1000 * seed + number, length };
+    let large =
+        (0..8).map(|number| TestEntry::file(format!("{seed}/large{number}"), noise(number, MEBIBYTE)));
+    let small =
+        (0..80).map(|number| TestEntry::file(format!("{seed}/small{number}"), noise(100 + number, 100_000)));
+    large.chain(small).collect()
+}
+
+fn served(form: Form, layers: &[u64]) -> (FakeRegistry, tempfile::TempDir, String, Vec<Vec<TestEntry>>) {
+    let (registry, directory) = (FakeRegistry::start(), tempfile::tempdir().unwrap());
+    let mut layout = Layout::create(directory.path());
+    let layers: Vec<_> = layers.iter().map(|seed| layer(*seed)).collect();
+    layout.image("image", &layers, form);
+    let reference = layout.serve(&registry, "some/name", "image");
+    (registry, directory, reference, layers)
+}
+
+fn files_below(path: &Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).unwrap() {
+        let entry = entry.unwrap();
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            files.extend(files_below(&entry.path()));
+        } else if kind.is_file() {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    files
+}
+
+fn digest(path: &Path) -> [u8; 32] {
+    let (mut file, mut hasher, mut buffer) = (File::open(path).unwrap(), Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).unwrap_or_else(|error| panic!("{}: {error}", path.display())) {
+            0 => return hasher.finalize().into(),
+            length => hasher.update(&buffer[..length]),
+        }
+    }
+}
+
+fn read_all(mount: &Path) {
+    for path in files_below(mount) {
+        digest(&path);
+    }
+}
+
+#[test]
+fn reading_more_than_the_budget_keeps_the_store_under_it_and_every_byte_right() {
+    for form in [SMALL_CHUNKS, GZIP, Form::Tar, Form::Zstd { frames: 40 }] {
+        let (_registry, _directory, reference, layers) = served(form, &[1, 2]);
+        let peel = Peel::new();
+        let budget = 12 * MEBIBYTE;
+        peel.succeed(&["store", "--budget", &budget.to_string()]);
+        for _ in 0..2 {
+            let mount = peel.mount(&reference);
+            let used = disk_usage(peel.store());
+            assert!(used <= budget, "{form:?}: {used} bytes once it is mounted");
+            for path in files_below(mount.path()) {
+                digest(&path);
+                let used = disk_usage(peel.store());
+                assert!(used <= budget, "{form:?}: {used} bytes after {}", path.display());
+            }
+            assert_same(&Tree::walk(mount.path()), &Model::of(&layers).unwrap().tree(), &[]);
+            mount.unmount();
+        }
+        assert_eq!(peel.json(&["check", "--json"])["findings"], serde_json::json!([]), "{form:?}");
+    }
+}
+
+#[test]
+fn several_processes_keep_one_budget() {
+    let (_registry, _directory, reference, layers) = served(SMALL_CHUNKS, &[1, 2]);
+    let (_registry2, _directory2, other, other_layers) = served(GZIP, &[3]);
+    let peel = Peel::new();
+    let budget = 12 * MEBIBYTE;
+    peel.succeed(&["store", "--budget", &budget.to_string()]);
+    let mounts = [peel.mount(&reference), peel.mount(&other), peel.mount(&reference)];
+    let digests = |mount: &Path| files_below(mount).iter().map(|path| digest(path)).collect::<Vec<_>>();
+    let read: Vec<_> = std::thread::scope(|scope| {
+        let readers = mounts.each_ref().map(|mount| {
+            let path = mount.path().to_owned();
+            scope.spawn(move || digests(&path))
+        });
+        while readers.iter().any(|reader| !reader.is_finished()) {
+            let used = disk_usage(peel.store());
+            assert!(used <= budget, "{used} bytes");
+        }
+        readers.into_iter().map(|reader| reader.join().unwrap()).collect()
+    });
+    for ((mount, layers), read) in mounts.iter().zip([&layers, &other_layers, &layers]).zip(read) {
+        assert_same(&Tree::walk(mount.path()), &Model::of(layers).unwrap().tree(), &[]);
+        assert!(digests(mount.path()) == read, "what was read while others did was the same");
+    }
+    mounts.into_iter().for_each(|mount| mount.unmount());
+}
+
+#[test]
+fn what_is_read_again_and_again_stays_and_what_nobody_has_open_goes_first() {
+    let (registry, _directory, reference, _) = served(SMALL_CHUNKS, &[1]);
+    let (other_registry, _directory2, other, _) = served(SMALL_CHUNKS, &[2]);
+    let peel = Peel::new();
+    let read = |mount: &Path, name: &str| {
+        let path = if name.is_empty() { mount.to_owned() } else { mount.join(name) };
+        // Past the kernel's page cache, which would hide from the store that it is read again.
+        let file = File::open(&path).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        digest(&path)
+    };
+    // The idle image takes some 16 MiB, all of which can go before anything of the other.
+    let idle = peel.mount(&other);
+    read_all(idle.path());
+    idle.unmount();
+    peel.wait_for_servers_to_end();
+    let budget = disk_usage(peel.store()) + 12 * MEBIBYTE;
+    peel.succeed(&["store", "--budget", &budget.to_string()]);
+    let mount = peel.mount(&reference);
+    let warm = ["1/small3", "1/small40", "1/small77"];
+    let read_warm = || warm.map(|name| read(mount.path(), name));
+    let before = read_warm();
+    for path in files_below(mount.path()) {
+        digest(&path);
+        read_warm();
+    }
+    registry.reset_counters();
+    let after = read_warm();
+    assert!(before == after);
+    let fetched = registry.counters().blob_bytes;
+    assert!(fetched < 64 << 10, "what is warm stayed: {fetched} bytes");
+    // Nothing of the mounted image had to go, as there was enough that nobody had open.
+    read_all(mount.path());
+    let fetched = registry.counters().blob_bytes;
+    assert!(fetched < 64 << 10, "what is open stayed, and was only proved: {fetched} bytes");
+    // Now something of it has to go, again and again: what is cold.
+    peel.succeed(&["store", "--budget", &(12 * MEBIBYTE).to_string()]);
+    let mut fetched_again = 0;
+    for path in (0..4).flat_map(|_| files_below(mount.path())) {
+        read(&path, "");
+        let before = registry.counters().blob_bytes;
+        read_warm();
+        fetched_again += registry.counters().blob_bytes - before;
+    }
+    assert!(fetched_again < 400_000, "what is warm went once at most: {fetched_again} bytes");
+    registry.reset_counters();
+    files_below(mount.path()).iter().for_each(|path| {
+        read(path, "");
+    });
+    assert!(registry.counters().blob_bytes > 4 * MEBIBYTE, "what was cold went");
+    other_registry.reset_counters();
+    let idle = peel.mount(&other);
+    read_all(idle.path());
+    assert!(other_registry.counters().blob_bytes > 0, "what nobody had open went");
+    idle.unmount();
+    mount.unmount();
+}
+
+#[test]
+fn a_budget_can_be_ended_and_one_that_cannot_be_kept_fails_nobody() {
+    let (_registry, _directory, reference, layers) = served(SMALL_CHUNKS, &[1]);
+    let peel = Peel::new();
+    let report = peel.json(&["store", "--budget", "1", "--json"]);
+    assert_eq!(report["budget"], 1);
+    let mount = peel.mount(&reference);
+    assert_same(&Tree::walk(mount.path()), &Model::of(&layers).unwrap().tree(), &[]);
+    mount.unmount();
+    let report = peel.json(&["store", "--budget", "none", "--json"]);
+    assert_eq!(report["budget"], serde_json::Value::Null);
+    let mount = peel.mount(&reference);
+    read_all(mount.path());
+    assert!(disk_usage(peel.store()) > 15 * MEBIBYTE);
+    assert_same(&Tree::walk(mount.path()), &Model::of(&layers).unwrap().tree(), &[]);
+    mount.unmount();
+    assert_eq!(peel.run(&["store", "--budget", "much"]).code, Some(2));
+    fs::write(peel.store().join("budget"), "much").unwrap();
+    let outcome = peel.run(&["store"]);
+    assert!(outcome.code == Some(8) && outcome.stderr.contains("--budget"), "{outcome:?}");
+}
+
+/// All real images that were made, some of them with as many bytes as five times the budget.
+#[test]
+fn real_images_are_read_right_under_a_small_budget() {
+    let registry = docker_registry();
+    let (peel, plain) = (Peel::new(), Peel::new());
+    let budget = 200_000_000;
+    peel.succeed(&["store", "--budget", "200MB"]);
+    for image in ["python", "node", "jdk"] {
+        let layout = real_images().join(image);
+        if !layout.exists() {
+            eprintln!("skipped: there is no {image} image; scripts/images --all makes it");
+            continue;
+        }
+        let mount = plain.mount(&format!("oci:{}:gzip", layout.display()));
+        let expected: BTreeMap<_, _> = files_below(mount.path())
+            .into_iter()
+            .map(|path| (path.strip_prefix(mount.path()).unwrap().to_owned(), digest(&path)))
+            .collect();
+        mount.unmount();
+        plain.succeed(&["rm", "--now", &format!("oci:{}:gzip", layout.display())]);
+        for tag in ["estargz", "gzip"] {
+            let mount = peel.mount(&push(&layout, tag, &registry, image));
+            for (number, (path, expected)) in expected.iter().enumerate() {
+                assert!(digest(&mount.path().join(path)) == *expected, "{tag}: {}", path.display());
+                if number % 256 == 0 {
+                    let used = disk_usage(peel.store());
+                    assert!(used <= budget, "{tag}: {used} bytes after {}", path.display());
+                }
+            }
+            mount.unmount();
+        }
+    }
+    assert_eq!(peel.json(&["check", "--json"])["findings"], serde_json::json!([]));
+}
