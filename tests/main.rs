@@ -13,6 +13,7 @@ mod external_toc;
 mod formats;
 mod fuse;
 mod laziness;
+mod lower_store;
 mod merge_rules;
 mod names_and_garbage;
 mod profile;

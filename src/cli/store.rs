@@ -19,6 +19,12 @@ pub struct Arguments {
     /// ends that
     #[arg(long, value_name = "SIZE", value_parser = budget)]
     budget: Option<Budget>,
+    /// Use the layers of the store in DIR, too, where they are; it is never written, and may be on a read-only file system
+    #[arg(long, value_name = "DIR")]
+    add_lower: Vec<PathBuf>,
+    /// Use the layers of the store in DIR no more
+    #[arg(long, value_name = "DIR")]
+    remove_lower: Vec<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -44,12 +50,20 @@ struct Report {
     budget: Option<u64>,
     /// What may still be written on its file system.
     free_bytes: u64,
+    /// Stores whose layers are used, too, the first to be asked first.
+    lower: Vec<PathBuf>,
 }
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
     super::environment::log(verbose, std::io::stderr);
     let store = Arc::new(Store::open(store)?);
+    for path in &arguments.remove_lower {
+        store.remove_lower(path)?;
+    }
+    for path in &arguments.add_lower {
+        store.add_lower(path)?;
+    }
     match arguments.budget {
         Some(Budget::Bytes(bytes)) => {
             store.set_budget(Some(bytes))?;
@@ -63,6 +77,7 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
         bytes: store.allocated()?,
         budget: store.budget()?,
         free_bytes: store.space()?.available,
+        lower: store.lower_paths()?,
     };
     if arguments.json {
         output::json(&report)?;
@@ -81,5 +96,8 @@ fn text(report: &Report) -> String {
         None => writeln!(text, "budget: none"),
     };
     let _ = writeln!(text, "free on its file system: {}", output::bytes(report.free_bytes));
+    for lower in &report.lower {
+        let _ = writeln!(text, "lower store: {}", lower.display());
+    }
     text
 }

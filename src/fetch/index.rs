@@ -37,7 +37,7 @@ use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::SinkError;
 use crate::layer::toc::{Landmark, TableOfContents};
 use crate::store::{
-    LayerDraft, LayerFiles, PendingPublish, Provenance, Store, StoreError, TableSource, Verdict,
+    LayerDraft, LayerFiles, LowerStore, PendingPublish, Provenance, Store, StoreError, TableSource, Verdict,
     table_identity,
 };
 use crate::table::format::ChunkRecord;
@@ -500,6 +500,29 @@ pub fn open_local_when_made(
 
 /// A table that does not hold, or files that are not whole, are as good as none: the layer is made again.
 fn open_files(store: &Store, layer: &Digest) -> Result<Option<(Table, LayerFiles)>, StoreError> {
+    match open_own_files(store, layer)? {
+        Some(opened) => Ok(Some(opened)),
+        None => Ok(open_lower_files(store, layer)),
+    }
+}
+
+/// Those of a layer that is wholly in a lower store. Whatever is wrong there, the layer can be brought here.
+fn open_lower_files(store: &Store, layer: &Digest) -> Option<(Table, LayerFiles)> {
+    let open = |lower: &LowerStore| -> Result<Option<(Table, LayerFiles)>, IndexError> {
+        let Some(files) = lower.open(layer.as_str())? else { return Ok(None) };
+        let table = Table::open(&files.table, &identity(layer))?;
+        table.release();
+        Ok(Some((table, files)))
+    };
+    store.lower().iter().find_map(|lower| {
+        open(lower).unwrap_or_else(|error| {
+            tracing::warn!(%layer, error = %chain(&error), "the layer of a lower store is passed over");
+            None
+        })
+    })
+}
+
+fn open_own_files(store: &Store, layer: &Digest) -> Result<Option<(Table, LayerFiles)>, StoreError> {
     let files = match store.layers().layer(layer.as_str())?.open() {
         Ok(Some(files)) => files,
         Ok(None) => return Ok(None),

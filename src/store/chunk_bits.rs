@@ -107,6 +107,25 @@ pub(super) fn words_for(count: u64) -> Option<usize> {
         .then(|| HEADER_WORDS + bit_words(count) + 2 * (SLOT_HEADER_WORDS + bit_words(count)))
 }
 
+/// Whether the words of a map, which nobody changes meanwhile, say durably that all of `count` chunks are there and may be read.
+pub(super) fn is_durably_whole(words: &[u64], count: u64) -> bool {
+    let header = [MAGIC, header_check(count), count];
+    if words_for(count) != Some(words.len()) || words[..header.len()] != header || words[POISON_WORD] != 0 {
+        return false;
+    }
+    let bits = bit_words(count);
+    let slots = (0..2).map(|slot| &words[HEADER_WORDS + bits + slot * (SLOT_HEADER_WORDS + bits)..]);
+    let whole = slots.map(|slot| &slot[..SLOT_HEADER_WORDS + bits]).filter(|slot| {
+        let durable = slot[SLOT_HEADER_WORDS..].iter().copied();
+        slot[0] != 0 && slot[0] != u64::MAX && slot[1] == checksum(count, slot[0], durable)
+    });
+    let newest = whole.max_by_key(|slot| slot[0]);
+    newest.is_some_and(|slot| {
+        let present: u64 = slot[SLOT_HEADER_WORDS..].iter().map(|word| u64::from(word.count_ones())).sum();
+        present == count
+    })
+}
+
 impl<W: Words> ChunkBits<W> {
     /// Takes [`words_for`]`(count)` words as a map; `None` if they are none, or one of another version or number of chunks.
     pub(super) fn new(words: W, count: u64) -> Option<ChunkBits<W>> {

@@ -72,6 +72,8 @@ impl Home {
 pub struct DataFiles {
     home: Arc<Home>,
     packed: File,
+    /// How files are opened: to read and write, or to read.
+    access: OFlags,
     owner: Owner,
     descriptors: Arc<Descriptors>,
 }
@@ -83,8 +85,19 @@ impl DataFiles {
         descriptors: Arc<Descriptors>,
         create: OFlags,
     ) -> rustix::io::Result<DataFiles> {
-        let packed = home.open(PACKED, OFlags::RDWR | create)?;
-        Ok(DataFiles { home, packed, owner: Owner::unique(), descriptors })
+        let (access, owner) = (OFlags::RDWR, Owner::unique());
+        let packed = home.open(PACKED, access | create)?;
+        Ok(DataFiles { home, packed, access, owner, descriptors })
+    }
+
+    /// Opens those of a layer to which nothing is written.
+    pub(super) fn open_to_read(
+        home: Arc<Home>,
+        descriptors: Arc<Descriptors>,
+    ) -> rustix::io::Result<DataFiles> {
+        let (access, owner) = (OFlags::RDONLY, Owner::unique());
+        let packed = home.open(PACKED, access)?;
+        Ok(DataFiles { home, packed, access, owner, descriptors })
     }
 
     /// The file that small files share.
@@ -105,10 +118,10 @@ impl DataFiles {
             return Ok(file);
         }
         let name = format!("{LARGE}/{number}");
-        let file = match self.home.open(&name, OFlags::RDWR | create) {
+        let file = match self.home.open(&name, self.access | create) {
             Err(Errno::NOENT) if create.contains(OFlags::CREATE) => {
                 match rustix::fs::mkdirat(self.home.directory(), LARGE, DIRECTORY_MODE) {
-                    Ok(()) | Err(Errno::EXIST) => self.home.open(&name, OFlags::RDWR | create)?,
+                    Ok(()) | Err(Errno::EXIST) => self.home.open(&name, self.access | create)?,
                     Err(error) => return Err(error.into()),
                 }
             }

@@ -16,6 +16,7 @@
 //!   written under the same lock: they are no hole. (It asks whether it is the *same* number; 2⁶⁴ evictions do not happen.)
 //! - Bytes go after the checkpoint: at no time does the disk have a durable bit for bytes that were punched. A crash between the two
 //!   leaves bytes that nothing vouches for; they are overwritten when the chunk is fetched.
+//! - Who reads a layer as part of a [lower store](super::lower) holds a shared lock on its table, which keeps all of it.
 //! - Whoever is given a large file to read it without asking (the kernel, for passthrough) holds a shared lock on it, which
 //!   keeps its chunks from being evicted ([`DataFiles::large_kept`](super::DataFiles::large_kept)).
 
@@ -24,10 +25,13 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
 
+use rustix::fs::{FlockOperation, OFlags};
+
 use super::chunk_map::ChunkMap;
 use super::data_files::DataFile;
 use super::error::{Context, StoreError};
-use super::layers::LayerFiles;
+use super::layers::{LayerFiles, TABLE};
+use super::lock::try_flock;
 use crate::table::placement::Piece;
 
 /// A chunk and the parts of data files that hold its bytes.
@@ -70,6 +74,12 @@ impl LayerFiles {
     pub fn evict(&self, places: &[ChunkPlace]) -> Result<u64, StoreError> {
         let Some(map) = &self.chunk_map else { return Ok(0) };
         let lock = map.lock_for_eviction()?;
+        // Held until the end: who reads the layer as part of a lower store asks nobody whether a chunk is there.
+        let home = self.data.home();
+        let table = home.open(TABLE, OFlags::RDONLY).context("open", home.path())?;
+        if !try_flock(&table, FlockOperation::NonBlockingLockExclusive).context("lock", home.path())? {
+            return Ok(0);
+        }
         let mut large: HashMap<u32, Option<Option<File>>> = HashMap::new();
         for piece in places.iter().flat_map(|place| &place.pieces) {
             if let DataFile::Large(number) = piece.file

@@ -12,6 +12,8 @@
 //! origins/<algorithm>/<hex>   where the layers of images come from that were made here
 //! snapshots/<id>/  fs/ and work/ of mutable records
 //! items/<name>     data kept with a record
+//! lower            stores whose layers are used, too
+//! budget           how many bytes all of it may take, if that is limited
 //! locks/           lock files
 //! peel.db          records (SQLite)
 //! */ingest/        what is not visible yet
@@ -26,9 +28,9 @@
 //!   opens the store.
 
 mod blob_draft;
+mod budget;
 mod check;
 mod chunk_bits;
-mod budget;
 mod chunk_map;
 mod collect;
 mod content;
@@ -44,6 +46,7 @@ mod eviction;
 mod items;
 mod layers;
 mod lock;
+mod lower;
 mod notes;
 mod open;
 mod origins;
@@ -58,15 +61,15 @@ mod shared_words;
 mod snapshots;
 pub mod space;
 mod temporary;
+mod touched;
 mod trees;
 mod writable;
 
-mod touched;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 pub use blob_draft::BlobDraft;
 pub use check::{CheckReport, Finding, FindingKind};
-use std::sync::OnceLock;
 pub use chunk_map::{ChunkMap, MarkLock};
 pub use collect::CollectionLock;
 pub use content::Content;
@@ -79,6 +82,7 @@ pub use eviction::ChunkPlace;
 pub use items::{Items, NewItem};
 pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore, WithdrawnLayer, table_identity};
 pub use lock::FileLock;
+pub use lower::LowerStore;
 pub use notes::{NoteKind, Notes};
 pub use origins::{ImageOrigins, LayerOrigin, Origins};
 pub use profiles::{MAXIMUM_PROFILE, Profiles};
@@ -111,6 +115,7 @@ pub struct Store {
     writable: WritableSnapshots,
     origins: Origins,
     database: Database,
+    lower: OnceLock<Vec<LowerStore>>,
 }
 
 impl Store {
@@ -128,6 +133,7 @@ impl Store {
             snapshots: Snapshots::new(path.join("snapshots")),
             items: Items::new(path.join("items")),
             database: Database::new(path.join("peel.db"), locks.join("database")),
+            lower: OnceLock::new(),
             locks,
             path,
         }

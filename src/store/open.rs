@@ -80,7 +80,7 @@ impl Store {
 const DIRECTORY_FLAGS: rustix::fs::OFlags = rustix::fs::OFlags::DIRECTORY.union(rustix::fs::OFlags::CLOEXEC);
 
 /// True if the store is there and of a version that is known; false if there is none.
-fn check_version(path: &Path) -> Result<bool, StoreError> {
+pub(super) fn check_version(path: &Path) -> Result<bool, StoreError> {
     let path = path.join(VERSION_FILE);
     let text = match std::fs::read(&path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
