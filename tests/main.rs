@@ -19,6 +19,7 @@ mod proof;
 mod publishing;
 mod pulling;
 mod pushing;
+mod records;
 mod registry;
 mod shared_layers;
 mod soci;

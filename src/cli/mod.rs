@@ -11,9 +11,11 @@ mod environment;
 mod explain;
 mod extract;
 mod failure;
+mod filter;
 mod gc;
 mod index;
 mod known;
+mod lease;
 mod log_file;
 mod ls;
 mod memory;
@@ -25,6 +27,7 @@ mod progress;
 mod pull;
 mod push;
 mod quantity;
+mod records;
 mod rm;
 mod show;
 mod signals;
@@ -68,7 +71,11 @@ enum Command {
     Check(check::Arguments),
     Tag(tag::Arguments),
     Rm(rm::Arguments),
+    #[command(visible_alias = "prune")]
     Gc(gc::Arguments),
+    Records(records::Arguments),
+    #[command(subcommand)]
+    Lease(lease::Command),
     Commit(commit::Arguments),
     #[command(subcommand)]
     Snapshot(snapshot::Command),
@@ -100,6 +107,8 @@ pub fn run() -> ExitCode {
         Command::Snapshot(command) => snapshot::run(command, &store),
         Command::Tag(command) => tag::run(&command, &store),
         Command::Rm(command) => rm::run(&command, &store),
+        Command::Records(command) => records::run(&command, &store),
+        Command::Lease(command) => lease::run(command, &store),
         Command::Gc(command) => gc::run(&command, &store, arguments.verbose),
         Command::Convert(command) => convert::run(&command, &store, arguments.verbose),
         Command::Profile(command) => profile::run(&command, &store, arguments.verbose),
