@@ -51,21 +51,8 @@ impl Cache {
     /// If they cannot be read or, with `repairs`, written at all.
     pub fn check(&self, repairs: bool) -> Result<RecordReport, CacheError> {
         let mut report = RecordReport::default();
-        // As long as such are there, not even a list can be had.
-        let broken = self.read("look for records without parents", |tables| Ok(tables.broken_records()?))?;
-        for id in &broken {
-            report.findings.push(Finding {
-                kind: FindingKind::DanglingParent,
-                path: self.store().path().join("peel.db"),
-                what: format!("record {id} was made of what is not there"),
-                is_repaired: repairs,
-            });
-        }
-        if !broken.is_empty() {
-            if !repairs {
-                return Ok(report);
-            }
-            self.write_durably("remove records without parents", |tables| Ok(tables.remove_broken()?))?;
+        if !self.look_for_dangling(repairs, &mut report)? {
+            return Ok(report);
         }
         let faults = self.faults(&mut report)?;
         self.look_at_what_is_over(&mut report)?;
@@ -92,6 +79,33 @@ impl Cache {
             self.tidy()?;
         }
         Ok(report)
+    }
+
+    /// Looks for rows that name what is not there. False if such stay: not even a list of the records can be had then.
+    fn look_for_dangling(&self, repairs: bool, report: &mut RecordReport) -> Result<bool, CacheError> {
+        let (broken, tables) = self.read("look for records without parents", |tables| {
+            Ok((tables.broken_records()?, tables.dangling_tables()?))
+        })?;
+        let mut told: Vec<String> =
+            broken.iter().map(|id| format!("record {id} was made of what is not there")).collect();
+        if told.is_empty() {
+            // Where records are broken, what is kept with them is, too.
+            told.extend(
+                tables.iter().map(|table| format!("rows of {table} name a record that is not there")),
+            );
+        }
+        let is_well = told.is_empty();
+        let path = self.store().path().join("peel.db");
+        report.findings.extend(told.into_iter().map(|what| Finding {
+            kind: FindingKind::DanglingParent,
+            path: path.clone(),
+            what,
+            is_repaired: repairs,
+        }));
+        if repairs && !is_well {
+            self.write_durably("remove records without parents", |tables| Ok(tables.remove_broken()?))?;
+        }
+        Ok(is_well || repairs)
     }
 
     fn faults(&self, report: &mut RecordReport) -> Result<Vec<Fault>, CacheError> {

@@ -79,7 +79,7 @@ pub enum FindingKind {
     RecordWithoutData,
     /// A snapshot, or a file, that belongs to no cache record.
     DataWithoutRecord,
-    /// A cache record that was made of one that is not there.
+    /// A cache record that was made of one that is not there, or something that is kept with one that is not.
     DanglingParent,
     /// Something that the store does not put there. It is left alone.
     Stranger,

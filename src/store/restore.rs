@@ -9,6 +9,7 @@
 //! goes, with its names and all that was made of it. What comes back wrong all the same does no harm: digests are checked where
 //! they are used, and refs count only while their session lives.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use rusqlite::types::Value;
@@ -151,6 +152,14 @@ pub(super) fn remove_broken(transaction: &Transaction<'_>) -> rusqlite::Result<(
             transaction.execute("DELETE FROM cache_records WHERE id = ?1", [id])?;
         }
     }
+}
+
+/// The tables of cache records in which rows name what is not there.
+pub(super) fn dangling_tables(transaction: &Transaction<'_>) -> rusqlite::Result<BTreeSet<String>> {
+    let mut check = transaction.prepare_cached("PRAGMA foreign_key_check")?;
+    let tables = check.query_map([], |row| row.get::<_, String>(0))?;
+    // What it means for images is another's to look at.
+    tables.filter(|table| table.as_ref().map_or(true, |table| table != "image_layers")).collect()
 }
 
 /// The records that were made of what is not there.

@@ -1,9 +1,11 @@
 //! The table of records and that of their parents.
 
+use std::collections::BTreeSet;
+
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::super::records::{Unsigned, to_integer};
-use super::super::restore::{broken_records, remove_broken};
+use super::super::restore::{broken_records, dangling_tables, remove_broken};
 use super::record::{CacheRecord, LayerBlob, RecordId, RecordKind};
 use super::{RecordTables, TableResult};
 
@@ -159,6 +161,11 @@ impl RecordTables<'_> {
     /// Records whose parents are not all there, or whose data are a record's that is not: none, unless the database was damaged.
     pub fn broken_records(&self) -> TableResult<Vec<RecordId>> {
         broken_records(self.transaction)
+    }
+
+    /// The tables in which rows name what is not there: those of such records, and of what is kept with records.
+    pub fn dangling_tables(&self) -> TableResult<BTreeSet<String>> {
+        dangling_tables(self.transaction)
     }
 
     /// Removes such records, all that was made of them, and what refers to what is not there.
