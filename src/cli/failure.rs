@@ -16,6 +16,7 @@ use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
+use peelfs::cache::CacheError;
 use peelfs::commit::CommitError;
 use peelfs::convert::ConvertError;
 use peelfs::fetch::FetchError;
@@ -158,10 +159,18 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         Some(CommitError::NothingChanged { .. }) => return Some(1),
         Some(CommitError::ParentGone { .. }) => return Some(3),
         // Its cause tells more.
-        Some(CommitError::Write(_)) | None => {}
+        Some(CommitError::Write(_) | CommitError::Records(_)) | None => {}
         Some(CommitError::Store(_)) => return Some(8),
         Some(CommitError::Image(_) | CommitError::Document { .. }) => return Some(6),
         Some(_) => return Some(7),
+    }
+    match as_type::<CacheError>(error) {
+        Some(CacheError::Unknown { .. }) => return Some(3),
+        Some(CacheError::Ambiguous { .. } | CacheError::InvalidName { .. } | CacheError::Nothing(_)) => {
+            return Some(2);
+        }
+        Some(CacheError::Store(_) | CacheError::WithoutData { .. }) => return Some(8),
+        Some(_) | None => {}
     }
     if let Some(ImageExtractError::NoSuchPath { .. }) = as_type(error) {
         return Some(3);

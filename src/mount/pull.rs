@@ -9,8 +9,9 @@ use std::sync::Arc;
 use peelfs_registry::{Platform, Statistics};
 
 use super::bring::{Brought, bring};
-use super::prepare::{merged_tree, tree_identity};
+use super::prepare::{hex, merged_tree, tree_identity};
 use super::{ImageMountError, Request};
+use crate::cache::ImmutableRef;
 use crate::fetch::{LayerContent, ThreadStarter};
 use crate::image::Image;
 use crate::store::{PendingTree, Store};
@@ -30,6 +31,8 @@ pub enum OtherPlatform {
 pub struct Pulled {
     pub(super) brought: Brought,
     pub(super) tree: MergedTree,
+    /// Keeps the records of its layers; nothing if it has none.
+    _records: Option<ImmutableRef>,
 }
 
 /// Brings an image into the store.
@@ -53,9 +56,12 @@ pub fn pull(
     brought.keep_layers().map_err(in_store)?;
     pending.map_or(Ok(()), PendingTree::commit).map_err(in_store)?;
     brought.checkpoint();
-    brought.record().and_then(|()| brought.record_use()).map_err(in_store)?;
+    let records = brought.record(&hex(&identity), None);
+    let records =
+        records.map_err(|cause| ImageMountError::Records { image: name.clone(), cause: Box::new(cause) })?;
+    brought.note().and_then(|()| brought.record_use()).map_err(in_store)?;
     brought.settled();
-    Ok(Pulled { brought, tree })
+    Ok(Pulled { brought, tree, _records: records })
 }
 
 fn check_platform(
