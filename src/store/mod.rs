@@ -77,7 +77,7 @@ pub use items::{Items, NewItem};
 pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore, WithdrawnLayer, table_identity};
 pub use lock::FileLock;
 pub use notes::{NoteKind, Notes};
-pub use origins::{ImageOrigins, LayerOrigin, Origins};
+pub use origins::{ImageOrigins, LayerOrigin, Origins, Step};
 pub use profiles::{MAXIMUM_PROFILE, Profiles};
 pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
