@@ -5,6 +5,7 @@ mod architecture;
 mod bad_input;
 mod check;
 mod commands;
+mod composing;
 mod convert;
 mod docker_images;
 mod equality;
