@@ -26,6 +26,7 @@ use std::time::SystemTime;
 use peelfs_registry::{Digest, Reference};
 
 use self::archive::Archive;
+pub(crate) use self::documents::oci_layer_type;
 pub use self::error::CommitError;
 use crate::cache::{BroughtImage, Cache, layer_names};
 use crate::image::Image;
@@ -35,7 +36,7 @@ use crate::layer::spool::Spool;
 use crate::layer::write::plain::write_plain;
 use crate::layer::write::{WriteError, WrittenLayer};
 use crate::store::{
-    ImageOrigins, ImageRecord, LayerOrigin, LayerRecord, LayerState, RootAttributes, Snapshot, Store,
+    ImageOrigins, ImageRecord, LayerOrigin, LayerRecord, LayerState, RootAttributes, Snapshot, Step, Store,
     StoreError,
 };
 
@@ -147,7 +148,11 @@ impl Parent {
         let layers: BTreeMap<_, _> = below.chain([own]).collect();
         let nearest = self.image.manifest_digest.to_string();
         let further = known.map(|origins| origins.ancestors.clone()).unwrap_or_default();
-        ImageOrigins::new(std::iter::once(nearest).chain(further).collect(), layers)
+        // Above all that the image below is composed of.
+        let own = Step::Layer(u16::try_from(self.image.layers.len()).unwrap_or(u16::MAX));
+        let below = known.and_then(|origins| origins.composition.clone());
+        let composition = below.map(|below| below.into_iter().chain([own]).collect());
+        ImageOrigins::new(std::iter::once(nearest).chain(further).collect(), layers).composed(composition)
     }
 }
 

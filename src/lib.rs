@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod commit;
+pub mod compose;
 pub mod convert;
 pub mod error;
 pub mod fetch;

@@ -50,10 +50,10 @@ use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
 
 pub use crate::fetch::image_of_manifest;
-pub use bring::{known_image, recorded_image};
-pub use names::{give_name, origin_note, origin_of, take_name};
+pub use bring::{known_image, layer_record, recorded_image};
+pub use names::{give_name, give_name_on, origin_note, origin_of, origin_of_manifest, take_name};
 pub use prefetch::Prefetching;
-pub use prepare::{local_tree, prepare, tree_key};
+pub use prepare::{local_tree, prepare, tree_key, tree_of};
 
 /// When the registry is asked what a reference means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["tree"],
     &["cache"],
     &["mount", "convert", "commit"],
-    &["push", "gc"],
+    &["push", "gc", "compose"],
 ];
 
 /// What may be named below one path only.

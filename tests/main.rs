@@ -6,6 +6,7 @@ mod bad_input;
 mod budget;
 mod check;
 mod commands;
+mod composing;
 mod convert;
 mod docker_images;
 mod equality;

@@ -130,7 +130,7 @@ fn snapshot(store: &Store, changed: &Path) -> anyhow::Result<Snapshot> {
 }
 
 /// The name of an image that is made here. What would be taken for one of Docker Hub's is one of localhost's, unless it says so.
-fn local_name(text: &str) -> anyhow::Result<Reference> {
+pub(super) fn local_name(text: &str) -> anyhow::Result<Reference> {
     let refused = |reason: &str| Usage(format!("{text:?} cannot name an image that is made: {reason}"));
     let parsed: ImageReference = text.parse()?;
     let ImageReference::Registry(reference) = parsed else {

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use peelfs::cache::CacheError;
 use peelfs::commit::CommitError;
+use peelfs::compose::{ComposeError, DocumentError};
 use peelfs::convert::ConvertError;
 use peelfs::fetch::FetchError;
 use peelfs::fetch::extract::ExtractError;
@@ -164,6 +165,18 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         Some(CommitError::Image(_) | CommitError::Document { .. }) => return Some(6),
         Some(_) => return Some(7),
     }
+    match as_type::<ComposeError>(error) {
+        Some(ComposeError::Gone { .. }) => return Some(3),
+        Some(ComposeError::Store(_) | ComposeError::Cache(CacheError::Store(_))) => return Some(8),
+        Some(ComposeError::Cache(CacheError::TooManyLayers { .. }) | ComposeError::Image(_)) => {
+            return Some(6);
+        }
+        Some(ComposeError::Document(DocumentError::Composition)) => return Some(8),
+        Some(ComposeError::Document(DocumentError::Unusable { .. })) => return Some(6),
+        // Its cause tells more.
+        Some(ComposeError::Tree(_)) | None => {}
+        Some(ComposeError::Cache(_)) => return Some(1),
+    }
     match as_type::<CacheError>(error) {
         Some(CacheError::Unknown { .. }) => return Some(3),
         Some(CacheError::Ambiguous { .. } | CacheError::InvalidName { .. } | CacheError::Nothing(_)) => {
@@ -180,6 +193,7 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
             return Some(3);
         }
         Some(PushError::Destination { .. }) => return Some(2),
+        Some(PushError::Difference { .. }) => return Some(1),
         Some(PushError::Image(_) | PushError::Renamed { .. }) => return Some(6),
         Some(PushError::Store(_)) => return Some(8),
         // Their causes tell more.

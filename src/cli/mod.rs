@@ -7,6 +7,7 @@ mod background;
 mod check;
 mod commit;
 mod convert;
+mod diff;
 mod environment;
 mod explain;
 mod extract;
@@ -19,6 +20,7 @@ mod lease;
 mod log_file;
 mod ls;
 mod memory;
+mod merge;
 mod mount;
 mod network;
 mod output;
@@ -79,6 +81,8 @@ enum Command {
     #[command(subcommand)]
     Lease(lease::Command),
     Commit(commit::Arguments),
+    Merge(merge::Arguments),
+    Diff(diff::Arguments),
     #[command(subcommand)]
     Snapshot(snapshot::Command),
     Convert(convert::Arguments),
@@ -106,6 +110,8 @@ pub fn run() -> ExitCode {
         Command::Status(command) => status::run(&command, &store),
         Command::Check(command) => check::run(&command, &store),
         Command::Commit(command) => commit::run(command, &store, arguments.verbose),
+        Command::Merge(command) => merge::run(&command, &store, arguments.verbose),
+        Command::Diff(command) => diff::run(&command, &store, arguments.verbose),
         Command::Snapshot(command) => snapshot::run(command, &store),
         Command::Tag(command) => tag::run(&command, &store),
         Command::Rm(command) => rm::run(&command, &store),

@@ -38,6 +38,13 @@ pub struct PulledImage {
     /// The image: a registry reference such as python:3.12 or host:5000/name@sha256:…, or oci:PATH[:TAG]
     #[arg(value_name = "REF", value_parser = environment::reference)]
     reference: ImageReference,
+    #[command(flatten)]
+    bringing: Bringing,
+}
+
+/// How images are brought into the store.
+#[derive(clap::Args)]
+pub struct Bringing {
     /// The platform to choose from an image index, such as linux/arm64 [default: this machine's]
     #[arg(long)]
     platform: Option<Platform>,
@@ -48,7 +55,7 @@ pub struct PulledImage {
     #[command(flatten)]
     network: NetworkArguments,
     #[command(flatten)]
-    report: ReportArguments,
+    pub report: ReportArguments,
 }
 
 /// Nobody reads the layers while they are pulled.
@@ -105,16 +112,27 @@ pub fn keep_house(store: &Store) {
     }
 }
 
-impl PulledImage {
-    /// Brings the image into the store.
-    pub fn pull(&self, store: Arc<Store>, threads: &ThreadStarter, when: Pull) -> anyhow::Result<Pulled> {
+impl Bringing {
+    /// The platform that is meant.
+    pub fn platform(&self) -> Platform {
+        environment::platform(self.platform.clone())
+    }
+
+    /// Brings an image into the store.
+    pub fn pull(
+        &self,
+        reference: &ImageReference,
+        store: Arc<Store>,
+        threads: &ThreadStarter,
+        when: Pull,
+    ) -> anyhow::Result<Pulled> {
         let request = Request {
             pinned: None,
             // Nobody reads.
             records_profile: false,
             prefetching: Prefetching::None,
-            reference: self.reference.clone(),
-            platform: environment::platform(self.platform.clone()),
+            reference: reference.clone(),
+            platform: self.platform(),
             pull: when,
             client: self.network.client(),
             read_deadline: READ_DEADLINE,
@@ -124,10 +142,17 @@ impl PulledImage {
         let other = if self.platform.is_some() { OtherPlatform::Refuse } else { OtherPlatform::Warn };
         Ok(pull(store, threads, request, other)?)
     }
+}
+
+impl PulledImage {
+    /// Brings the image into the store.
+    pub fn pull(&self, store: Arc<Store>, threads: &ThreadStarter, when: Pull) -> anyhow::Result<Pulled> {
+        self.bringing.pull(&self.reference, store, threads, when)
+    }
 
     /// Extracts the image, or what lies at these paths. SIGINT ends the process, and what was fetched stays.
     pub fn extract(&self, threads: &ThreadStarter, pulled: &Pulled, paths: &[Vec<u8>]) -> anyhow::Result<()> {
-        let progress = progress::of_extraction(self.report.quiet);
+        let progress = progress::of_extraction(self.bringing.report.quiet);
         let work = async {
             if paths.is_empty() {
                 pulled.extract(&progress).await?;
@@ -157,7 +182,7 @@ impl PulledImage {
         let layers = pulled.image().layers.iter().zip(pulled.layers());
         let report = Report {
             reference: self.reference.to_string(),
-            platform: environment::platform(self.platform.clone()).to_string(),
+            platform: self.bringing.platform().to_string(),
             manifest_digest: pulled.image().manifest_digest.to_string(),
             layers: layers
                 .map(|(layer, content)| {
@@ -178,7 +203,7 @@ impl PulledImage {
             requests: statistics.requests,
             fetched_bytes: statistics.bytes_received,
         };
-        if self.report.json {
+        if self.bringing.report.json {
             output::json(&report)?;
         } else {
             output::print(&text(&report))?;

@@ -108,7 +108,7 @@ pub(super) fn manifest(
 }
 
 /// The name that OCI has for a layer of Docker's; nothing for all others.
-fn oci_layer_type(media_type: &str) -> Option<String> {
+pub(crate) fn oci_layer_type(media_type: &str) -> Option<String> {
     LAYER_TYPES.iter().find_map(|(docker, oci)| match media_type.strip_prefix(docker)? {
         "" => Some((*oci).to_owned()),
         compression => Some(format!("{oci}+{}", compression.strip_prefix('.')?)),

@@ -347,7 +347,8 @@ async fn bring_layers(
     Ok(())
 }
 
-fn layer_record(layer: &Layer, content: &LayerContent) -> LayerRecord {
+/// What is recorded of a layer of an image.
+pub fn layer_record(layer: &Layer, content: &LayerContent) -> LayerRecord {
     let presence = content.presence();
     let lazy = presence.chunks < presence.all_chunks;
     // A layer that was streamed has chunks too, once it is here.

@@ -4,7 +4,7 @@
 //! may name a repository that has none of them, or that does not exist; so it is noted, for that name and that manifest, where they are.
 //! A name that is resolved anew has another manifest, or the repository has its blobs: then the note says nothing wrong.
 
-use peelfs_registry::{ImageReference, LayoutReference};
+use peelfs_registry::{ImageReference, LayoutReference, Platform};
 
 use crate::error::chain;
 use crate::store::{ImageRecord, NoteKind, Store, StoreError};
@@ -48,9 +48,31 @@ pub fn give_name(
     reference: &ImageReference,
     name: &ImageReference,
 ) -> Result<usize, StoreError> {
+    give_name_to(store, &named(store, reference)?, reference, name)
+}
+
+/// The same for one platform alone.
+///
+/// # Errors
+/// If the store cannot be read or written.
+pub fn give_name_on(
+    store: &Store,
+    reference: &ImageReference,
+    platform: &Platform,
+    name: &ImageReference,
+) -> Result<usize, StoreError> {
+    let image = store.database().find_image(&reference.to_string(), &platform.to_string())?;
+    give_name_to(store, image.as_slice(), reference, name)
+}
+
+fn give_name_to(
+    store: &Store,
+    images: &[ImageRecord],
+    reference: &ImageReference,
+    name: &ImageReference,
+) -> Result<usize, StoreError> {
     let _lock = store.lock_for_bringing()?;
-    let images = named(store, reference)?;
-    for image in &images {
+    for image in images {
         let origin = origin_of_manifest(store, reference, &image.manifest_digest)?;
         let about = origin_note(&name.to_string(), &image.manifest_digest);
         // Before the name, which is of no use without it.

@@ -11,13 +11,35 @@ use crate::error::chain;
 use crate::fetch::index::{identity as layer_identity, open_local_of, open_local_when_made};
 use crate::fetch::{LayerContent, ThreadStarter};
 use crate::image::Image;
-use crate::store::{PendingTree, Store, StoreError};
+use crate::store::{PendingTree, Step, Store, StoreError};
 use crate::table::Table;
+use crate::tree::compose::compose;
 use crate::tree::merge::merge;
 use crate::tree::serve::MergedTree;
 
-/// What a merged tree is known by: its layers, and their order; and what made those that are kept apart.
-pub(super) fn tree_identity(image: &Image, contents: &[Arc<LayerContent>]) -> [u8; 32] {
+/// How the layers of an image make its tree.
+pub(super) struct Composition {
+    /// What the tree is known by.
+    pub identity: [u8; 32],
+    /// Nothing if they lie on each other.
+    steps: Option<Vec<Step>>,
+}
+
+impl Composition {
+    /// That of an image whose layers are open.
+    pub fn of(
+        store: &Store,
+        image: &Image,
+        contents: &[Arc<LayerContent>],
+    ) -> Result<Composition, StoreError> {
+        let origins = store.origins().of(image.manifest_digest.as_str())?;
+        let steps = origins.and_then(|origins| origins.composition);
+        Ok(Composition { identity: tree_identity(image, contents, steps.as_deref()), steps })
+    }
+}
+
+/// What a merged tree is known by: its layers, and their order; what made those that are kept apart; and how they are composed.
+fn tree_identity(image: &Image, contents: &[Arc<LayerContent>], steps: Option<&[Step]>) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for (layer, content) in image.layers.iter().zip(contents) {
         let digest = &layer.descriptor.digest;
@@ -27,6 +49,9 @@ pub(super) fn tree_identity(image: &Image, contents: &[Arc<LayerContent>]) -> [u
             hasher.update(made_from);
         }
         hasher.update("\n");
+    }
+    if let Some(steps) = steps {
+        hasher.update(format!("composed of {steps:?}"));
     }
     hasher.finalize().into()
 }
@@ -43,14 +68,16 @@ pub fn prepare(
     let (prefetching, records_profile) = (request.prefetching, request.records_profile);
     let observer = move |statistics, prefetched| written.write(statistics, prefetched);
     let brought = bring(store, threads, request, observer)?;
-    let identity = tree_identity(&brought.image, &brought.layers);
-    let (tree, pending_tree) = merged_tree(&brought.store, &name, identity, brought.layers.clone())?;
+    let composition = Composition::of(&brought.store, &brought.image, &brought.layers)
+        .map_err(|cause| ImageMountError::Store { image: name.clone(), cause: Box::new(cause) })?;
+    let (tree, pending_tree) = merged_tree(&brought.store, &name, &composition, brought.layers.clone())?;
     let tree = if records_profile { tree.noting_touches() } else { tree };
     // Signals are held back by the threads that there are while the mount is made; the one that makes the database was started before,
     // and would be ended by one, and the process with it.
     brought.wait_for_database();
     let (tree, pending_tree) = (Arc::new(tree), Mutex::new(pending_tree));
-    Ok(Prepared { brought, counters, prefetching, tree, tree_key: hex(&identity), pending_tree })
+    let tree_key = hex(&composition.identity);
+    Ok(Prepared { brought, counters, prefetching, tree, tree_key, pending_tree })
 }
 
 /// What the tree of an image is kept by in the store; nothing if not all of its layers are there.
@@ -60,41 +87,52 @@ pub fn tree_key(store: &Store, image: &Image) -> Result<Option<String>, StoreErr
         let Some(content) = open_local_of(store, &image.manifest_digest, layer)? else { return Ok(None) };
         layers.push(content);
     }
-    Ok(Some(hex(&tree_identity(image, &layers))))
+    Ok(Some(hex(&Composition::of(store, image, &layers)?.identity)))
 }
 
 /// The tree of an image that is in the store, only to be looked at: nothing is fetched. Nothing if not all of its layers are
 /// there.
 pub fn local_tree(store: &Store, name: &str, image: &Image) -> Result<Option<MergedTree>, ImageMountError> {
+    let in_store = |cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) };
     let mut layers = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
-        let opened = open_local_when_made(store, &image.manifest_digest, layer)
-            .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) })?;
+        let opened = open_local_when_made(store, &image.manifest_digest, layer).map_err(in_store)?;
         let Some(content) = opened else { return Ok(None) };
         layers.push(content);
     }
-    let identity = tree_identity(image, &layers);
-    let (tree, pending) = merged_tree(store, name, identity, layers)?;
-    if let Some(pending) = pending {
-        pending
-            .commit()
-            .map_err(|cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) })?;
-    }
-    Ok(Some(tree))
+    tree_of(store, name, image, layers).map(Some)
+}
+
+/// The tree of an image whose layers are open. It is kept in the store, on disk when this returns.
+///
+/// # Errors
+/// [`ImageMountError::Merge`], [`ImageMountError::Store`].
+pub fn tree_of(
+    store: &Store,
+    name: &str,
+    image: &Image,
+    layers: Vec<Arc<LayerContent>>,
+) -> Result<MergedTree, ImageMountError> {
+    let in_store = |cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) };
+    let composition = Composition::of(store, image, &layers).map_err(in_store)?;
+    let (tree, pending) = merged_tree(store, name, &composition, layers)?;
+    pending.map_or(Ok(()), PendingTree::commit).map_err(in_store)?;
+    Ok(tree)
 }
 
 /// The merged tree of these layers. Its table comes from the store, or is made, and kept there once what is pending is done.
 pub(super) fn merged_tree(
     store: &Store,
     name: &str,
-    identity: [u8; 32],
+    composition: &Composition,
     layers: Vec<Arc<LayerContent>>,
 ) -> Result<(MergedTree, Option<PendingTree>), ImageMountError> {
     let in_store = |cause| ImageMountError::Store { image: name.to_owned(), cause: Box::new(cause) };
     let of_table = |cause| ImageMountError::Table { image: name.to_owned(), cause };
-    let key = hex(&identity);
+    let Composition { identity, steps } = composition;
+    let key = hex(identity);
     if let Some(file) = store.trees().open(&key).map_err(in_store)? {
-        match Table::open(&file, &identity) {
+        match Table::open(&file, identity) {
             Ok(table) => {
                 table.release();
                 return Ok((MergedTree::new(name.to_owned(), table, layers), None));
@@ -105,10 +143,13 @@ pub(super) fn merged_tree(
         }
     }
     let tables: Vec<&Table> = layers.iter().map(|layer| layer.table()).collect();
-    let bytes =
-        merge(&tables, identity).map_err(|cause| ImageMountError::Merge { image: name.to_owned(), cause })?;
+    let bytes = match steps {
+        None => merge(&tables, *identity),
+        Some(steps) => compose(steps, &tables, *identity),
+    };
+    let bytes = bytes.map_err(|cause| ImageMountError::Merge { image: name.to_owned(), cause })?;
     let (file, pending) = store.trees().put_unsynced(&key, &bytes).map_err(in_store)?;
-    let table = Table::open(&file, &identity).map_err(of_table)?;
+    let table = Table::open(&file, identity).map_err(of_table)?;
     table.release();
     Ok((MergedTree::new(name.to_owned(), table, layers), Some(pending)))
 }

@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use peelfs_registry::{Platform, Statistics};
+use peelfs_registry::{ImageReference, Platform, Statistics};
 
 use super::bring::{Brought, bring};
-use super::prepare::{hex, merged_tree, tree_identity};
+use super::prepare::{Composition, hex, merged_tree};
 use super::{ImageMountError, Request};
 use crate::cache::ImmutableRef;
 use crate::fetch::{LayerContent, ThreadStarter};
@@ -50,13 +50,13 @@ pub fn pull(
     brought.wait_for_database();
     check_platform(&name, &brought, other_platform)?;
     let in_store = |cause| ImageMountError::Store { image: name.clone(), cause: Box::new(cause) };
-    let identity = tree_identity(&brought.image, &brought.layers);
-    let (tree, pending) = merged_tree(&brought.store, &name, identity, brought.layers.clone())?;
+    let composition = Composition::of(&brought.store, &brought.image, &brought.layers).map_err(in_store)?;
+    let (tree, pending) = merged_tree(&brought.store, &name, &composition, brought.layers.clone())?;
     brought.keep_documents().map_err(in_store)?;
     brought.keep_layers().map_err(in_store)?;
     pending.map_or(Ok(()), PendingTree::commit).map_err(in_store)?;
     brought.checkpoint();
-    let records = brought.record(&hex(&identity), None);
+    let records = brought.record(&hex(&composition.identity), None);
     let records =
         records.map_err(|cause| ImageMountError::Records { image: name.clone(), cause: Box::new(cause) })?;
     brought.note().and_then(|()| brought.record_use()).map_err(in_store)?;
@@ -91,6 +91,11 @@ impl Pulled {
     /// The image.
     pub fn image(&self) -> &Image {
         &self.brought.image
+    }
+
+    /// What it was asked for by.
+    pub fn reference(&self) -> &ImageReference {
+        &self.brought.reference
     }
 
     /// Its layers, the lowest first.

@@ -40,6 +40,14 @@ pub enum PushError {
         /// Its platform, as the index says.
         platform: String,
     },
+    /// A part of the image is no layer.
+    #[error(
+        "{image} cannot be pushed: it has the difference of two trees that do not lie on each other, and no layer is made of that; it can be mounted"
+    )]
+    Difference {
+        /// The reference.
+        image: String,
+    },
     /// A document that makes no sense.
     #[error(transparent)]
     Image(#[from] ImageError),

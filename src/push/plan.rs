@@ -39,6 +39,10 @@ impl Plan {
         let digest = root_digest(store, request)?;
         let (root, document) =
             stored(store, &digest)?.ok_or_else(|| absent(request, digest.clone(), "any platform"))?;
+        // An index is never made here.
+        if store.origins().of(digest.as_str())?.is_some_and(|origins| origins.composition.is_some()) {
+            return Err(PushError::Difference { image: request.reference.to_string() });
+        }
         let mut plan =
             Plan { root, below: Vec::new(), blobs: Vec::new(), layers: Vec::new(), foreign: Vec::new() };
         let mut found = Found::default();

@@ -85,7 +85,7 @@ pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore, WithdrawnLay
 pub use lock::FileLock;
 pub use lower::LowerStore;
 pub use notes::{NoteKind, Notes};
-pub use origins::{ImageOrigins, LayerOrigin, Origins};
+pub use origins::{ImageOrigins, LayerOrigin, Origins, Step};
 pub use profiles::{MAXIMUM_PROFILE, Profiles};
 pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};

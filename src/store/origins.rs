@@ -6,6 +6,9 @@
 //!
 //! An image that was pulled has none: its layers come from where it is named. What lies here is written before the image gets its name,
 //! so an image that is known has it.
+//!
+//! The layers of an image lie on each other, unless it says here how else: a difference of two trees has no layer of its own. Only what was
+//! made here can say so; a manifest cannot.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,8 +21,10 @@ use super::durable::{ensure_directory, sync_directory};
 use super::error::{Context, StoreError};
 use super::temporary::Temporaries;
 
-/// Of [`ImageOrigins`].
+/// Of [`ImageOrigins`] whose layers lie on each other.
 const VERSION: u32 = 1;
+/// Of those with a composition, which a program that does not know it must not read as if there were none.
+const VERSION_WITH_COMPOSITION: u32 = 2;
 
 /// Where the layers of one image come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +35,24 @@ pub struct ImageOrigins {
     pub ancestors: Vec<String>,
     /// Of each layer, by its digest.
     pub layers: BTreeMap<String, LayerOrigin>,
+    /// What is applied, one after another, if that is not each layer once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub composition: Option<Vec<Step>>,
+}
+
+/// Something that is applied to a tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// The layer of that number in the manifest, which counts from 0.
+    Layer(u16),
+    /// What has to be done to one tree to get the other.
+    Difference {
+        /// What makes the tree before.
+        lower: Vec<Step>,
+        /// What makes the tree after.
+        upper: Vec<Step>,
+    },
 }
 
 /// Where a layer comes from.
@@ -48,7 +71,13 @@ pub enum LayerOrigin {
 impl ImageOrigins {
     /// Those of an image made of these.
     pub fn new(ancestors: Vec<String>, layers: BTreeMap<String, LayerOrigin>) -> ImageOrigins {
-        ImageOrigins { version: VERSION, ancestors, layers }
+        ImageOrigins { version: VERSION, ancestors, layers, composition: None }
+    }
+
+    /// The same, with layers that do not lie on each other.
+    pub fn composed(self, composition: Option<Vec<Step>>) -> ImageOrigins {
+        let version = if composition.is_some() { VERSION_WITH_COMPOSITION } else { VERSION };
+        ImageOrigins { version, composition, ..self }
     }
 }
 
@@ -78,8 +107,8 @@ impl Origins {
             |error: serde_json::Error| StoreError::Damaged { path: path.clone(), reason: error.to_string() };
         let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(damaged)?;
         match value["version"].as_u64() {
-            Some(found) if found > u64::from(VERSION) => {
-                Err(StoreError::Newer { path, found, known: VERSION.into() })
+            Some(found) if found > u64::from(VERSION_WITH_COMPOSITION) => {
+                Err(StoreError::Newer { path, found, known: VERSION_WITH_COMPOSITION.into() })
             }
             _ => serde_json::from_value(value).map(Some).map_err(damaged),
         }
@@ -122,8 +151,13 @@ mod tests {
         let from = LayerOrigin::Image { reference: "host/name:tag".to_owned() };
         let layers = [("sha256:a".to_owned(), from), ("sha256:b".to_owned(), LayerOrigin::Content)];
         let origins = ImageOrigins::new(vec![digest.clone()], layers.into());
-        store.origins().put(&digest, &origins).unwrap();
-        assert_eq!(store.origins().of(&digest).unwrap(), Some(origins));
+        let difference = Step::Difference { lower: vec![Step::Layer(0)], upper: vec![Step::Layer(1)] };
+        for (composition, version) in [(None, 1), (Some(vec![Step::Layer(1), difference]), 2)] {
+            let origins = origins.clone().composed(composition);
+            assert_eq!(origins.version, version);
+            store.origins().put(&digest, &origins).unwrap();
+            assert_eq!(store.origins().of(&digest).unwrap(), Some(origins));
+        }
         let file = directory.path().join("origins/sha256").join(&digest[7..]);
         std::fs::write(&file, r#"{"version":9}"#).unwrap();
         assert!(matches!(store.origins().of(&digest), Err(StoreError::Newer { .. })));

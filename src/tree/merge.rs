@@ -7,9 +7,9 @@
 
 use crate::layer::path;
 use crate::layer::walk::{Patience, Walk, WalkError};
-use crate::table::Table;
 use crate::table::format::*;
 use crate::table::writer::{self, Child, Contents, Source, SourceInode};
+use crate::table::{Table, TableError};
 
 /// Most layers of one stack.
 pub const MAXIMUM_LAYERS: usize = 1024;
@@ -46,9 +46,27 @@ pub enum MergeError {
     /// More layers than [`MAXIMUM_LAYERS`].
     #[error("the image has {0} layers, more than {MAXIMUM_LAYERS}")]
     TooManyLayers(usize),
+    /// What was noted of how the layers lie over each other fits no image.
+    #[error("the image's composition is damaged: {what}")]
+    Composition {
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A table that was just written.
+    #[error(transparent)]
+    Table(#[from] TableError),
     /// More than a table can number.
     #[error(transparent)]
     TooLarge(#[from] writer::TooLarge),
+}
+
+/// What is applied: a table, and whose files they are.
+#[derive(Clone, Copy)]
+pub struct Applied<'a> {
+    /// The table.
+    pub table: &'a Table,
+    /// The layer that has the content of all its files, as the tree numbers them; nothing if each file names its own.
+    pub layer: Option<u16>,
 }
 
 /// The table of the merged tree of these layers, the lowest first. `identity` is what it is known by.
@@ -56,11 +74,26 @@ pub fn merge(layers: &[&Table], identity: [u8; 32]) -> Result<Vec<u8>, MergeErro
     if layers.len() > MAXIMUM_LAYERS {
         return Err(MergeError::TooManyLayers(layers.len()));
     }
-    let mut merged = Merged::new(layers);
-    for number in 0..layers.len() {
+    let numbered = layers.iter().enumerate();
+    let applied: Vec<_> =
+        numbered.map(|(number, table)| Applied { table, layer: Some(number as u16) }).collect();
+    merge_applied(&applied, layers.len() as u32, identity)
+}
+
+/// The table of the tree that these make, applied one after another, over so many layers.
+pub fn merge_applied(
+    applied: &[Applied<'_>],
+    layers: u32,
+    identity: [u8; 32],
+) -> Result<Vec<u8>, MergeError> {
+    if applied.len() > MAXIMUM_LAYERS {
+        return Err(MergeError::TooManyLayers(applied.len()));
+    }
+    let mut merged = Merged::new(applied);
+    for number in 0..applied.len() {
         merged.apply(number)?;
     }
-    let contents = Contents { identity, layers: layers.len() as u32, extents: &[], chunks: &[], large: &[] };
+    let contents = Contents { identity, layers, extents: &[], chunks: &[], large: &[] };
     Ok(writer::write(&merged, contents)?)
 }
 
@@ -87,7 +120,7 @@ struct Directory<'a> {
 }
 
 struct Merged<'a> {
-    layers: &'a [&'a Table],
+    applied: &'a [Applied<'a>],
     nodes: Vec<Node>,
     directories: Vec<Directory<'a>>,
     patience: Patience,
@@ -133,18 +166,18 @@ struct Application<'a> {
 
 /// A walk over all directories of a layer's table, each of which is entered once. In a table that is no tree it would go on for ever, or
 /// nearly so; but it sees no more entries than the table has.
-struct TableWalk<'a> {
+pub(super) struct TableWalk<'a> {
     table: &'a Table,
     layer: usize,
     entries_left: usize,
 }
 
 impl<'a> TableWalk<'a> {
-    fn new(table: &'a Table, layer: usize) -> Self {
+    pub(super) fn new(table: &'a Table, layer: usize) -> Self {
         TableWalk { table, layer, entries_left: table.entry_count() }
     }
 
-    fn enter(&mut self, directory: &'a InodeRecord) -> Result<&'a [EntryRecord], MergeError> {
+    pub(super) fn enter(&mut self, directory: &'a InodeRecord) -> Result<&'a [EntryRecord], MergeError> {
         let entries = self.table.directory(directory);
         let left = self.entries_left.checked_sub(entries.len());
         self.entries_left = left.ok_or(MergeError::NotATree { layer: self.layer + 1 })?;
@@ -153,16 +186,17 @@ impl<'a> TableWalk<'a> {
 }
 
 impl<'a> Merged<'a> {
-    fn new(layers: &'a [&'a Table]) -> Self {
-        let capacity = layers.iter().map(|table| table.inodes().len()).sum::<usize>().min(MAXIMUM_INODES);
+    fn new(applied: &'a [Applied<'a>]) -> Self {
+        let inodes = applied.iter().map(|applied| applied.table.inodes().len());
+        let capacity = inodes.sum::<usize>().min(MAXIMUM_INODES);
         let mut nodes = Vec::with_capacity(capacity + 1);
         nodes.push(Node { origin: Origin::Implicit, directory: 0 });
         let directories = vec![Directory { children: vec![], parent: 0 }];
-        Merged { layers, nodes, directories, patience: Patience::default() }
+        Merged { applied, nodes, directories, patience: Patience::default() }
     }
 
     fn apply(&mut self, number: usize) -> Result<(), MergeError> {
-        let table = self.layers[number];
+        let table = self.applied[number].table;
         let mut application = Application {
             walk: TableWalk::new(table, number),
             layer: number as u16,
@@ -342,7 +376,7 @@ impl<'a> Merged<'a> {
 
     fn record(&self, node: u32) -> Option<(&'a Table, &'a InodeRecord)> {
         let Origin::Layer { layer, inode } = self.nodes[node as usize].origin else { return None };
-        let table = self.layers[usize::from(layer)];
+        let table = self.applied[usize::from(layer)].table;
         Some((table, table.inode(inode)?))
     }
 
@@ -433,8 +467,10 @@ impl Source for Merged<'_> {
         };
         let mut record = *inode;
         record.flags.set(record.flags.get() & inode_flags::ALL_ZEROS);
-        if let Origin::Layer { layer, .. } = self.nodes[node as usize].origin {
-            record.layer.set(layer);
+        if let Origin::Layer { layer, .. } = self.nodes[node as usize].origin
+            && let Some(own) = self.applied[usize::from(layer)].layer
+        {
+            record.layer.set(own);
         }
         let target =
             if record.mode.get() & libc::S_IFMT == libc::S_IFLNK { table.target(inode) } else { &[] };

@@ -1,12 +1,17 @@
 //! A merged tree: the stack of an image's layers as one tree, whiteouts resolved.
 //!
-//! [`merge`] composes inode tables in metadata alone; [`serve`] answers the kernel from the result.
+//! [`merge`] lays inode tables over each other in metadata alone, [`difference`] compares two of the results, and [`compose`] does whatever of
+//! both an image is made of; [`serve`] answers the kernel from the result.
 
+pub mod compose;
+pub mod difference;
 mod inode_set;
 pub mod merge;
 pub mod paths;
 pub mod serve;
 pub mod touches;
 
+#[cfg(test)]
+mod difference_tests;
 #[cfg(test)]
 mod merge_tests;

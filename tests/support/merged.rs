@@ -2,12 +2,14 @@
 //! All that the tests know of these interfaces is in this file.
 
 use super::archive::{Kind, TestEntry};
+use super::blob::sha256;
 use super::content::Content;
 use super::tree::{Node, NodeKind, Source, Tree};
 use peelfs::layer::builder::LayerBuilder;
-use peelfs::layer::entry::{Content as Place, Entry, EntryKind, Timestamp};
-use peelfs::table::Table;
+use peelfs::layer::entry::{Chunk, Content as Place, Entry, EntryKind, Timestamp};
+use peelfs::store::Step;
 use peelfs::table::format::InodeRecord;
+use peelfs::table::{Codec, Table};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -15,24 +17,65 @@ const IDENTITY: [u8; 32] = [7; 32];
 
 /// The merged tree of these layers, lowest first, or why there is none.
 pub fn merged_tree(layers: &[Vec<TestEntry>]) -> Result<Tree, String> {
+    let (tables, contents) = layer_tables(layers)?;
+    let stack: Vec<&Table> = tables.iter().collect();
+    let merged = peelfs::tree::merge::merge(&stack, IDENTITY).map_err(|error| error.to_string())?;
+    Ok(tree_of(merged, &contents))
+}
+
+/// The tree that these steps make of these layers, or why there is none.
+pub fn composed_tree(layers: &[Vec<TestEntry>], steps: &[Step]) -> Result<Tree, String> {
+    let (tables, contents) = layer_tables(layers)?;
+    let tables: Vec<&Table> = tables.iter().collect();
+    let composed =
+        peelfs::tree::compose::compose(steps, &tables, IDENTITY).map_err(|error| error.to_string())?;
+    Ok(tree_of(composed, &contents))
+}
+
+/// The tables of layers, and their decoded spaces. Each file is a chunk.
+fn layer_tables(layers: &[Vec<TestEntry>]) -> Result<(Vec<Table>, Vec<Vec<u8>>), String> {
     let mut contents = Vec::new();
     let mut tables = Vec::new();
     for entries in layers {
-        let mut bytes = Vec::new();
+        let (mut bytes, mut chunks) = (Vec::new(), Vec::new());
         let mut builder = LayerBuilder::new();
         for entry in entries {
+            let start = bytes.len();
             builder.add(project_entry(entry, &mut bytes)).map_err(|error| error.to_string())?;
+            if bytes.len() > start {
+                chunks.push(chunk(start, &bytes[start..]));
+            }
         }
-        let table = builder.finish(IDENTITY, &[]).map_err(|error| error.to_string())?;
+        let table = builder.finish(IDENTITY, &chunks).map_err(|error| error.to_string())?;
         tables.push(Table::from_bytes(table).expect("a table just written is sound"));
         contents.push(bytes);
     }
-    let stack: Vec<&Table> = tables.iter().collect();
-    let merged = peelfs::tree::merge::merge(&stack, IDENTITY).map_err(|error| error.to_string())?;
+    Ok((tables, contents))
+}
+
+fn chunk(offset: usize, bytes: &[u8]) -> Chunk {
+    let hex = sha256(bytes);
+    let hex = hex.strip_prefix("sha256:").expect("a digest");
+    let digest: Vec<u8> =
+        (0..32).map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).expect("hexadecimal")).collect();
+    let (offset, length) = (offset as u64, bytes.len() as u64);
+    Chunk {
+        blob_offset: offset,
+        blob_length: length,
+        decoded_offset: offset,
+        decoded_length: length,
+        skip: 0,
+        codec: Codec::Raw,
+        checkpoint: 0,
+        digest: digest.try_into().expect("32 bytes"),
+    }
+}
+
+fn tree_of(merged: Vec<u8>, contents: &[Vec<u8>]) -> Tree {
     let merged = Table::from_bytes(merged).expect("a table just written is sound");
     let mut tree = Tree { nodes: BTreeMap::new(), root: None };
-    read_back(&merged, 0, Vec::new(), &contents, &mut tree);
-    Ok(tree)
+    read_back(&merged, 0, Vec::new(), contents, &mut tree);
+    tree
 }
 
 fn project_entry(entry: &TestEntry, decoded: &mut Vec<u8>) -> Entry {
