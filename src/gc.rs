@@ -125,6 +125,11 @@ fn look(store: &Store) -> Result<Inventory, StoreError> {
             mounted_images.insert(snapshot.record.manifest_digest.clone());
         }
     }
+    for stack in store.database().remote_stacks()? {
+        mounted.extend(&needs_of(store, &stack.manifest_digest)?);
+        mounted.trees.insert(stack.tree);
+        mounted_images.insert(stack.manifest_digest);
+    }
     let mut images = Vec::new();
     for record in store.database().images()? {
         let mut needs = needs_of(store, &record.manifest_digest)?;

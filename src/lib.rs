@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod commit;
 pub mod convert;
+pub mod daemon;
 pub mod error;
 pub mod fetch;
 pub mod gc;
@@ -10,6 +11,7 @@ pub mod image;
 pub mod layer;
 pub mod mount;
 pub mod push;
+pub mod snapshotter;
 pub mod store;
 pub mod table;
 pub mod tree;

@@ -17,6 +17,7 @@ pub mod explain;
 pub mod extract;
 pub mod live;
 mod names;
+pub mod parts;
 mod prefetch;
 mod prepare;
 mod profile;
@@ -50,7 +51,7 @@ use crate::tree::serve::MergedTree;
 pub use bring::{image_of_manifest, known_image, recorded_image};
 pub use names::{give_name, origin_note, origin_of, take_name};
 pub use prefetch::Prefetching;
-pub use prepare::{local_tree, prepare, tree_key};
+pub use prepare::{local_tree, prepare, prepare_lowest, tree_key};
 
 /// When the registry is asked what a reference means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

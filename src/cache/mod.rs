@@ -26,7 +26,7 @@
 mod apply;
 mod blob;
 mod compose;
-mod digests;
+pub mod digests;
 mod error;
 mod image;
 mod items;

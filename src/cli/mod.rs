@@ -26,9 +26,11 @@ mod pull;
 mod push;
 mod quantity;
 mod rm;
+mod serve;
 mod show;
 mod signals;
 mod snapshot;
+mod stack;
 mod status;
 mod tag;
 mod tree;
@@ -70,6 +72,9 @@ enum Command {
     Rm(rm::Arguments),
     Gc(gc::Arguments),
     Commit(commit::Arguments),
+    Serve(serve::Arguments),
+    #[command(name = stack::NAME, hide = true)]
+    Stack(stack::Arguments),
     #[command(subcommand)]
     Snapshot(snapshot::Command),
     Convert(convert::Arguments),
@@ -98,6 +103,8 @@ pub fn run() -> ExitCode {
         Command::Check(command) => check::run(&command, &store),
         Command::Commit(command) => commit::run(command, &store, arguments.verbose),
         Command::Snapshot(command) => snapshot::run(command, &store),
+        Command::Serve(command) => serve::run(&command, &store, arguments.verbose),
+        Command::Stack(command) => stack::run(&command, &store, arguments.verbose),
         Command::Tag(command) => tag::run(&command, &store),
         Command::Rm(command) => rm::run(&command, &store),
         Command::Gc(command) => gc::run(&command, &store, arguments.verbose),

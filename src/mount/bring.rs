@@ -56,7 +56,7 @@ pub(super) struct Brought {
 pub(super) struct Found {
     index: Option<Digest>,
     at: i64,
-    documents: Vec<Digest>,
+    pub documents: Vec<Digest>,
 }
 
 /// The host that a reference names, or the directory of a layout.
@@ -117,6 +117,17 @@ pub(super) fn bring(
     request: Request,
     observer: impl Fn(Statistics, u64) + Send + Sync + 'static,
 ) -> Result<Brought, ImageMountError> {
+    bring_lowest(store, threads, request, usize::MAX, observer)
+}
+
+/// The same, with the lowest so many layers alone: what comes of it is an image that has no others.
+pub(super) fn bring_lowest(
+    store: Arc<Store>,
+    threads: &ThreadStarter,
+    request: Request,
+    layers: usize,
+    observer: impl Fn(Statistics, u64) + Send + Sync + 'static,
+) -> Result<Brought, ImageMountError> {
     let name = request.reference.to_string();
     let in_store = |cause| ImageMountError::Store { image: name.clone(), cause: Box::new(cause) };
     let running =
@@ -156,7 +167,7 @@ pub(super) fn bring(
         observer(observed.statistics(), ahead)
     });
     let indexer = Indexer::new(store.clone(), origin.clone(), fetcher, request.progress);
-    let (image, resolved) = match known {
+    let (mut image, resolved) = match known {
         Some(image) => (image, None),
         None => running()?
             .block_on(async {
@@ -169,6 +180,8 @@ pub(super) fn bring(
             .and_then(|resolved| keep(&store, resolved).map_err(in_store))
             .map(|(image, found)| (image, Some(found)))?,
     };
+    image.layers.truncate(layers);
+    let image = image;
     let of_layer = |(number, cause): (usize, IndexError)| ImageMountError::Layer {
         image: name.clone(),
         number: number + 1,
@@ -272,7 +285,7 @@ impl Brought {
 }
 
 /// Keeps the documents that the registry gave.
-fn keep(store: &Store, resolved: ResolvedImage) -> Result<(Image, Found), StoreError> {
+pub(super) fn keep(store: &Store, resolved: ResolvedImage) -> Result<(Image, Found), StoreError> {
     let ResolvedImage { image, resolved, config } = resolved;
     let index = resolved.index().map(|document| document.digest.clone());
     let documents = resolved.documents.into_iter().map(|document| (document.digest, document.bytes));

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use sha2::{Digest as _, Sha256};
 
-use super::bring::bring;
+use super::bring::bring_lowest;
 use super::counters::Counters;
 use super::{ImageMountError, Prepared, Request};
 use crate::error::chain;
@@ -37,12 +37,22 @@ pub fn prepare(
     threads: &ThreadStarter,
     request: Request,
 ) -> Result<Prepared, ImageMountError> {
+    prepare_lowest(store, threads, request, usize::MAX)
+}
+
+/// The same for the lowest so many layers of an image alone.
+pub fn prepare_lowest(
+    store: Arc<Store>,
+    threads: &ThreadStarter,
+    request: Request,
+    layers: usize,
+) -> Result<Prepared, ImageMountError> {
     let name = request.reference.to_string();
     let counters = Arc::new(Counters::new(&store));
     let written = counters.clone();
-    let (prefetching, records_profile) = (request.prefetching, request.records_profile);
     let observer = move |statistics, prefetched| written.write(statistics, prefetched);
-    let brought = bring(store, threads, request, observer)?;
+    let (prefetching, records_profile) = (request.prefetching, request.records_profile);
+    let brought = bring_lowest(store, threads, request, layers, observer)?;
     let identity = tree_identity(&brought.image, &brought.layers);
     let (tree, pending_tree) = merged_tree(&brought.store, &name, identity, brought.layers.clone())?;
     let tree = if records_profile { tree.noting_touches() } else { tree };
