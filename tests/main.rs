@@ -21,6 +21,7 @@ mod pulling;
 mod pushing;
 mod registry;
 mod shared_layers;
+mod snapshotter;
 mod soci;
 mod store_life;
 mod support;

@@ -13,6 +13,7 @@ mod extract;
 mod failure;
 mod gc;
 mod index;
+mod inherited;
 mod known;
 mod log_file;
 mod ls;

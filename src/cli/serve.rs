@@ -22,11 +22,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::environment;
 use super::failure::Usage;
 use super::network::NetworkArguments;
-use super::stack;
+use super::{inherited, stack};
 
 /// Serve containerd as a remote snapshotter
 ///
-/// Stays in the foreground until SIGINT or SIGTERM. Trees that containers use stay mounted, each served by a process of its own, and are
+/// Stays in the foreground until SIGINT or SIGTERM. Takes the socket that a service manager has made, if it did (sd_listen_fds). Trees that containers use stay mounted, each served by a process of its own, and are
 /// taken over by the next `peel serve`.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -65,6 +65,7 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
         return Ok(ExitCode::SUCCESS);
     }
     environment::log(verbose.max(1), std::io::stderr);
+    let inherited = inherited::listener()?;
     let opened = Arc::new(Store::open(&store)?);
     let threads = NetworkThreads::new(|| {});
     let images = images(arguments, &opened, &threads)?;
@@ -75,13 +76,19 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
         );
     };
     let snapshotter = Arc::new(snapshotter);
-    let (socket, listener) = Socket::listen(&arguments.address)?;
+    let (socket, listener) = match inherited {
+        Some(listener) => (None, listener),
+        None => {
+            let (socket, listener) = Socket::listen(&arguments.address)?;
+            (Some(socket), listener)
+        }
+    };
     let runtime = threads.starter().handle().context("cannot start threads")?;
     runtime.block_on(async {
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        tracing::info!(address = %socket.path().display(), store = %store.display(), "serving");
+        tracing::info!(address = ?listener.local_addr(), store = %store.display(), "serving");
         environment::tell_readiness();
         clean_up(&snapshotter);
         let end = async {
