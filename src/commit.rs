@@ -228,6 +228,7 @@ fn remember(cache: &Cache, request: &Request, image: &Image) -> Result<(), Commi
     });
     let layers: Vec<_> = layers.collect();
     cache.record_brought(&BroughtImage {
+        is_part: false,
         image,
         reference: &record.reference,
         layers: &layer_names(cache.store(), image)?,

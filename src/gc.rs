@@ -151,6 +151,11 @@ fn look(cache: &Cache) -> Result<Inventory, CacheError> {
             mounted_images.insert(snapshot.record.manifest_digest.clone());
         }
     }
+    for stack in store.database().remote_stacks()? {
+        mounted.extend(&needs_of(store, &stack.manifest_digest)?);
+        mounted.trees.insert(stack.tree);
+        mounted_images.insert(stack.manifest_digest);
+    }
     mounted.documents.extend(cache.leased_content()?);
     let mut mounted_records = BTreeSet::new();
     for manifest in &mounted_images {

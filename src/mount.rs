@@ -17,6 +17,7 @@ pub mod explain;
 pub mod extract;
 pub mod live;
 mod names;
+pub mod parts;
 mod prefetch;
 mod prepare;
 mod profile;
@@ -53,7 +54,7 @@ pub use crate::fetch::image_of_manifest;
 pub use bring::{known_image, layer_record, recorded_image};
 pub use names::{give_name, give_name_on, origin_note, origin_of, origin_of_manifest, take_name};
 pub use prefetch::Prefetching;
-pub use prepare::{local_tree, prepare, tree_key, tree_of};
+pub use prepare::{local_tree, prepare, prepare_lowest, tree_key, tree_of};
 
 /// When the registry is asked what a reference means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

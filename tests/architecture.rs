@@ -11,7 +11,8 @@ const FLOORS: &[&[&str]] = &[
     &["tree"],
     &["cache"],
     &["mount", "convert", "commit"],
-    &["push", "gc", "compose"],
+    &["push", "gc", "compose", "snapshotter"],
+    &["daemon"],
 ];
 
 /// What may be named below one path only.
@@ -22,12 +23,15 @@ const NAMED_IN_ONE_PLACE: &[(&str, &[&str])] = &[
     ("rusqlite::", &["src/store"]),
     ("clap::", &["src/cli"]),
     ("anyhow::", &["src/cli"]),
+    ("tonic::", &["src/daemon"]),
+    ("hyper::", &["src/daemon"]),
+    ("prost::", &["src/daemon"]),
     ("std::env::var", &["src/cli"]),
 ];
 
 /// Rooms that need no async runtime.
 const WITHOUT_RUNTIME: &[&str] =
-    &["src/table", "src/layer", "src/store", "src/tree", "src/cache", "fuse/src"];
+    &["src/table", "src/layer", "src/store", "src/tree", "src/cache", "src/snapshotter", "fuse/src"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -25,6 +25,7 @@ mod pushing;
 mod records;
 mod registry;
 mod shared_layers;
+mod snapshotter;
 mod soci;
 mod store_life;
 mod support;

@@ -21,6 +21,8 @@ use crate::store::{ImageRecord, LayerRecord, MountRecord, Store, StoreError};
 pub struct BroughtImage<'a> {
     /// What its documents say.
     pub image: &'a Image,
+    /// These are its lowest layers alone: their records are made, but none of them is the image.
+    pub is_part: bool,
     /// What it was asked for by, canonical.
     pub reference: &'a str,
     /// What each layer is kept by, the lowest first.
@@ -85,7 +87,10 @@ impl Cache {
             if let Some(mount) = brought.mount {
                 tables.remember_mount(mount)?;
             }
-            let known = tables.record_of_image(brought.image.manifest_digest.as_str())?;
+            let known = match brought.is_part {
+                true => None,
+                false => tables.record_of_image(brought.image.manifest_digest.as_str())?,
+            };
             let top = match known {
                 Some(known) if brought.named.is_none() && known.tree == brought.tree => Some(known.record),
                 known => record_layers(self.store(), tables, brought, known)?,
@@ -119,7 +124,9 @@ impl Cache {
         purpose: Purpose,
     ) -> Result<Option<ImmutableRef>, CacheError> {
         let layers = layer_names(self.store(), image)?;
-        let brought = BroughtImage { image, reference, layers: &layers, tree: "", named: None, mount: None };
+        let (named, mount) = (None, None);
+        let brought =
+            BroughtImage { image, is_part: false, reference, layers: &layers, tree: "", named, mount };
         let taken = self.write("record the layers of an image", |tables| {
             let top = match tables.record_of_image(image.manifest_digest.as_str())? {
                 Some(known) => {
@@ -166,6 +173,9 @@ fn record_layers(
         top = Some(id);
     }
     let Some(record) = &top else { return Ok(None) };
+    if brought.is_part {
+        return Ok(top);
+    }
     if let Some(known) = known.filter(|known| known.tree.is_empty() && known.record != *record) {
         // It was recorded before its layers were here, and one of them has come by another name: what was to keep the image keeps it.
         tables.move_leases(&known.record, record)?;

@@ -28,7 +28,7 @@ mod apply;
 mod blob;
 mod check;
 mod compose;
-mod digests;
+pub mod digests;
 mod error;
 mod image;
 mod items;

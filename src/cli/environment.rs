@@ -1,5 +1,8 @@
 //! What the environment says.
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -38,6 +41,21 @@ pub fn reference(text: &str) -> anyhow::Result<ImageReference> {
 /// The platform that was asked for, or this machine's.
 pub fn platform(asked: Option<Platform>) -> Platform {
     asked.unwrap_or_else(Platform::host)
+}
+
+/// Tells whoever started this process as a service that it is ready (sd_notify(3)).
+pub fn tell_readiness() {
+    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    // A name in a directory, or behind an @ one that lies in none.
+    let bytes = address.as_bytes();
+    let address = match bytes.strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&address),
+    };
+    let told = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address));
+    if let Err(error) = told {
+        tracing::warn!(%error, "nobody is told that this is ready");
+    }
 }
 
 /// Sends the log to `to`. `PEEL_LOG` (a filter such as `peelfs=debug`) decides what is logged, else the number of `-v`.

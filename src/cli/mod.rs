@@ -15,6 +15,7 @@ mod failure;
 mod filter;
 mod gc;
 mod index;
+mod inherited;
 mod known;
 mod lease;
 mod log_file;
@@ -31,9 +32,11 @@ mod push;
 mod quantity;
 mod records;
 mod rm;
+mod serve;
 mod show;
 mod signals;
 mod snapshot;
+mod stack;
 mod status;
 mod store;
 mod tag;
@@ -83,6 +86,9 @@ enum Command {
     Commit(commit::Arguments),
     Merge(merge::Arguments),
     Diff(diff::Arguments),
+    Serve(serve::Arguments),
+    #[command(name = stack::NAME, hide = true)]
+    Stack(stack::Arguments),
     #[command(subcommand)]
     Snapshot(snapshot::Command),
     Convert(convert::Arguments),
@@ -113,6 +119,8 @@ pub fn run() -> ExitCode {
         Command::Merge(command) => merge::run(&command, &store, arguments.verbose),
         Command::Diff(command) => diff::run(&command, &store, arguments.verbose),
         Command::Snapshot(command) => snapshot::run(command, &store),
+        Command::Serve(command) => serve::run(&command, &store, arguments.verbose),
+        Command::Stack(command) => stack::run(&command, &store, arguments.verbose),
         Command::Tag(command) => tag::run(&command, &store),
         Command::Rm(command) => rm::run(&command, &store),
         Command::Records(command) => records::run(&command, &store),

@@ -217,7 +217,7 @@ fn start_log(arguments: &Arguments, store: &Store, verbose: u8) -> anyhow::Resul
 }
 
 /// SIGINT and SIGTERM unmount; a mount in use disappears from its directory and is served until nobody uses it any more.
-fn stop_on_signals(threads: &ThreadStarter, unmounter: Unmounter) -> anyhow::Result<()> {
+pub fn stop_on_signals(threads: &ThreadStarter, unmounter: Unmounter) -> anyhow::Result<()> {
     let threads = threads.handle().context("cannot start threads")?;
     let _guard = threads.enter();
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -241,7 +241,7 @@ fn stop_on_signals(threads: &ThreadStarter, unmounter: Unmounter) -> anyhow::Res
 }
 
 /// What can wait until the directory is usable.
-fn keep_house(store: &Store, mounted: &Mounted) {
+pub fn keep_house(store: &Store, mounted: &Mounted) {
     mounted.settle();
     memory::give_back();
     if let Err(error) = store.database().shorten_log() {

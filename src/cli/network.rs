@@ -1,5 +1,6 @@
 //! How commands reach registries: the options that they share, and the threads on which they wait.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -28,6 +29,14 @@ impl NetworkArguments {
             timeouts: Timeouts::of_operations(Duration::from_secs(self.network_timeout)),
             ..ClientConfiguration::from_environment(|name| std::env::var_os(name))
         }
+    }
+
+    /// These options as somebody would type them.
+    pub fn to_arguments(&self) -> Vec<OsString> {
+        let mut words = vec!["--network-timeout".into(), self.network_timeout.to_string().into()];
+        words.extend(self.plain_http.then(|| "--plain-http".into()));
+        words.extend(self.foreign_urls.then(|| "--foreign-urls".into()));
+        words
     }
 }
 
@@ -67,6 +76,13 @@ mod tests {
         // A host that says nothing is asked once more before that.
         assert!(changed.timeouts.idle < changed.timeouts.operation);
         assert!(changed.follow_foreign_urls && changed.plain_http);
+        for arguments in [&[][..], &["--network-timeout", "7"], &["--foreign-urls"], &["--plain-http"]] {
+            let command = Command::try_parse_from(["peel"].iter().chain(arguments)).unwrap();
+            let again = command.network.to_arguments();
+            let again = Command::try_parse_from([OsString::from("peel")].into_iter().chain(again)).unwrap();
+            let told = |command: Command| format!("{:?}", command.network.to_arguments());
+            assert_eq!(told(again), told(command));
+        }
         for wrong in ["0", "-1", "3601", "soon"] {
             assert!(Command::try_parse_from(["peel", "--network-timeout", wrong]).is_err(), "{wrong}");
         }

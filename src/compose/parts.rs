@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use peelfs_registry::Digest;
 use serde_json::Value;
 
 use super::ComposeError;
 use super::documents::{self, DocumentError};
-use crate::cache::{Application, Cache, CacheError, ImmutableRef, LayerDescription, Purpose};
+use crate::cache::{Application, Cache, CacheError, ImmutableRef, LayerDescription, Purpose, layer_names};
 use crate::fetch::LayerContent;
 use crate::image::Layer;
 use crate::mount::origin_of_manifest;
@@ -24,6 +25,8 @@ pub(super) struct Input<'a> {
     manifest: Value,
     /// Where its layers come from, unless its origins say so.
     reference: String,
+    /// What each of its layers is kept by.
+    names: Vec<Digest>,
 }
 
 impl<'a> Input<'a> {
@@ -42,6 +45,7 @@ impl<'a> Input<'a> {
             config: document(image.config.digest.as_str(), "config")?,
             manifest: document(manifest_digest, "manifest")?,
             reference: origin_of_manifest(store, pulled.reference(), manifest_digest)?.to_string(),
+            names: layer_names(store, image)?,
         })
     }
 
@@ -132,8 +136,10 @@ impl Parts {
         for step in steps {
             let Step::Layer(number) = step else { continue };
             // A composition may name a layer that is not there.
-            let part = input.part(usize::from(*number)).ok_or(DocumentError::Composition)?;
-            let description = LayerDescription::of(&part.layer, &input.reference);
+            let number = usize::from(*number);
+            let named = input.part(number).zip(input.names.get(number));
+            let (part, name) = named.ok_or(DocumentError::Composition)?;
+            let description = LayerDescription::of(&part.layer, &input.reference, name);
             let record = cache.get_by_blob(&description, top.as_ref(), Purpose::Look)?;
             let number = self.number_of(part);
             self.numbers.entry(record.id().clone()).or_insert(number);

@@ -37,8 +37,8 @@ use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::SinkError;
 use crate::layer::toc::{Landmark, TableOfContents};
 use crate::store::{
-    LayerDraft, LayerFiles, LowerStore, PendingPublish, Provenance, Store, StoreError, TableSource, Verdict,
-    table_identity,
+    LayerDraft, LayerFiles, LayerLock, LowerStore, PendingPublish, Provenance, Store, StoreError,
+    TableSource, Verdict, table_identity,
 };
 use crate::table::format::ChunkRecord;
 use crate::table::placement::{self, DataFile};
@@ -106,6 +106,13 @@ enum Indexed {
     Lazily(Box<(Digest, (LayerFiles, PendingPublish))>),
     /// It cannot be, and is to be streamed: from here, if all of its blob came meanwhile.
     Not { whole_blob: Option<Bytes>, because: &'static str },
+}
+
+/// A layer that is being brought.
+struct Begun {
+    lock: LayerLock,
+    blob: OriginBlob,
+    indexed: Indexed,
 }
 
 /// Brings the layers of one image.
@@ -222,23 +229,52 @@ impl Indexer {
         if let Some(content) = self.open_known(&layer)? {
             return Ok(content);
         }
+        match self.begin(&layer).await? {
+            Either::Left(content) => Ok(content),
+            Either::Right(begun) => self.bring(&layer, begun).await,
+        }
+    }
+
+    /// The same, but nothing for a layer that would have to be streamed, unless all of it is here already.
+    pub async fn open_lazily(self: Arc<Self>, layer: Layer) -> Result<Option<Arc<LayerContent>>, IndexError> {
+        if let Some(content) = self.open_known(&layer)? {
+            return Ok(Some(content));
+        }
+        match self.begin(&layer).await? {
+            Either::Left(content) => Ok(Some(content)),
+            Either::Right(Begun { indexed: Indexed::Not { whole_blob: None, because }, .. }) => {
+                tracing::info!(layer = %layer.descriptor.digest, because, "the layer cannot be read lazily");
+                Ok(None)
+            }
+            Either::Right(begun) => self.bring(&layer, begun).await.map(Some),
+        }
+    }
+
+    /// Takes the lock of a layer and looks for a table or an index; or gives what another brought meanwhile.
+    async fn begin(self: &Arc<Self>, layer: &Layer) -> Result<Either<Arc<LayerContent>, Begun>, IndexError> {
         check_media_type(&layer.descriptor.media_type)?;
         let (indexer, digest) = (self.clone(), layer.descriptor.digest.clone());
         let lock = blocking(move || indexer.store.layers().layer(digest.as_str())?.lock()).await?;
-        if let Some(content) = self.open_known(&layer)? {
-            return Ok(content);
+        if let Some(content) = self.open_known(layer)? {
+            return Ok(Either::Left(content));
         }
         let blob = OriginBlob::new(self.origin.clone(), layer.descriptor.clone());
-        let indexed = match self.index(&layer, &blob).await? {
-            Indexed::Not { whole_blob: None, because } => self.index_beside(&layer, because).await?,
+        let indexed = match self.index(layer, &blob).await? {
+            Indexed::Not { whole_blob: None, because } => self.index_beside(layer, because).await?,
             // What is here already is streamed sooner than an index beside it is asked for.
             indexed => indexed,
         };
+        Ok(Either::Right(Begun { lock, blob, indexed }))
+    }
+
+    /// Makes a layer usable that was indexed, or streams it. The lock ends when it is on disk.
+    async fn bring(&self, layer: &Layer, begun: Begun) -> Result<Arc<LayerContent>, IndexError> {
+        let Begun { lock, blob, indexed } = begun;
         let (name, (files, pending)) = match indexed {
             Indexed::Lazily(brought) => *brought,
             Indexed::Not { whole_blob, because } => {
-                let name = names::streamed(&layer);
-                let brought = self.stream(&layer, &name, &blob, whole_blob, because).await?;
+                let name = names::streamed(layer);
+                let brought = self.stream(layer, &name, &blob, whole_blob, because).await?;
                 (name, brought)
             }
         };
@@ -251,7 +287,7 @@ impl Indexer {
             Ok(())
         });
         self.commits().push(commit);
-        Ok(self.content(&layer, &name, table, files))
+        Ok(self.content(layer, &name, table, files))
     }
 
     fn commits(&self) -> MutexGuard<'_, Vec<JoinHandle<Result<(), StoreError>>>> {

@@ -16,7 +16,7 @@ pub fn image_of_manifest(store: &Store, digest: &Digest) -> Result<Option<Image>
 }
 
 /// All names by which layers of that image may be kept; none if its documents are not in the store.
-pub(super) fn layer_names(store: &Store, manifest: &Digest) -> Result<Vec<Digest>, StoreError> {
+pub(super) fn possible_names(store: &Store, manifest: &Digest) -> Result<Vec<Digest>, StoreError> {
     let Some(image) = image_of_manifest(store, manifest)? else { return Ok(Vec::new()) };
     let ancestors = ancestors(store, manifest)?;
     let images = || std::iter::once(manifest).chain(&ancestors);

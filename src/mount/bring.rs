@@ -48,6 +48,8 @@ pub(super) struct Brought {
     pub platform: Platform,
     /// The lowest first.
     pub layers: Vec<Arc<LayerContent>>,
+    /// The image has more layers than these.
+    pub is_part: bool,
     /// Documents that are not yet on disk.
     unsettled: Mutex<Vec<Digest>>,
     making: Mutex<Option<JoinHandle<Result<(), StoreError>>>>,
@@ -59,7 +61,7 @@ pub(super) struct Brought {
 pub(super) struct Found {
     index: Option<Digest>,
     at: i64,
-    documents: Vec<Digest>,
+    pub documents: Vec<Digest>,
 }
 
 /// The host that a reference names, or the directory of a layout.
@@ -112,6 +114,17 @@ pub(super) fn bring(
     request: Request,
     observer: impl Fn(Statistics, u64) + Send + Sync + 'static,
 ) -> Result<Brought, ImageMountError> {
+    bring_lowest(store, threads, request, usize::MAX, observer)
+}
+
+/// The same, with the lowest so many layers alone: what comes of it is an image that has no others.
+pub(super) fn bring_lowest(
+    store: Arc<Store>,
+    threads: &ThreadStarter,
+    request: Request,
+    layers: usize,
+    observer: impl Fn(Statistics, u64) + Send + Sync + 'static,
+) -> Result<Brought, ImageMountError> {
     let name = request.reference.to_string();
     let in_store = |cause| ImageMountError::Store { image: name.clone(), cause: Box::new(cause) };
     let running =
@@ -152,7 +165,7 @@ pub(super) fn bring(
         observer(observed.statistics(), ahead)
     });
     let indexer = Indexer::new(store.clone(), origin.clone(), fetcher, request.progress);
-    let (image, resolved) = match known {
+    let (mut image, resolved) = match known {
         Some(image) => (image, None),
         None => running()?
             .block_on(async {
@@ -165,6 +178,9 @@ pub(super) fn bring(
             .and_then(|resolved| keep(&store, resolved).map_err(in_store))
             .map(|(image, found)| (image, Some(found)))?,
     };
+    let is_part = layers < image.layers.len();
+    image.layers.truncate(layers);
+    let image = image;
     let of_layer = |(number, cause): (usize, IndexError)| ImageMountError::Layer {
         image: name.clone(),
         number: number + 1,
@@ -194,6 +210,7 @@ pub(super) fn bring(
         image,
         resolved,
         pinned: request.pinned.is_some(),
+        is_part,
         platform: request.platform,
         layers,
         unsettled: Mutex::new(documents),
@@ -237,6 +254,7 @@ impl Brought {
         let cache = Cache::open_as_it_is(self.store.clone())?;
         cache.record_brought(&BroughtImage {
             image: &self.image,
+            is_part: self.is_part,
             reference: &reference,
             layers: &names,
             tree,
@@ -293,7 +311,7 @@ impl Brought {
 }
 
 /// Keeps the documents that the registry gave.
-fn keep(store: &Store, resolved: ResolvedImage) -> Result<(Image, Found), StoreError> {
+pub(super) fn keep(store: &Store, resolved: ResolvedImage) -> Result<(Image, Found), StoreError> {
     let ResolvedImage { image, resolved, config } = resolved;
     let index = resolved.index().map(|document| document.digest.clone());
     let documents = resolved.documents.into_iter().map(|document| (document.digest, document.bytes));

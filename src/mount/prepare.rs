@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use sha2::{Digest as _, Sha256};
 
-use super::bring::bring;
+use super::bring::bring_lowest;
 use super::counters::Counters;
 use super::{ImageMountError, Prepared, Request};
 use crate::error::chain;
@@ -36,6 +36,11 @@ impl Composition {
         let steps = origins.and_then(|origins| origins.composition);
         Ok(Composition { identity: tree_identity(image, contents, steps.as_deref()), steps })
     }
+
+    /// That of the lowest layers of an image, which lie on each other.
+    pub fn of_part(image: &Image, contents: &[Arc<LayerContent>]) -> Composition {
+        Composition { identity: tree_identity(image, contents, None), steps: None }
+    }
 }
 
 /// What a merged tree is known by: its layers, and their order; what made those that are kept apart; and how they are composed.
@@ -62,14 +67,27 @@ pub fn prepare(
     threads: &ThreadStarter,
     request: Request,
 ) -> Result<Prepared, ImageMountError> {
+    prepare_lowest(store, threads, request, usize::MAX)
+}
+
+/// The same for the lowest so many layers of an image alone.
+pub fn prepare_lowest(
+    store: Arc<Store>,
+    threads: &ThreadStarter,
+    request: Request,
+    layers: usize,
+) -> Result<Prepared, ImageMountError> {
     let name = request.reference.to_string();
     let counters = Arc::new(Counters::new(&store));
     let written = counters.clone();
-    let (prefetching, records_profile) = (request.prefetching, request.records_profile);
     let observer = move |statistics, prefetched| written.write(statistics, prefetched);
-    let brought = bring(store, threads, request, observer)?;
-    let composition = Composition::of(&brought.store, &brought.image, &brought.layers)
-        .map_err(|cause| ImageMountError::Store { image: name.clone(), cause: Box::new(cause) })?;
+    let (prefetching, records_profile) = (request.prefetching, request.records_profile);
+    let brought = bring_lowest(store, threads, request, layers, observer)?;
+    let composition = match brought.is_part {
+        true => Composition::of_part(&brought.image, &brought.layers),
+        false => Composition::of(&brought.store, &brought.image, &brought.layers)
+            .map_err(|cause| ImageMountError::Store { image: name.clone(), cause: Box::new(cause) })?,
+    };
     let (tree, pending_tree) = merged_tree(&brought.store, &name, &composition, brought.layers.clone())?;
     let tree = if records_profile { tree.noting_touches() } else { tree };
     // Signals are held back by the threads that there are while the mount is made; the one that makes the database was started before,

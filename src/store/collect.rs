@@ -21,7 +21,7 @@ use super::durable::{open_directory, still_names};
 use super::error::{Context, StoreError};
 use super::layers::{LayerDirectory, LayerStore, WithdrawnLayer};
 use super::lock::{FileLock, try_flock};
-use super::space::allocated_bytes;
+use super::space::{DiskUsage, allocated_bytes, disk_usage};
 use super::trees::Trees;
 use super::{INGEST, Store};
 
@@ -60,6 +60,11 @@ impl LayerDirectory {
     /// What it takes on the disk, in bytes.
     pub fn allocated(&self) -> Result<u64, StoreError> {
         allocated_bytes(self.path())
+    }
+
+    /// The same, with the number of inodes.
+    pub fn usage(&self) -> Result<DiskUsage, StoreError> {
+        disk_usage(self.path())
     }
 
     /// What of it could be discarded and fetched again: the bytes of its files' content on the disk.

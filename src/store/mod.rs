@@ -10,7 +10,7 @@
 //! notes/<kind>/<hex>   facts that belong to a name, made when there is one
 //! writable/        what was changed in writable mounts
 //! origins/<algorithm>/<hex>   where the layers of images come from that were made here
-//! snapshots/<id>/  fs/ and work/ of mutable records
+//! snapshots/<id>/  fs/ and work/ of mutable records, and of containerd's snapshots, whose ids are numbers
 //! items/<name>     data kept with a record
 //! lower            stores whose layers are used, too
 //! budget           how many bytes all of it may take, if that is limited
@@ -33,6 +33,7 @@ mod check;
 mod chunk_bits;
 mod chunk_map;
 mod collect;
+mod container_snapshots;
 mod content;
 mod content_index;
 mod data_files;
@@ -59,6 +60,7 @@ mod rests;
 mod schema;
 mod sessions;
 mod shared_words;
+pub mod snapshot_tables;
 mod snapshots;
 pub mod space;
 mod temporary;
@@ -73,6 +75,7 @@ pub use blob_draft::BlobDraft;
 pub use check::{CheckReport, Finding, FindingKind};
 pub use chunk_map::{ChunkMap, MarkLock};
 pub use collect::CollectionLock;
+pub use container_snapshots::{ContainerSnapshots, NewContainerSnapshot};
 pub use content::Content;
 pub use content_index::NamedDescriptor;
 pub use data_files::{DataFile, DataFiles};
@@ -112,6 +115,7 @@ pub struct Store {
     profiles: Profiles,
     notes: Notes,
     snapshots: Snapshots,
+    container_snapshots: ContainerSnapshots,
     items: Items,
     writable: WritableSnapshots,
     origins: Origins,
@@ -133,6 +137,7 @@ impl Store {
             trees: Trees::new(path.join("trees")),
             profiles: Profiles::new(path.join("profiles"), locks.clone()),
             snapshots: Snapshots::new(path.join("snapshots")),
+            container_snapshots: ContainerSnapshots::new(path.join("snapshots"), locks.clone()),
             items: Items::new(path.join("items")),
             database: Database::new(path.join("peel.db"), locks.join("database"), notes),
             lower: OnceLock::new(),
@@ -174,6 +179,11 @@ impl Store {
     /// Snapshots of mutable records.
     pub fn snapshots(&self) -> &Snapshots {
         &self.snapshots
+    }
+
+    /// Directories of containerd's snapshots.
+    pub fn container_snapshots(&self) -> &ContainerSnapshots {
+        &self.container_snapshots
     }
 
     /// What was changed in writable mounts.

@@ -179,6 +179,37 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX image_records_by_record ON image_records (record);
     ",
+    // 4: containerd's snapshots
+    "
+    CREATE TABLE snapshots (
+        id         INTEGER PRIMARY KEY,         -- directory in snapshots/, in decimal digits; a remote one has none
+        name       TEXT NOT NULL UNIQUE,        -- containerd's key, or its name since it was committed
+        kind       TEXT NOT NULL CHECK (kind IN ('view', 'active', 'committed')),
+        parent     INTEGER REFERENCES snapshots (id),
+        created_at INTEGER NOT NULL,            -- nanoseconds since 1970
+        updated_at INTEGER NOT NULL,
+        bytes      INTEGER,                     -- on disk, with inodes: of a committed one that is not remote
+        inodes     INTEGER,
+        CHECK ((bytes IS NULL) = (inodes IS NULL))
+    ) STRICT;
+    CREATE INDEX snapshots_by_parent ON snapshots (parent) WHERE parent IS NOT NULL;
+
+    CREATE TABLE snapshot_labels (
+        snapshot INTEGER NOT NULL REFERENCES snapshots (id) ON DELETE CASCADE,
+        key      TEXT NOT NULL,
+        value    TEXT NOT NULL,
+        PRIMARY KEY (snapshot, key)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE remote_snapshots (
+        snapshot        INTEGER PRIMARY KEY REFERENCES snapshots (id) ON DELETE CASCADE,
+        reference       TEXT NOT NULL,          -- canonical: where its bytes come from
+        platform        TEXT NOT NULL,
+        manifest_digest TEXT NOT NULL,
+        layers          INTEGER NOT NULL CHECK (layers > 0), -- it is these of the manifest, from the lowest
+        tree            TEXT NOT NULL           -- key of their merged tree
+    ) STRICT;
+    ",
 ];
 
 /// The version that this program reads and writes.

@@ -106,7 +106,7 @@ impl Snapshots {
             Err(error) => return Err(StoreError::from_io("remove", path, error)),
         }
         sync_directory(&self.directory)?;
-        self.remove_tree(&removed)?;
+        remove_tree(&removed)?;
         Ok(true)
     }
 
@@ -161,18 +161,9 @@ impl Snapshots {
         };
         let mut removed = 0;
         for entry in entries {
-            removed += u64::from(self.remove_tree(&entry.context("list", directory)?.path())?);
+            removed += u64::from(remove_tree(&entry.context("list", directory)?.path())?);
         }
         Ok(removed)
-    }
-
-    fn remove_tree(&self, path: &Path) -> Result<bool, StoreError> {
-        // An overlay makes a directory there that not even its owner may look into.
-        match rustix::fs::chmod(path.join(WORK).join(WORK), Mode::RWXU) {
-            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
-            Err(error) => return Err(StoreError::from_io("set the mode of", path.join(WORK), error)),
-        }
-        remove_unused(path).context("remove", path)
     }
 
     fn ensure(&self) -> Result<(), StoreError> {
@@ -187,6 +178,16 @@ impl Snapshots {
     fn path(&self, id: &RecordId) -> PathBuf {
         self.directory.join(id.as_str())
     }
+}
+
+/// Removes a snapshot that is out of its place, unless somebody holds its lock.
+pub(super) fn remove_tree(path: &Path) -> Result<bool, StoreError> {
+    // An overlay makes a directory there that not even its owner may look into.
+    match rustix::fs::chmod(path.join(WORK).join(WORK), Mode::RWXU) {
+        Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+        Err(error) => return Err(StoreError::from_io("set the mode of", path.join(WORK), error)),
+    }
+    remove_unused(path).context("remove", path)
 }
 
 /// What became of a snapshot without a record.

@@ -24,21 +24,37 @@ pub fn file_system_space(path: &Path) -> Result<Space, StoreError> {
     Ok(Space { total: bytes(stat.f_blocks), available: bytes(stat.f_bavail) })
 }
 
+/// What files take on a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files, directories and all else, each counted once.
+    pub inodes: u64,
+}
+
 /// What a directory and all below it take on the disk; holes count nothing, and a file of several names counts once. Links are not
-/// followed, and paths may have any length. What disappears while it is counted is left out.
+/// followed, and paths may have any length. What disappears while it is counted is left out, and so is what is mounted below.
 pub fn allocated_bytes(path: &Path) -> Result<u64, StoreError> {
-    let mut counter = Counter { total: 0, linked: HashSet::new() };
+    Ok(disk_usage(path)?.bytes)
+}
+
+/// As [`allocated_bytes`], with the number of inodes.
+pub fn disk_usage(path: &Path) -> Result<DiskUsage, StoreError> {
+    let mut counter = Counter { usage: DiskUsage::default(), linked: HashSet::new() };
     let root = match openat(CWD, path, FLAGS, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(0),
+        Err(Errno::NOENT) => return Ok(DiskUsage::default()),
         // A file, or a link.
         Err(Errno::NOTDIR | Errno::LOOP) => {
             let found = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).context("look at", path)?;
             counter.add(&found);
-            return Ok(counter.total);
+            return Ok(counter.usage);
         }
         root => root.context("open", path)?,
     };
-    counter.add(&rustix::fs::fstat(&root).context("look at", path)?);
+    let found = rustix::fs::fstat(&root).context("look at", path)?;
+    let device = found.st_dev;
+    counter.add(&found);
     // From the root down, each is listed.
     let mut levels = vec![Dir::new(root).context("list", path)?];
     while let Some(level) = levels.last_mut() {
@@ -54,8 +70,13 @@ pub fn allocated_bytes(path: &Path) -> Result<u64, StoreError> {
         let directory = level.fd().context("list", path)?;
         let found = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => continue,
+            // The file system of a process that was killed: mounted there, as the next case.
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => continue,
             found => found.context("look at", path)?,
         };
+        if found.st_dev != device {
+            continue;
+        }
         counter.add(&found);
         if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
             match openat(directory, name, FLAGS, Mode::empty()) {
@@ -65,13 +86,13 @@ pub fn allocated_bytes(path: &Path) -> Result<u64, StoreError> {
             }
         }
     }
-    Ok(counter.total)
+    Ok(counter.usage)
 }
 
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 struct Counter {
-    total: u64,
+    usage: DiskUsage,
     /// Files of several names that were counted.
     linked: HashSet<(u64, u64)>,
 }
@@ -84,7 +105,8 @@ impl Counter {
         }
         // st_blocks counts units of 512 bytes, whatever the file system's block size (stat(2)).
         let blocks = u64::try_from(found.st_blocks).unwrap_or(0);
-        self.total = self.total.saturating_add(blocks.saturating_mul(512));
+        self.usage.bytes = self.usage.bytes.saturating_add(blocks.saturating_mul(512));
+        self.usage.inodes += 1;
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod blob;
 pub mod cases;
+pub mod containerd;
 pub mod content;
 pub mod docker_registry;
 pub mod image;

@@ -16,7 +16,8 @@
 //!
 //! What a client must never do is a *violation*: credentials that nobody asked for or that reach the object store, a
 //! wrong `Host`, a compressed transfer asked for, a manifest asked for without accepting its type, a malformed `Range`. Each
-//! is answered with an error and remembered, and dropping the registry fails the test, unless it is failing already.
+//! is answered with an error and remembered, and dropping the registry fails the test, unless it is failing already. containerd is
+//! no client of ours.
 //!
 //! Nothing here depends on time. Tokens and signatures expire when the test says so, or after a number of uses, and
 //! [`Fault::Stall`] lasts until the test releases it. Counters are raised before the bytes are sent, so a client that has

@@ -59,7 +59,9 @@ pub(super) fn answer(
     fault: Option<&Fault>,
 ) -> Option<Answer> {
     let state = &mut *shared.lock();
-    if let Some(violation) = violation(shared, state, is_storage, request) {
+    // Other programs have manners of their own.
+    let is_ours = !request.header("user-agent").is_some_and(|name| name.starts_with("containerd/"));
+    if is_ours && let Some(violation) = violation(shared, state, is_storage, request) {
         state.violations.push(format!("{violation}: {} {}", request.method, request.target));
         return Some(Answer::error(400, "UNSUPPORTED", &violation));
     }

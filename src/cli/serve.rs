@@ -1,0 +1,190 @@
+//! `peel serve`
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use peelfs::daemon;
+use peelfs::daemon::socket::Socket;
+use peelfs::fetch::NetworkThreads;
+use peelfs::mount::parts::Bringing;
+use peelfs::mount::{Prefetching, Pull, Request};
+use peelfs::snapshotter::images::Images;
+use peelfs::snapshotter::{BoxError, RemoteStack, Snapshotter, store_fault};
+use peelfs::store::Store;
+use peelfs_registry::Platform;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::environment;
+use super::failure::Usage;
+use super::network::NetworkArguments;
+use super::{inherited, stack};
+
+/// Serve containerd as a remote snapshotter
+///
+/// Stays in the foreground until SIGINT or SIGTERM. Takes the socket that a service manager has made, if it did (sd_listen_fds). Trees that containers use stay mounted, each served by a process of its own, and are
+/// taken over by the next `peel serve`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The socket to listen at
+    #[arg(long, value_name = "PATH", default_value = "/run/peel/snapshotter.sock")]
+    address: PathBuf,
+    /// Stream layers that cannot be read lazily, instead of leaving them to containerd
+    #[arg(long)]
+    stream: bool,
+    /// The platform to choose from an image index, such as linux/arm64 [default: this machine's]
+    #[arg(long)]
+    platform: Option<Platform>,
+    /// Believe SOCI indexes that only refer to the image: whoever may push to its repository may have put them there, and they decide what
+    /// its files are
+    #[arg(long)]
+    trust_referrers: bool,
+    #[command(flatten)]
+    network: NetworkArguments,
+    /// Seconds after which a read that waits for the registry fails with an I/O error
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    read_timeout: u64,
+    /// Print the section for containerd's configuration, and leave
+    #[arg(long)]
+    print_containerd_config: bool,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
+    let store = std::path::absolute(store)?;
+    if let Some(fault) = store_fault(&store) {
+        return Err(Usage(format!("the store cannot be at {}: {fault}", store.display())).into());
+    }
+    if arguments.print_containerd_config {
+        let address = std::path::absolute(&arguments.address)?;
+        std::io::stdout().write_all(containerd_configuration(&address, &store).as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    environment::log(verbose.max(1), std::io::stderr);
+    let inherited = inherited::listener()?;
+    let opened = Arc::new(Store::open(&store)?);
+    let threads = NetworkThreads::new(|| {});
+    let images = images(arguments, &opened, &threads)?;
+    let Some(snapshotter) = Snapshotter::open(opened, Box::new(images))? else {
+        bail!(
+            "another peel serve uses the store {}; stop it, or choose another with --store",
+            store.display()
+        );
+    };
+    let snapshotter = Arc::new(snapshotter);
+    let (socket, listener) = match inherited {
+        Some(listener) => (None, listener),
+        None => {
+            let (socket, listener) = Socket::listen(&arguments.address)?;
+            (Some(socket), listener)
+        }
+    };
+    let runtime = threads.starter().handle().context("cannot start threads")?;
+    runtime.block_on(async {
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        tracing::info!(address = ?listener.local_addr(), store = %store.display(), "serving");
+        environment::tell_readiness();
+        clean_up(&snapshotter);
+        let end = async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        daemon::serve(listener, snapshotter.clone(), end).await;
+        anyhow::Ok(())
+    })?;
+    drop(socket);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was left undone when the last one ended.
+fn clean_up(snapshotter: &Arc<Snapshotter>) {
+    let snapshotter = snapshotter.clone();
+    tokio::task::spawn_blocking(move || {
+        // What goes wrong is in the log.
+        let _ = snapshotter.clean_up();
+    });
+}
+
+fn images(arguments: &Arguments, store: &Arc<Store>, threads: &NetworkThreads) -> anyhow::Result<Images> {
+    let platform = environment::platform(arguments.platform.clone());
+    let (client, trust_referrers) = (arguments.network.client(), arguments.trust_referrers);
+    let read_deadline = Duration::from_secs(arguments.read_timeout);
+    let request = move |reference| Request {
+        reference,
+        platform: platform.clone(),
+        pinned: None,
+        pull: Pull::Missing,
+        client: client.clone(),
+        read_deadline,
+        trust_referrers,
+        records_profile: false,
+        prefetching: Prefetching::None,
+        progress: Arc::new(|_| {}),
+    };
+    let bringing = if arguments.stream { Bringing::OrStreamed } else { Bringing::Lazily };
+    let program = std::env::current_exe().context("this program cannot be found")?;
+    let mut options = arguments.network.to_arguments();
+    options.extend(["--read-timeout".into(), arguments.read_timeout.to_string().into()]);
+    if trust_referrers {
+        options.push("--trust-referrers".into());
+    }
+    let path = store.path().to_owned();
+    let mounter =
+        move |stack: &RemoteStack, mount_point: &Path| mount(&program, &path, &options, stack, mount_point);
+    Ok(Images::new(store.clone(), threads.starter().clone(), request, bringing, Box::new(mounter)))
+}
+
+/// Has a process of its own serve the tree of a stack: it outlives this one.
+fn mount(
+    program: &Path,
+    store: &Path,
+    options: &[OsString],
+    stack: &RemoteStack,
+    mount_point: &Path,
+) -> Result<(), BoxError> {
+    let mut command = Command::new(program);
+    command.arg("--store").arg(store).args(stack::command_line(stack, mount_point)).args(options);
+    let output = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let told = String::from_utf8_lossy(&output.stderr);
+    let told = told.trim().trim_start_matches("peel: ").replace("\n  because: ", ": ").replace('\n', "; ");
+    Err(if told.is_empty() {
+        format!("its serving process ended: {}", output.status).into()
+    } else {
+        told.into()
+    })
+}
+
+/// What is to be added to containerd's configuration.
+fn containerd_configuration(address: &Path, store: &Path) -> String {
+    let (address, root) = (address.display(), store.display());
+    format!(
+        "# Lets containerd start containers before their images are here. Use it with `ctr run --snapshotter peel`,\n\
+         # `nerdctl --snapshotter peel`, or as below for Kubernetes.\n\
+         [proxy_plugins.peel]\n\
+         \x20 type = \"snapshot\"\n\
+         \x20 address = \"{address}\"\n\
+         \x20 [proxy_plugins.peel.exports]\n\
+         \x20   root = \"{root}\"\n\
+         \x20   enable_remote_snapshot_annotations = \"true\"\n\
+         \n\
+         # Kubernetes, containerd 1.x:\n\
+         # [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n\
+         #   snapshotter = \"peel\"\n\
+         #   disable_snapshot_annotations = false\n\
+         # Kubernetes, containerd 2.x:\n\
+         # [plugins.\"io.containerd.cri.v1.images\"]\n\
+         #   snapshotter = \"peel\"\n\
+         #   disable_snapshot_annotations = false\n"
+    )
+}

@@ -1,0 +1,123 @@
+//! `peel serve-stack`, which `peel serve` starts for each tree that containers use: a mount of the lowest layers of an image.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use peelfs::fetch::NetworkThreads;
+use peelfs::mount::{Prefetching, Pull, Request, prepare_lowest};
+use peelfs::snapshotter::RemoteStack;
+use peelfs::store::Store;
+use peelfs_fuse::MountOptions;
+use peelfs_registry::{Digest, ImageReference, Platform};
+
+use super::log_file::LogFile;
+use super::mount::{keep_house, stop_on_signals};
+use super::network::NetworkArguments;
+use super::signals::{self, Held};
+use super::{background, environment, failure};
+
+/// The name of the command.
+pub const NAME: &str = "serve-stack";
+
+/// Mount the lowest layers of an image for containers; `peel serve` does this
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// By what the image was asked for
+    reference: ImageReference,
+    /// An empty directory
+    mount_point: PathBuf,
+    /// The image's manifest
+    #[arg(long)]
+    manifest: Digest,
+    /// How many layers, from the lowest
+    #[arg(long)]
+    layers: u32,
+    /// The image's platform
+    #[arg(long)]
+    platform: Platform,
+    /// As for `peel mount`
+    #[arg(long)]
+    trust_referrers: bool,
+    /// As for `peel mount`
+    #[arg(long, default_value_t = 60)]
+    read_timeout: u64,
+    #[command(flatten)]
+    network: NetworkArguments,
+}
+
+/// What has the tree of a stack appear at a directory, behind the name of the program and what all commands have in common.
+pub fn command_line(stack: &RemoteStack, mount_point: &Path) -> Vec<OsString> {
+    let layers = stack.layers.to_string();
+    let words =
+        [NAME, "--manifest", &stack.manifest_digest, "--layers", &layers, "--platform", &stack.platform];
+    let mut words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+    words.push(stack.reference.clone().into());
+    words.push(mount_point.into());
+    words
+}
+
+/// Runs the command. The process forks here, before it has a second thread.
+pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
+    let mut word = Some(background::fork().context("cannot start the serving process")?);
+    let served = serve(arguments, store, verbose, || match word.take() {
+        Some(word) => Ok(word.usable()?),
+        None => Ok(()),
+    });
+    if let Err(error) = served {
+        let code = failure::report(&error);
+        if let Some(word) = word {
+            word.failed(failure::code(&error));
+        }
+        return Ok(code);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve(
+    arguments: &Arguments,
+    store: &Path,
+    verbose: u8,
+    usable: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let store = Arc::new(Store::open(store)?);
+    let log = store.path().join("log").join(format!("{}.log", std::process::id()));
+    environment::log(verbose, Mutex::new(LogFile::new(log)));
+    let threads = NetworkThreads::new(|| {
+        signals::hold();
+    });
+    let request = Request {
+        reference: arguments.reference.clone(),
+        platform: arguments.platform.clone(),
+        pinned: Some(arguments.manifest.clone()),
+        pull: Pull::Missing,
+        client: arguments.network.client(),
+        read_deadline: Duration::from_secs(arguments.read_timeout),
+        trust_referrers: arguments.trust_referrers,
+        records_profile: true,
+        prefetching: Prefetching::Auto,
+        progress: Arc::new(|_| {}),
+    };
+    let layers = usize::try_from(arguments.layers)?;
+    let prepared = prepare_lowest(store.clone(), threads.starter(), request, layers)?;
+    let held = Held::new();
+    // What a container may do is decided where the overlay above this is mounted; the store's directory is closed to others.
+    let options = MountOptions {
+        allow_other: rustix::process::geteuid().is_root(),
+        nosuid: false,
+        nodev: false,
+        ..MountOptions::new(&arguments.mount_point, arguments.reference.to_string())
+    };
+    let mounted = prepared.mount(&options)?;
+    usable()?;
+    stop_on_signals(threads.starter(), mounted.session().unmounter())?;
+    drop(held);
+    tracing::info!(image = %arguments.reference, layers, "mounted for containers");
+    mounted.follow_profile();
+    keep_house(&store, &mounted);
+    mounted.wait();
+    Ok(())
+}

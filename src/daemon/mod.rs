@@ -1,0 +1,89 @@
+//! `peel serve`: what a process that runs for days offers to others.
+//!
+//! ```text
+//! containerd ── unix socket ── connection ── gRPC ── service ── blocking thread ── snapshotter
+//!                 0600, root      HTTP/2      messages   │
+//!                 or own user                            └ one error, one code
+//! ```
+
+mod messages;
+mod service;
+pub mod socket;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+
+use crate::snapshotter::Snapshotter;
+use service::Service;
+
+/// How long requests that are under way may take once the daemon is to end.
+const GRACE: Duration = Duration::from_secs(5);
+/// Connections at a time: containerd keeps one open, and tools come and go.
+const MOST_CONNECTIONS: usize = 256;
+
+/// Answers containerd's requests on that socket until `end` comes, and then those that are under way.
+pub async fn serve(listener: UnixListener, snapshotter: Arc<Snapshotter>, end: impl Future<Output = ()>) {
+    let service = Service::new(snapshotter);
+    let (ending, watching) = tokio::sync::watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut end = std::pin::pin!(end);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut end => break,
+            accepted = listener.accept(), if connections.len() < MOST_CONNECTIONS => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok((stream, _)) if is_allowed(&stream) => {
+                connections.spawn(converse(stream, service.clone(), watching.clone()));
+            }
+            Ok(_) => tracing::warn!("a user who may not is turned away"),
+            Err(error) => {
+                tracing::warn!(%error, "a connection failed");
+                // Out of descriptors, as a rule: others will be closed.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    // It is left only if nobody listens.
+    let _ = ending.send(true);
+    let all = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, all).await.is_err() {
+        tracing::warn!("requests that are under way are cut off");
+    }
+}
+
+/// Only root and this user may: whoever may, decides what containers see.
+fn is_allowed(stream: &UnixStream) -> bool {
+    let user = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == user)
+}
+
+async fn converse(stream: UnixStream, service: Service, mut ending: tokio::sync::watch::Receiver<bool>) {
+    let answer = hyper::service::service_fn(move |request| {
+        let service = service.clone();
+        async move { Ok::<_, Infallible>(service.answer(request).await) }
+    });
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), answer);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        // Once is all that is ever said.
+        _ = ending.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}

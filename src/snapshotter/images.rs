@@ -1,0 +1,130 @@
+//! Images as the snapshotter sees them: which of them has the layer that is asked for, and that layer brought.
+//!
+//! The image that was asked about last is kept at hand, as containerd asks for each of its layers; so it is resolved once.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use peelfs_registry::{Digest, ImageReference};
+
+use super::{BoxError, DiskUsage, LayerRequest, Remote, RemoteStack};
+use crate::fetch::{ThreadStarter, names};
+use crate::mount::parts::{Bringing, ImageInParts};
+use crate::mount::{Request, image_of_manifest};
+use crate::store::Store;
+
+/// Images at hand. Each holds its layers' tables open.
+const AT_HAND: usize = 8;
+
+/// What has the tree of a stack appear at an empty directory.
+pub type Mounter = Box<dyn Fn(&RemoteStack, &Path) -> Result<(), BoxError> + Send + Sync>;
+
+/// How images are got.
+pub struct Images {
+    store: Arc<Store>,
+    threads: ThreadStarter,
+    request: Box<dyn Fn(ImageReference) -> Request + Send + Sync>,
+    bringing: Bringing,
+    mounter: Mounter,
+    /// The one that was asked about last comes last.
+    at_hand: Mutex<VecDeque<Arc<ImageInParts>>>,
+}
+
+impl Images {
+    /// `request` says how an image is to be asked for; what it is to be mounted with does not count.
+    pub fn new(
+        store: Arc<Store>,
+        threads: ThreadStarter,
+        request: impl Fn(ImageReference) -> Request + Send + Sync + 'static,
+        bringing: Bringing,
+        mounter: Mounter,
+    ) -> Images {
+        Images { store, threads, request: Box::new(request), bringing, mounter, at_hand: Mutex::default() }
+    }
+
+    /// The image that has the layer, with the number of layers up to it.
+    fn find(&self, wanted: &LayerRequest) -> Result<Option<(Arc<ImageInParts>, usize)>, BoxError> {
+        let has = |image: Arc<ImageInParts>| {
+            let layers = image.layers_of(&wanted.target, &wanted.layer)?;
+            Some((image, layers))
+        };
+        if let Some(found) = self.at_hand(wanted).into_iter().find_map(has) {
+            // Garbage may have been collected since.
+            if found.0.is_kept()? {
+                return Ok(Some(found));
+            }
+        }
+        let reference = ImageReference::Registry(wanted.reference.clone());
+        let request = Request { pinned: wanted.manifest.clone(), ..(self.request)(reference) };
+        let known = ImageInParts::known(&self.store, &self.threads, &request, self.bringing)?;
+        let found = match known.and_then(has) {
+            Some(found) => Some(found),
+            None => has(ImageInParts::resolved(&self.store, &self.threads, &request, self.bringing)?),
+        };
+        if let Some((image, _)) = &found {
+            let mut at_hand = self.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
+            at_hand.retain(|other| other.image().manifest_digest != image.image().manifest_digest);
+            at_hand.push_back(image.clone());
+            if at_hand.len() > AT_HAND {
+                at_hand.pop_front();
+            }
+        }
+        Ok(found)
+    }
+
+    fn at_hand(&self, wanted: &LayerRequest) -> Vec<Arc<ImageInParts>> {
+        let is_wanted = |image: &&Arc<ImageInParts>| {
+            let same_manifest =
+                wanted.manifest.as_ref().is_none_or(|manifest| *manifest == image.image().manifest_digest);
+            same_manifest
+                && matches!(image.reference(), ImageReference::Registry(other) if *other == wanted.reference)
+        };
+        let at_hand = self.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
+        at_hand.iter().rev().filter(is_wanted).cloned().collect()
+    }
+}
+
+impl Remote for Images {
+    fn bring(&self, wanted: &LayerRequest) -> Result<Option<RemoteStack>, BoxError> {
+        let Some((image, layers)) = self.find(wanted)? else {
+            tracing::warn!(image = %wanted.reference, layer = %wanted.layer, target = %wanted.target, "the image has no such layer; containerd unpacks it");
+            return Ok(None);
+        };
+        let Some(tree) = image.bring(layers)? else { return Ok(None) };
+        let manifest_digest = image.image().manifest_digest.clone();
+        if layers == image.image().layers.len() {
+            // It was the last.
+            let mut at_hand = self.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
+            at_hand.retain(|other| other.image().manifest_digest != manifest_digest);
+        }
+        Ok(Some(RemoteStack {
+            reference: image.reference().to_string(),
+            platform: image.platform().to_string(),
+            manifest_digest: manifest_digest.to_string(),
+            // An image has 1,024 layers at most.
+            layers: layers as u32,
+            tree,
+        }))
+    }
+
+    fn usage(&self, stack: &RemoteStack) -> Result<DiskUsage, BoxError> {
+        let manifest: Digest = stack.manifest_digest.parse()?;
+        let Some(image) = image_of_manifest(&self.store, &manifest)? else { return Ok(DiskUsage::default()) };
+        let Some(layer) = image.layers.get(stack.layers.saturating_sub(1) as usize) else {
+            return Ok(DiskUsage::default());
+        };
+        for name in names::names(layer, &manifest, true) {
+            let directory = self.store.layers().layer(name.as_str())?;
+            let usage = directory.usage()?;
+            if usage.inodes > 0 {
+                return Ok(usage);
+            }
+        }
+        Ok(DiskUsage::default())
+    }
+
+    fn mount(&self, stack: &RemoteStack, mount_point: &Path) -> Result<(), BoxError> {
+        (self.mounter)(stack, mount_point)
+    }
+}

@@ -1,0 +1,215 @@
+//! Remote snapshots: how a layer becomes one, and where its tree is mounted.
+//!
+//! ```text
+//! Prepare with labels ──▶ a snapshot of this layer there? ──yes──▶ already exists
+//!                               │ no
+//!                               ▼
+//!                         bring it, and all below ──cannot be lazy──▶ an ordinary snapshot: containerd unpacks
+//!                               │
+//!                               ▼
+//!                         row, committed ──▶ already exists; containerd finds it by its label `containerd.io/snapshot.ref`
+//! ```
+//!
+//! Trust: a chain ID says what the layers hold once they are unpacked, but a table of contents may say something else until it is proved.
+//! So a layer counts as the one that is there only if the same image was asked for, or if the same tables were made of it; else
+//! containerd unpacks it, and proves it by that.
+
+use std::path::PathBuf;
+use std::sync::PoisonError;
+
+use super::labels::{REMOTE, TARGET};
+use super::{
+    Labels, LayerRequest, RemoteStack, SnapshotKind, Snapshotter, SnapshotterError, now, without_empty,
+};
+use crate::error::chain;
+use crate::store::snapshot_tables::{SnapshotRow, SnapshotTables};
+
+/// What is to be done about a layer.
+enum Found {
+    /// It is there, under that name.
+    Here(String),
+    /// It is to be brought.
+    Missing { parent: Option<Box<SnapshotRow>> },
+    /// It cannot be remote.
+    Ordinary,
+}
+
+impl Snapshotter {
+    /// Commits the layer that the labels name as a remote snapshot, if that can be, and gives its name.
+    pub(super) fn prepare_remote(
+        &self,
+        key: &str,
+        parent: &str,
+        labels: &Labels,
+    ) -> Result<Option<String>, SnapshotterError> {
+        for request in LayerRequest::of_labels(labels) {
+            match self.prepare_layer(&request, parent, labels) {
+                Ok(Some(name)) => return Ok(Some(name)),
+                Ok(None) => {}
+                // containerd is told what is wrong when it pulls the layer, or pulls it all the same.
+                Err(error) => {
+                    tracing::warn!(key, image = %request.reference, layer = %request.layer, error = %chain(&*error), "the layer cannot be read lazily; containerd unpacks it");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn prepare_layer(
+        &self,
+        request: &LayerRequest,
+        parent: &str,
+        labels: &Labels,
+    ) -> Result<Option<String>, super::BoxError> {
+        // Until it has a row, garbage collectors must not take for nobody's what was brought.
+        let _bringing = self.store.lock_for_bringing()?;
+        let below = match self.read("look for a layer", |tables| here(tables, request, parent))? {
+            Found::Here(name) => return Ok(Some(name)),
+            Found::Ordinary => return Ok(None),
+            Found::Missing { parent } => parent,
+        };
+        let Some(stack) = self.remote.bring(request)? else { return Ok(None) };
+        let layers_below = below.as_ref().and_then(|row| row.remote.as_ref()).map_or(0, |stack| stack.layers);
+        if stack.layers != layers_below + 1 {
+            tracing::warn!(image = %request.reference, layer = %request.layer, parent, "the layer does not lie on that snapshot; containerd unpacks it");
+            return Ok(None);
+        }
+        let parent = below.map(|row| row.id);
+        let committed = self.write("record a remote snapshot", |tables| {
+            let same = tables.remote_with_label(TARGET, request.target.as_str(), parent)?;
+            if let Some(row) = same.iter().find(|row| is_of_tree(row, &stack)) {
+                return Ok(Some(row.name.clone()));
+            }
+            if !same.is_empty() {
+                return Ok(None);
+            }
+            if let Some(parent) = parent
+                && !tables.has(parent)?
+            {
+                return Ok(None);
+            }
+            let id = self.store.container_snapshots().unused_id(tables.largest_id()?);
+            let mut name = request.target.to_string();
+            // Of another namespace, on another parent.
+            if tables.find(&name)?.is_some() {
+                name = format!("{name} {id}");
+            }
+            let now = now();
+            let row = SnapshotRow {
+                id,
+                name: name.clone(),
+                kind: SnapshotKind::Committed,
+                parent,
+                created_at: now,
+                updated_at: now,
+                usage: None,
+                remote: Some(stack.clone()),
+            };
+            let mut labels = without_empty(labels);
+            labels.insert(REMOTE.0.to_owned(), REMOTE.1.to_owned());
+            tables.insert(&row, &labels)?;
+            Ok(Some(name))
+        })?;
+        if committed.is_none() {
+            tracing::warn!(image = %request.reference, layer = %request.layer, "another image says something else of this layer; containerd unpacks it");
+        }
+        Ok(committed)
+    }
+
+    /// The directories below a snapshot, the highest first, all of which can be read when this returns. `below` are the snapshots
+    /// below it.
+    ///
+    /// # Errors
+    /// [`SnapshotterError::Unavailable`].
+    pub(super) fn lower_directories(
+        &self,
+        name: &str,
+        below: &[SnapshotRow],
+    ) -> Result<Vec<PathBuf>, SnapshotterError> {
+        let mut lower = Vec::new();
+        for row in below {
+            match &row.remote {
+                None => lower.push(self.store.container_snapshots().fs(row.id)),
+                // It holds what is below it.
+                Some(stack) => {
+                    lower.push(self.mounted(stack).map_err(|error| SnapshotterError::Unavailable {
+                        name: name.to_owned(),
+                        reference: stack.reference.clone(),
+                        reason: chain(&*error),
+                    })?);
+                    break;
+                }
+            }
+        }
+        Ok(lower)
+    }
+
+    /// Where the tree of a stack is mounted, now if it was not.
+    fn mounted(&self, stack: &RemoteStack) -> Result<PathBuf, super::BoxError> {
+        let mounting = self.mounting(&self.store.container_snapshots().mount_point_path(&stack.tree));
+        let _alone = mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mount_point = self.store.container_snapshots().mount_point(&stack.tree)?;
+        match peelfs_fuse::mount_at(&mount_point)? {
+            Some(entry) if entry.is_ours() && !entry.is_dead() => return Ok(mount_point),
+            // A dead one is removed when another is mounted there.
+            _ => self.remote.mount(stack, &mount_point)?,
+        }
+        Ok(mount_point)
+    }
+
+    /// Unmounts the trees that no active snapshot and no view lies on.
+    pub(super) fn unmount_unneeded(&self) -> Result<(), SnapshotterError> {
+        let directories = self.store.container_snapshots();
+        let needed = || self.read("look for what is mounted", |tables| Ok(needed_trees(tables)?));
+        for mount_point in directories.other_mount_points(&needed()?)? {
+            let mounting = self.mounting(&mount_point);
+            let _alone = mounting.lock().unwrap_or_else(PoisonError::into_inner);
+            if !directories.other_mount_points(&needed()?)?.contains(&mount_point) {
+                continue;
+            }
+            match peelfs_fuse::unmount(&mount_point, true) {
+                Ok(()) | Err(peelfs_fuse::UnmountError::NotMounted { .. }) => {
+                    directories.remove_mount_point(&mount_point)?;
+                }
+                Err(error) => tracing::warn!(%error, "the tree of an image stays mounted"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a layer is there already.
+fn here(tables: &SnapshotTables<'_>, request: &LayerRequest, parent: &str) -> super::Attempt<Found> {
+    let parent = match parent {
+        "" => None,
+        parent => match tables.find(parent)? {
+            Some(row) if row.kind == SnapshotKind::Committed && row.remote.is_some() => Some(Box::new(row)),
+            // What is wrong with it is told by those who make ordinary snapshots.
+            _ => return Ok(Found::Ordinary),
+        },
+    };
+    let id = parent.as_ref().map(|row| row.id);
+    for row in tables.remote_with_label(TARGET, request.target.as_str(), id)? {
+        let known = LayerRequest::of_labels(&tables.labels(row.id)?);
+        if known.iter().any(|known| known.is_same_layer(request)) {
+            return Ok(Found::Here(row.name));
+        }
+    }
+    Ok(Found::Missing { parent })
+}
+
+fn is_of_tree(row: &SnapshotRow, stack: &RemoteStack) -> bool {
+    row.remote.as_ref().is_some_and(|other| other.tree == stack.tree)
+}
+
+/// The trees below active snapshots and views.
+fn needed_trees(tables: &SnapshotTables<'_>) -> crate::store::record_tables::TableResult<Vec<String>> {
+    let mut trees = Vec::new();
+    for row in tables.all()?.into_iter().filter(|row| row.kind != SnapshotKind::Committed) {
+        let chain = tables.chain(row.id)?;
+        trees.extend(chain.into_iter().find_map(|row| row.remote).map(|stack| stack.tree));
+    }
+    trees.sort_unstable();
+    trees.dedup();
+    Ok(trees)
+}
