@@ -81,7 +81,7 @@ fn give_name_to(
         let image = ImageRecord { reference: name.to_string(), ..image.clone() };
         store.database().remember_image(&image, &layers)?;
     }
-    note(store, &images);
+    note(store, images);
     Ok(images.len())
 }
 
