@@ -28,6 +28,7 @@ use peelfs_registry::{Digest, Reference};
 use self::archive::Archive;
 pub(crate) use self::documents::oci_layer_type;
 pub use self::error::CommitError;
+use crate::cache::{BroughtImage, Cache, layer_names};
 use crate::image::Image;
 use crate::layer::compression::Compression;
 use crate::layer::estargz::writer::{DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, EstargzOptions, write_estargz};
@@ -85,7 +86,8 @@ pub struct Committed {
 ///
 /// # Errors
 /// [`CommitError`]; what the name stood for before it stands for then.
-pub fn commit(store: &Store, request: &Request) -> Result<Committed, CommitError> {
+pub fn commit(cache: &Cache, request: &Request) -> Result<Committed, CommitError> {
+    let store = cache.store().as_ref();
     let parent = Parent::find(store, &request.snapshot)?;
     let (spool, left_out) = archive_of(store, &request.snapshot)?;
     let mut draft = store.content().draft()?;
@@ -103,7 +105,7 @@ pub fn commit(store: &Store, request: &Request) -> Result<Committed, CommitError
     store.content().put(config_digest.as_str(), &config)?;
     store.content().put(manifest_digest.as_str(), &manifest)?;
     store.origins().put(manifest_digest.as_str(), &parent.origins_with(&layer_digest))?;
-    remember(store, request, &image)?;
+    remember(cache, request, &image)?;
     Ok(Committed { manifest_digest, config_digest, layer_digest, layer_size, written, left_out })
 }
 
@@ -198,8 +200,8 @@ fn write_layer(
     })
 }
 
-/// Gives the image its name.
-fn remember(store: &Store, request: &Request, image: &Image) -> Result<(), StoreError> {
+/// Gives the image its name, and its layers their records.
+fn remember(cache: &Cache, request: &Request, image: &Image) -> Result<(), CommitError> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = now.map_or(0, |elapsed| elapsed.as_secs() as i64);
     let record = ImageRecord {
@@ -224,5 +226,14 @@ fn remember(store: &Store, request: &Request, image: &Image) -> Result<(), Store
         created_at: now,
         last_used: now,
     });
-    store.database().remember_image(&record, &layers.collect::<Vec<_>>())
+    let layers: Vec<_> = layers.collect();
+    cache.record_brought(&BroughtImage {
+        image,
+        reference: &record.reference,
+        layers: &layer_names(cache.store(), image)?,
+        tree: "",
+        named: Some((&record, &layers)),
+        mount: None,
+    })?;
+    Ok(cache.store().note_images()?)
 }

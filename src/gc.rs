@@ -1,8 +1,9 @@
-//! Garbage: what no image and no mount needs goes, and by policy what nobody has used for long.
+//! Garbage: what no image, no mount and no cache record needs goes, and by policy what nobody has used for long. There is one collector, and
+//! [`plan`] is its one opinion of what is in use.
 //!
 //! ```text
-//! look ─▶ plan ─▶ discard cold content ─▶ forget images ─▶ set layers aside, remove trees and documents ─▶ sweep
-//!          pure        └──────────── with the collector's lock, alone ───────────┘                        without
+//! look ─▶ plan ─▶ discard cold content ─▶ forget images ─▶ set layers aside, remove trees, documents and records ─▶ sweep
+//!          pure        └──────────── with the collector's lock, alone ────────────────────┘                        without
 //! ```
 //!
 //! Names go before what they name, and what is removed is marked first, by a rename: a collection that is killed anywhere leaves an
@@ -16,12 +17,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use peelfs_registry::{Digest, Document};
 
 pub use self::plan::{ImageUse, Inventory, LayerUse, Needs, Plan, Policy};
+use crate::cache::{Cache, CacheError};
 use crate::error::chain;
 use crate::fetch::index::open_local;
 use crate::fetch::names;
 use crate::image::Image;
 use crate::mount::live::{Liveness, live_mounts};
 use crate::mount::tree_key;
+use crate::store::record_tables::RecordId;
 use crate::store::{ImageRecord, LayerState, NoteKind, Store, StoreError, Verdict};
 
 /// What was done, or would be.
@@ -39,37 +42,58 @@ pub struct Collected {
 ///
 /// # Errors
 /// If the store cannot be read or changed. What was removed until then is gone, and nothing else is the worse for it.
-pub fn collect(store: &Store, policy: &Policy, is_dry_run: bool) -> Result<Collected, StoreError> {
-    let lock = store.lock_for_collecting()?;
-    let inventory = look(store)?;
+pub fn collect(cache: &Cache, policy: &Policy, is_dry_run: bool) -> Result<Collected, CacheError> {
+    let store = cache.store();
+    // Who only looks waits for nobody who brings an image: what is being brought is open.
+    let lock = if is_dry_run { store.lock_for_bringing()? } else { store.lock_for_collecting()? };
+    but_for_a_full_disk(cache.recover().map(drop))?;
+    if !is_dry_run {
+        but_for_a_full_disk(cache.tidy())?;
+    }
+    let inventory = look(cache)?;
     let plan = Plan::make(&inventory, policy, now());
     let bytes_before = inventory.store_bytes;
     if is_dry_run {
         let bytes_after = bytes_before.saturating_sub(plan.bytes());
         return Ok(Collected { plan, bytes_before, bytes_after });
     }
-    // On a full disk not even a name can be taken away, and what nobody needs makes the room for that.
-    mark(store, &Plan::make(&inventory, &Policy::default(), now()))?;
-    store.sweep()?;
-    mark(store, &plan)?;
-    match forget_what_is_gone(store) {
-        // Nothing that is marked is freed yet. They are forgotten another time.
-        Err(error) if !error.is_full() => return Err(error),
-        _ => {}
+    if policy.filter.is_none() {
+        // On a full disk not even a name can be taken away, and what nobody needs makes the room for that.
+        mark_files(store, &Plan::unneeded(&inventory, policy, now()))?;
+        store.sweep()?;
     }
+    mark(cache, &plan)?;
+    // Nothing that is marked is freed yet. They are forgotten another time.
+    but_for_a_full_disk(forget_what_is_gone(store).map_err(CacheError::from))?;
     drop(lock);
     store.sweep()?;
     Ok(Collected { plan, bytes_before, bytes_after: store.allocated()? })
 }
 
+/// A full disk is what is to be cleared.
+fn but_for_a_full_disk(done: Result<(), CacheError>) -> Result<(), CacheError> {
+    match done {
+        Err(error) if !error.is_full() => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Takes from its place all that is to go.
-fn mark(store: &Store, plan: &Plan) -> Result<(), StoreError> {
+fn mark(cache: &Cache, plan: &Plan) -> Result<(), CacheError> {
+    let store = cache.store();
     for (layer, _) in &plan.evicted {
         evict(store, layer)?;
     }
     for (reference, platform) in &plan.images {
         store.database().forget_image(reference, platform)?;
     }
+    mark_files(store, plan)?;
+    let records: Vec<RecordId> = plan.records.iter().map(|(id, _)| id.clone()).collect();
+    // One whose layer is gone is lazy, and goes another time.
+    but_for_a_full_disk(cache.remove_all(&records).map(drop))
+}
+
+fn mark_files(store: &Store, plan: &Plan) -> Result<(), StoreError> {
     for (layer, _) in &plan.layers {
         store.layers().layer(layer)?.set_aside()?;
     }
@@ -90,6 +114,7 @@ fn forget_what_is_gone(store: &Store) -> Result<(), StoreError> {
     store.notes().keep_only(NoteKind::Origin, &named)?;
     let layers: Vec<String> = store.database().layers()?.into_iter().map(|layer| layer.digest).collect();
     store.notes().keep_only(NoteKind::Variants, &layers)?;
+    store.note_images()?;
     store.database().shorten_log()
 }
 
@@ -110,7 +135,8 @@ fn evict(store: &Store, name: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn look(store: &Store) -> Result<Inventory, StoreError> {
+fn look(cache: &Cache) -> Result<Inventory, CacheError> {
+    let store = cache.store();
     let (mut mounted, mut mounted_images) = (Needs::default(), BTreeSet::new());
     for mount in live_mounts(store)?.into_iter().filter(|mount| mount.liveness == Liveness::Live) {
         mounted.extend(&needs_of(store, &mount.record.manifest_digest)?);
@@ -125,19 +151,32 @@ fn look(store: &Store) -> Result<Inventory, StoreError> {
             mounted_images.insert(snapshot.record.manifest_digest.clone());
         }
     }
+    mounted.documents.extend(cache.leased_content()?);
+    let mut mounted_records = BTreeSet::new();
+    for manifest in &mounted_images {
+        mounted_records.extend(cache.record_of_image(manifest)?);
+    }
+    let records = cache.usage()?;
+    let used: BTreeSet<&RecordId> = (records.iter())
+        .filter(|usage| usage.uses.refs + usage.uses.leases > 0)
+        .map(|usage| &usage.record.id)
+        .collect();
     let mut images = Vec::new();
-    for record in store.database().images()? {
-        let mut needs = needs_of(store, &record.manifest_digest)?;
-        needs.documents.insert(record.config_digest.clone());
-        if let Some(index) = &record.index_digest {
+    for image in store.database().images()? {
+        let mut needs = needs_of(store, &image.manifest_digest)?;
+        needs.documents.insert(image.config_digest.clone());
+        if let Some(index) = &image.index_digest {
             add_index(store, index, &mut needs.documents)?;
         }
+        let record = cache.record_of_image(&image.manifest_digest)?;
+        let is_used = record.as_ref().is_some_and(|record| used.contains(record));
         images.push(ImageUse {
-            is_mounted: mounted_images.contains(&record.manifest_digest),
-            reference: record.reference,
-            platform: record.platform,
-            last_used: record.last_used,
+            is_in_use: is_used || mounted_images.contains(&image.manifest_digest),
+            reference: image.reference,
+            platform: image.platform,
+            last_used: image.last_used,
             needs,
+            record,
         });
     }
     let mut layers = BTreeMap::new();
@@ -154,6 +193,8 @@ fn look(store: &Store) -> Result<Inventory, StoreError> {
         free_bytes: store.space()?.available,
         images,
         mounted,
+        mounted_records,
+        records,
         layers,
         trees: store.trees().list()?.into_iter().collect(),
         documents,

@@ -22,6 +22,7 @@ mod prepare;
 mod profile;
 pub mod pull;
 mod recorder;
+pub mod records;
 pub mod writable;
 
 use std::path::Path;
@@ -37,6 +38,7 @@ use self::bring::Brought;
 use self::counters::Counters;
 use self::recorder::Recorder;
 use self::writable::{HeldSnapshot, WritableError};
+use crate::cache::{CacheError, ImmutableRef};
 use crate::error::chain;
 use crate::fetch::index::{IndexError, Progress};
 use crate::image::Image;
@@ -150,6 +152,15 @@ pub enum ImageMountError {
         #[source]
         cause: TableError,
     },
+    /// The records of its layers.
+    #[error("cannot record the layers of {image}")]
+    Records {
+        /// The reference.
+        image: String,
+        /// Why.
+        #[source]
+        cause: Box<CacheError>,
+    },
     /// The store.
     #[error("cannot use the store for {image}")]
     Store {
@@ -196,6 +207,8 @@ pub struct Mounted {
     prefetch: OnceLock<AbortHandle>,
     /// What takes the changes, if it is writable.
     held: Option<HeldSnapshot>,
+    /// Keeps the records of the image's layers; nothing if it has none.
+    records: Option<ImmutableRef>,
 }
 
 /// Seconds since 1970.
@@ -216,21 +229,24 @@ impl Prepared {
     }
 
     fn mounted(self, session: Session, held: Option<HeldSnapshot>) -> Result<Mounted, ImageMountError> {
-        if let Err(cause) = self.record(session.mountpoint()) {
-            let image = self.brought.reference.to_string();
+        let records = match self.record(session.mountpoint()) {
+            Ok(records) => records,
             // Dropping the session unmounts: a mount that nobody can find must not stay.
-            return Err(ImageMountError::Store { image, cause: Box::new(cause) });
-        }
+            Err(cause) => {
+                let image = self.brought.reference.to_string();
+                return Err(ImageMountError::Records { image, cause: Box::new(cause) });
+            }
+        };
         forget_poisoned_content(&self.tree, &session.cache());
-        Ok(Mounted { prepared: self, session, recorder: OnceLock::new(), prefetch: OnceLock::new(), held })
+        let (recorder, prefetch) = (OnceLock::new(), OnceLock::new());
+        Ok(Mounted { prepared: self, session, recorder, prefetch, held, records })
     }
 
-    fn record(&self, mountpoint: &Path) -> Result<(), StoreError> {
-        let Brought { store, origin, reference, image, .. } = &self.brought;
-        self.brought.record()?;
+    fn record(&self, mountpoint: &Path) -> Result<Option<ImmutableRef>, CacheError> {
+        let Brought { origin, reference, image, .. } = &self.brought;
         self.counters.write(origin.statistics(), 0);
         let pid = std::process::id();
-        store.database().remember_mount(&MountRecord {
+        let mount = MountRecord {
             mountpoint: mountpoint.to_owned(),
             pid,
             pid_start_time: live::start_time(pid).unwrap_or_default(),
@@ -239,7 +255,8 @@ impl Prepared {
             tree: self.tree_key.clone(),
             started_at: now(),
             status_path: Some(self.counters.path().to_owned()),
-        })
+        };
+        self.brought.record(&self.tree_key, Some(&mount))
     }
 }
 
@@ -300,6 +317,9 @@ impl Mounted {
         {
             tracing::error!(error = %chain(&error), "the image could not be kept in the store");
         }
+        if let Err(error) = brought.note() {
+            tracing::warn!(error = %chain(&error), "if the records are lost, so is what the image's name means");
+        }
         if let Err(error) = brought.record_use() {
             tracing::warn!(error = %chain(&error), "the image counts as unused since it was last mounted");
         }
@@ -311,6 +331,14 @@ impl Mounted {
         for layer in &brought.layers {
             // To merge it was to look at all of it.
             layer.table().release();
+        }
+    }
+
+    /// Finishes what other processes have left unfinished of the records. What fails is tried by the next one who looks.
+    pub fn recover_records(&self) {
+        let Some(records) = &self.records else { return };
+        if let Err(error) = records.cache().recover() {
+            tracing::warn!(error = %chain(&error), "what others have left unfinished of the records stays so");
         }
     }
 
@@ -335,6 +363,9 @@ impl Mounted {
         // Nobody writes any more: before the record goes, for which `peel unmount` waits.
         drop(self.held.take());
         self.settle();
+        if let Some(Err(error)) = self.records.take().map(ImmutableRef::release) {
+            tracing::warn!(error = %chain(&error), "its layers count as used until somebody looks after this process has ended");
+        }
         // Last, as `peel unmount` waits for this process while the record is there.
         if let Err(error) =
             self.prepared.brought.store.database().forget_mount(self.session.mountpoint(), std::process::id())

@@ -7,7 +7,7 @@ use crate::support::cases::many_layers;
 use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::model::Model;
-use crate::support::peel::{Peel, kill_and_wait};
+use crate::support::peel::{Peel, is_mount_point, kill_and_wait};
 use crate::support::registry::FakeRegistry;
 use crate::support::tree::{Tree, assert_same};
 use serde_json::Value;
@@ -172,12 +172,14 @@ fn chunks_are_repaired_under_a_mount_that_goes_on() {
 }
 
 #[test]
-fn records_that_contradict_each_other_are_begun_anew() {
+fn records_that_contradict_each_other_are_begun_anew_with_what_is_known() {
     let peel = Peel::new();
     let layers = layers();
     let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers, Form::ESTARGZ);
     peel.mount(&reference).unmount();
     peel.wait_for_servers_to_end();
+    let before = peel.json(&["ls", "--json"]);
+    peel.succeed(&["lease", "create", "kept", &reference]);
     let database = rusqlite::Connection::open(peel.store().join("peel.db")).unwrap();
     database.execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM layers").unwrap();
     drop(database);
@@ -185,9 +187,126 @@ fn records_that_contradict_each_other_are_begun_anew() {
     assert_eq!((code, kinds(&report)), (6, vec!["damaged-records"]), "{report:#}");
     let (code, report) = check(&peel, &["--repair"]);
     assert_eq!(code, 0, "{report:#}");
-    assert_eq!(peel.json(&["ls", "--json"]), serde_json::json!([]));
+    let without_use = |images: &Value| {
+        let mut image = images[0].clone();
+        image["last_used"].take();
+        image
+    };
+    assert_eq!(without_use(&peel.json(&["ls", "--json"])), without_use(&before));
+    assert_eq!(peel.json(&["lease", "ls", "--json"])[0]["records"].as_array().unwrap().len(), 1);
     mount_reads(&peel, &reference, &Model::of(&layers).unwrap().tree());
     is_well(&peel);
+}
+
+fn set_aside(peel: &Peel) -> usize {
+    let entries = fs::read_dir(peel.store()).unwrap().map(|entry| entry.unwrap().file_name());
+    let aside = |name: &std::ffi::OsString| {
+        let name = name.to_str().unwrap();
+        name.starts_with("peel.db.damaged-") && !name.ends_with("-wal") && !name.ends_with("-shm")
+    };
+    entries.filter(aside).count()
+}
+
+#[test]
+fn a_damaged_database_is_kept_aside_and_what_it_said_of_images_is_known_again_without_the_network() {
+    type Damage = fn(&Path);
+    let damages: [(&str, bool, Damage); 3] = [
+        ("overwritten", true, |path| fs::write(path, vec![0xa5; 100_000]).unwrap()),
+        ("lost", false, |path| fs::remove_file(path).unwrap()),
+        ("a page in the middle", true, |path| {
+            // The first page of the table of images.
+            let database = rusqlite::Connection::open(path).unwrap();
+            let sql = "SELECT rootpage FROM sqlite_schema WHERE name = 'images'";
+            let page: u32 = database.query_row(sql, [], |row| row.get(0)).unwrap();
+            let size: u32 = database.query_row("PRAGMA page_size", [], |row| row.get(0)).unwrap();
+            drop(database);
+            let file = File::options().write(true).open(path).unwrap();
+            file.write_all_at(&vec![0xa5; size as usize], u64::from((page - 1) * size)).unwrap();
+        }),
+    ];
+    for (name, is_aside, damage) in damages {
+        let mut registry = FakeRegistry::start();
+        let peel = Peel::new();
+        let layers = layers();
+        let mut layout = Layout::create(peel.scratch().join("layout"));
+        layout.image("test", &layers, SMALL_CHUNKS);
+        let reference = layout.serve(&registry, "checked", "test");
+        mount_reads(&peel, &reference, &Model::of(&layers).unwrap().tree());
+        peel.succeed(&["tag", &reference, "localhost/other:tag"]);
+        peel.succeed(&["pull", &layout.reference("test")]);
+        peel.succeed(&["rm", &layout.reference("test")]);
+        let names = |peel: &Peel| -> Vec<String> {
+            let images = peel.json(&["ls", "--json"]);
+            images.as_array().unwrap().iter().map(|image| image["reference"].to_string()).collect()
+        };
+        let records = |peel: &Peel| -> Vec<String> {
+            let records = peel.json(&["records", "--json"]);
+            let mut blobs: Vec<_> =
+                records.as_array().unwrap().iter().map(|record| record["blob"].to_string()).collect();
+            blobs.sort();
+            blobs
+        };
+        let (names_before, records_before) = (names(&peel), records(&peel));
+        assert_eq!((names_before.len(), records_before.len()), (2, layers.len()));
+
+        // All of it is in one file.
+        let path = peel.store().join("peel.db");
+        rusqlite::Connection::open(&path)
+            .unwrap()
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .unwrap();
+        damage(&path);
+        registry.down();
+        assert_eq!(names(&peel), names_before, "{name}");
+        assert_eq!(set_aside(&peel), usize::from(is_aside), "{name}");
+        assert_eq!(records(&peel), records_before, "{name}");
+        let (code, report) = check(&peel, &["--repair"]);
+        assert_eq!((code, kinds(&report)), (0, vec![]), "{name}: {report:#}");
+        mount_reads(&peel, &reference, &Model::of(&layers).unwrap().tree());
+        mount_reads(&peel, "localhost/other:tag", &Model::of(&layers).unwrap().tree());
+        is_well(&peel);
+    }
+}
+
+#[test]
+fn a_mount_that_is_alive_while_its_database_is_lost_goes_on_and_keeps_what_it_uses() {
+    let registry = FakeRegistry::start();
+    let peel = Peel::new();
+    let mut layout = Layout::create(peel.scratch().join("layout"));
+    let layers = layers();
+    layout.image("test", &layers, SMALL_CHUNKS);
+    let reference = layout.serve(&registry, "checked", "test");
+    let mount = peel.mount(&reference);
+    fs::write(peel.store().join("peel.db"), vec![0xa5; 100_000]).unwrap();
+    peel.succeed(&["rm", "--now", &reference]);
+    assert_same(&Tree::walk(mount.path()), &Model::of(&layers).unwrap().tree(), &[]);
+    mount.unmount();
+    peel.wait_for_servers_to_end();
+    is_well(&peel);
+}
+
+#[test]
+fn a_record_whose_parent_is_gone_is_removed_and_made_again() {
+    let peel = Peel::new();
+    let layers = layers();
+    let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers, Form::ESTARGZ);
+    peel.succeed(&["pull", &reference]);
+    let database = rusqlite::Connection::open(peel.store().join("peel.db")).unwrap();
+    let sql = "PRAGMA foreign_keys = OFF; DELETE FROM cache_records WHERE kind = 'base'";
+    database.execute_batch(sql).unwrap();
+    drop(database);
+    let (code, report) = check(&peel, &[]);
+    assert_eq!((code, kinds(&report)), (6, vec!["dangling-parent"]), "{report:#}");
+    let (code, report) = check(&peel, &["--repair"]);
+    assert_eq!((code, kinds(&report)), (0, vec!["dangling-parent"]), "{report:#}");
+    let records = peel.json(&["records", "--json"]);
+    assert_eq!(
+        records.as_array().unwrap().len(),
+        layers.len(),
+        "an image's records are made when they are asked for"
+    );
+    is_well(&peel);
+    mount_reads(&peel, &reference, &Model::of(&layers).unwrap().tree());
 }
 
 #[test]
@@ -200,4 +319,13 @@ fn a_mount_whose_process_was_killed_is_told_of() {
     }
     let report = is_well(&peel);
     assert_eq!(report["dead_mounts"], serde_json::json!([mount.path().to_str().unwrap()]));
+    assert_eq!(report["stale_sessions"], 1);
+    let (code, report) = check(&peel, &["--repair"]);
+    assert_eq!((code, report["dead_mounts"].as_array().unwrap().len()), (0, 1));
+    assert!(!is_mount_point(mount.path()));
+    let report = is_well(&peel);
+    assert_eq!(
+        (&report["dead_mounts"], &report["stale_sessions"]),
+        (&serde_json::json!([]), &serde_json::json!(0))
+    );
 }

@@ -20,6 +20,7 @@ mod proof;
 mod publishing;
 mod pulling;
 mod pushing;
+mod records;
 mod registry;
 mod shared_layers;
 mod soci;

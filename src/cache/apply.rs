@@ -8,6 +8,7 @@
 //! ```
 
 use super::refs::present;
+use super::truth::together;
 use super::{Attempt, Cache, CacheError, ImmutableRef, refuse};
 use crate::store::LayerState;
 use crate::store::record_tables::{CacheRecord, RecordId, RecordKind, RecordTables};
@@ -184,27 +185,16 @@ pub fn leaves(applications: &[Application]) -> Vec<&AppliedLayer> {
 impl ImmutableRef {
     /// What the record stands for, in the order of application. Of a merge, a layer may come several times.
     pub fn applications(&self) -> Result<Vec<Application>, CacheError> {
-        self.cache().read("list what a record stands for", |tables| {
+        let applications = self.cache().read("list what a record stands for", |tables| {
             applications(tables, [self.id().clone()].into_iter())
-        })
+        })?;
+        self.cache().with_states(applications)
     }
 
     /// How much of all that the record stands for is here.
     pub fn state(&self) -> Result<LayerState, CacheError> {
         let applications = self.applications()?;
-        let states = leaves(&applications);
-        let any = |state| states.iter().any(|layer| layer.state == state);
-        Ok(if any(LayerState::Poisoned) {
-            LayerState::Poisoned
-        } else if any(LayerState::Incomplete) {
-            LayerState::Incomplete
-        } else if !any(LayerState::Lazy) && !any(LayerState::Partial) {
-            LayerState::Extracted
-        } else if any(LayerState::Extracted) || any(LayerState::Partial) {
-            LayerState::Partial
-        } else {
-            LayerState::Lazy
-        })
+        Ok(together(leaves(&applications).into_iter().map(|layer| layer.state)))
     }
 }
 
@@ -212,6 +202,7 @@ impl Cache {
     /// What records would stand for if they were merged, without making a record of it.
     pub fn applications_of(&self, records: &[ImmutableRef]) -> Result<Vec<Application>, CacheError> {
         let ids = || records.iter().map(|record| record.id().clone());
-        self.read("list what records stand for", |tables| applications(tables, ids()))
+        let applications = self.read("list what records stand for", |tables| applications(tables, ids()))?;
+        self.with_states(applications)
     }
 }

@@ -14,9 +14,10 @@ use peelfs_registry::Digest;
 use super::compose::chain_ids;
 use super::digests::blob_link;
 use super::refs::{ImmutableRef, Purpose, present};
-use super::{Attempt, Cache, CacheError, apply, chain_id, now, refuse};
-use crate::store::LayerState;
+use super::truth::truth;
+use super::{Attempt, Cache, CacheError, LayerSource, apply, chain_id, now, or_refuse, refuse};
 use crate::store::record_tables::{CacheRecord, LayerBlob, RecordId, RecordKey, RecordKind, RecordTables};
+use crate::store::{LayerState, Store};
 
 /// What a manifest and its configuration say of a layer.
 #[derive(Clone, Debug)]
@@ -66,7 +67,7 @@ impl Cache {
         let fresh = RecordId::random()?;
         let (number, id) = self.write("record a layer", |tables| {
             let parent = parent.map(|parent| present(tables, parent.id())).transpose()?;
-            let id = ensure_layer(tables, description, parent.as_ref(), &fresh)?;
+            let id = ensure_layer(tables, description, parent.as_ref(), &fresh, self.store())?;
             if let Some(image) = &description.image {
                 tables.add_image(&id, image)?;
             }
@@ -76,11 +77,13 @@ impl Cache {
     }
 }
 
-fn ensure_layer(
+/// The record of a layer on that parent; one of the id `fresh` is made if there is none.
+pub(super) fn ensure_layer(
     tables: &RecordTables<'_>,
     description: &LayerDescription,
     parent: Option<&CacheRecord>,
     fresh: &RecordId,
+    store: &Store,
 ) -> Attempt<RecordId> {
     let diff_id = description.diff_id.as_str();
     let (chain, blob_chain) = match parent {
@@ -102,10 +105,13 @@ fn ensure_layer(
     let layer = description.layer();
     if let Some(blob_chain) = &record.blob_chain_id {
         for id in tables.records_by(RecordKey::BlobChainId, blob_chain)? {
-            // A merge that stands for the same is not it; nor is what an index beside the blob made.
+            // A merge that stands for the same is not it; nor is what an index beside a blob made, of this layer or of one below.
             let known = present(tables, &id)?;
             let has_own_layer = matches!(known.kind, RecordKind::Base | RecordKind::Layer { .. });
-            if has_own_layer && (description.layer.is_none() || known.layer.as_ref() == Some(&layer)) {
+            if has_own_layer
+                && (description.layer.is_none() || known.layer.as_ref() == Some(&layer))
+                && is_on_the_same(tables, &known.kind, &record.kind)?
+            {
                 return learn(tables, known, description);
             }
         }
@@ -119,10 +125,10 @@ fn ensure_layer(
         record.is_volatile = parent.is_volatile;
         record.boot.clone_from(&parent.boot);
     }
-    let twin = if description.layer.is_none() { proved_twin(tables, diff_id)? } else { None };
+    let twin = if description.layer.is_none() { proved_twin(store, tables, diff_id)? } else { None };
     if let Some(twin) = &twin {
         record.layer.clone_from(&twin.layer);
-        (record.is_proved, record.state) = (true, twin.state);
+        record.is_proved = true;
     }
     tables.insert_record(&record)?;
     if let Some(twin) = twin
@@ -149,12 +155,26 @@ fn learn(
     Ok(known.id)
 }
 
+/// Whether two layers lie on the same data. Blob chain IDs do not say it: what an index beside a blob made has that blob's.
+fn is_on_the_same(tables: &RecordTables<'_>, one: &RecordKind, other: &RecordKind) -> Attempt<bool> {
+    if one == other {
+        return Ok(true);
+    }
+    let sources = |kind: &RecordKind| -> Attempt<Vec<LayerSource>> {
+        let below = apply::applications(tables, kind.parents().cloned().collect::<Vec<_>>().into_iter())?;
+        Ok(apply::leaves(&below).into_iter().map(|layer| layer.source.clone()).collect())
+    };
+    Ok(sources(one)? == sources(other)?)
+}
+
 /// A record whose data were proved to have that diff ID.
-fn proved_twin(tables: &RecordTables<'_>, diff_id: &str) -> Attempt<Option<CacheRecord>> {
+fn proved_twin(store: &Store, tables: &RecordTables<'_>, diff_id: &str) -> Attempt<Option<CacheRecord>> {
     for id in tables.records_by(RecordKey::DiffId, diff_id)? {
         let record = present(tables, &id)?;
-        let is_usable = !matches!(record.state, LayerState::Poisoned | LayerState::Incomplete);
-        if record.is_proved && is_usable && !record.is_volatile && record.layer.is_some() {
+        let Some(layer) = record.layer.as_ref().filter(|_| !record.is_volatile) else { continue };
+        let truth = or_refuse(truth(store, layer))?;
+        let is_usable = !matches!(truth.state, LayerState::Incomplete | LayerState::Poisoned);
+        if is_usable && (record.is_proved || truth.is_proved) {
             return Ok(Some(record));
         }
     }
@@ -162,23 +182,6 @@ fn proved_twin(tables: &RecordTables<'_>, diff_id: &str) -> Attempt<Option<Cache
 }
 
 impl ImmutableRef {
-    /// Says how much of the layer is here. A poisoned one stays so.
-    pub fn set_state(&self, state: LayerState) -> Result<(), CacheError> {
-        self.change("record the state of a layer", |record| {
-            if record.state != LayerState::Poisoned {
-                record.state = state;
-            }
-            record.size = None;
-        })
-    }
-
-    /// Says that all data were held against the diff ID, and have it.
-    pub fn set_proved(&self) -> Result<(), CacheError> {
-        self.change("record that a layer is proved", |record| {
-            record.is_proved = record.diff_id.is_some() && record.state != LayerState::Poisoned;
-        })
-    }
-
     /// Says what layer was made of this record's snapshot: its archive has that diff ID, and that blob. The record can be found by them from
     /// now on, and others can share `layer`, if it is given: the layer in the store that was made of the archive.
     ///
@@ -231,13 +234,5 @@ impl ImmutableRef {
     /// References of the images that it came from.
     pub fn images(&self) -> Result<Vec<String>, CacheError> {
         self.cache().read("list the images of a layer", |tables| Ok(tables.images_of(self.id())?))
-    }
-
-    fn change(&self, operation: &'static str, change: impl Fn(&mut CacheRecord)) -> Result<(), CacheError> {
-        self.cache().write(operation, |tables| {
-            let mut record = present(tables, self.id())?;
-            change(&mut record);
-            Ok(tables.update_record(&record)?)
-        })
     }
 }

@@ -126,6 +126,12 @@ impl Cache {
         })
     }
 
+    /// The blobs that leases which have not expired keep.
+    pub fn leased_content(&self) -> Result<Vec<String>, CacheError> {
+        let now = now();
+        self.read("list the blobs that leases keep", |tables| Ok(tables.leased_content(now)?))
+    }
+
     fn lease_record(&self, lease: &str, record: &RecordId) -> Result<(), CacheError> {
         self.write_durably("lease a record", |tables| {
             known_lease(tables, lease)?;

@@ -10,7 +10,7 @@ use crate::store::record_tables::{CacheRecord, RecordId, RecordKey, RecordTables
 pub enum Key<'a> {
     /// Its id, or the beginning of one.
     Id(&'a str),
-    /// Its name.
+    /// Its name, or that of an image that it is.
     Name(&'a str),
     /// Digest of its layer's blob.
     Blob(&'a str),
@@ -59,7 +59,7 @@ impl Key<'_> {
         Ok(match self {
             Key::Id(prefix) if RecordId::is_prefix(prefix) => tables.records_with_prefix(prefix, COUNTED)?,
             Key::Id(_) => vec![],
-            Key::Name(name) => tables.named_record(name)?.into_iter().collect(),
+            Key::Name(name) => named(tables, name)?,
             Key::Blob(digest) => tables.records_by(RecordKey::Blob, digest)?,
             Key::DiffId(digest) => tables.records_by(RecordKey::DiffId, digest)?,
             Key::ChainId(digest) => tables.records_by(RecordKey::ChainId, digest)?,
@@ -74,7 +74,7 @@ impl Key<'_> {
                     found.dedup();
                 }
                 if found.is_empty() {
-                    found.extend(tables.named_record(text)?);
+                    found = named(tables, text)?;
                 }
                 if found.is_empty() && RecordId::is_prefix(text) {
                     found = tables.records_with_prefix(text, COUNTED)?;
@@ -97,6 +97,13 @@ impl Key<'_> {
             }
         }
     }
+}
+
+fn named(tables: &RecordTables<'_>, name: &str) -> Attempt<Vec<RecordId>> {
+    Ok(match tables.named_record(name)? {
+        Some(record) => vec![record],
+        None => tables.records_of_reference(name)?,
+    })
 }
 
 impl Cache {

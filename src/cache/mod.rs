@@ -20,11 +20,13 @@
 //!   opens the cache next finishes what was interrupted, and likewise a finalization.
 //! - Data that were written without being brought to disk (pairs, volatile records) are bound to the boot of the machine in
 //!   which that was: after another, they are removed. A child of a volatile record is volatile.
+//! - How much of a layer is here its directory says, and never the database ([`LayerState`](crate::store::LayerState)).
 //! - Data are shared between records only if they were proved to have the diff ID: else an image could put its own content into
 //!   another that claims the same layer.
 
 mod apply;
 mod blob;
+mod check;
 mod compose;
 mod digests;
 mod error;
@@ -36,6 +38,7 @@ pub mod prune;
 mod recover;
 mod refs;
 mod remove;
+mod truth;
 mod usage;
 mod walk;
 mod writable;
@@ -49,13 +52,15 @@ use crate::store::{Access, Session, Stop, Store};
 
 pub use apply::{Application, AppliedLayer, LayerSource, MAXIMUM_APPLICATIONS, leaves};
 pub use blob::LayerDescription;
+pub use check::RecordReport;
 pub use digests::{chain_id, link};
 pub use error::CacheError;
+pub use image::{BroughtImage, layer_names};
 pub use items::MAXIMUM_ITEM;
 pub use lookup::Key;
 pub use recover::Recovered;
 pub use refs::{ImmutableRef, MutableRef, Purpose};
-pub use usage::{DataPart, Usage, total_bytes};
+pub use usage::{Beside, DataPart, Usage, total_bytes};
 pub use walk::LayerDigests;
 pub use writable::{NewMutable, NotCommitted};
 
@@ -83,15 +88,13 @@ impl Cache {
     /// Opens the cache records of a store, and finishes what processes that are gone have left unfinished.
     pub fn open(store: Arc<Store>) -> Result<Cache, CacheError> {
         let cache = Cache::open_as_it_is(store)?;
-        let recovered = cache.recover()?;
-        if recovered != Recovered::default() {
-            tracing::info!(?recovered, "what other processes left unfinished is finished");
-        }
+        cache.recover()?;
         Ok(cache)
     }
 
-    /// The same without looking at what others have left.
-    fn open_as_it_is(store: Arc<Store>) -> Result<Cache, CacheError> {
+    /// The same without looking at what others have left: for who is in haste, and does it afterwards ([`Cache::recover`]), or only
+    /// looks.
+    pub fn open_as_it_is(store: Arc<Store>) -> Result<Cache, CacheError> {
         let lock = store.begin_session()?;
         let session = SessionRow { id: lock.id().to_owned(), pid: std::process::id(), began_at: now() };
         let boot = store.boot()?;

@@ -1,5 +1,5 @@
-//! Removal of records for want of space, by rules. What is to go is calculated first ([`plan`], which is pure); each removal then looks
-//! again whether the record may go.
+//! Which records go for want of space, by rules: a pure calculation. Whoever removes them then ([`Cache::remove_all`]) looks again
+//! whether each may go.
 //!
 //! A rule says which records it is about, how long they are kept whatever happens, and when it stops: once records take no more than
 //! so many bytes, and so many are free. Rules are applied one after another. Records go one at a time, the least recently used first,
@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::{Cache, CacheError, Usage, now};
 use crate::store::LayerState;
-use crate::store::record_tables::{RecordId, RecordKind, RecordType};
+use crate::store::record_tables::{LeaseRow, RecordId, RecordKind, RecordType};
 
 /// Which records are meant. What is empty or absent means all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Filter {
     pub fn matches(&self, usage: &Usage) -> bool {
         let record = &usage.record;
         (self.types.is_empty() || self.types.contains(&record.record_type))
-            && (self.states.is_empty() || self.states.contains(&record.state))
+            && (self.states.is_empty() || self.states.contains(&usage.state))
             && self.made_before.is_none_or(|time| record.created_at < time)
             && self.is_shared.is_none_or(|wanted| wanted == usage.is_shared())
             && self.is_in_use.is_none_or(|wanted| wanted == usage.is_in_use())
@@ -71,9 +71,10 @@ pub struct Pruned {
     pub bytes: u64,
 }
 
-/// What goes by these rules at that time, with so many bytes free.
-pub fn plan(usages: &[Usage], rules: &[Rule], now: i64, free: u64) -> Pruned {
-    let mut house = House::new(usages, free);
+/// What goes by these rules at that time, with so many bytes free. `pinned` stay: those that images are which stay, whatever the database
+/// says of images, and others that the caller knows to be used.
+pub fn plan(usages: &[Usage], rules: &[Rule], pinned: &BTreeSet<RecordId>, now: i64, free: u64) -> Pruned {
+    let mut house = House::new(usages, pinned, free);
     let mut pruned = Pruned::default();
     for rule in rules {
         house.apply(rule, now, &mut pruned);
@@ -87,12 +88,13 @@ struct House<'a> {
     children: HashMap<&'a RecordId, u64>,
     /// How many records have the same data, by their name.
     sharers: HashMap<&'a str, u64>,
+    pinned: &'a BTreeSet<RecordId>,
     used: u64,
     free: u64,
 }
 
 impl<'a> House<'a> {
-    fn new(usages: &'a [Usage], free: u64) -> House<'a> {
+    fn new(usages: &'a [Usage], pinned: &'a BTreeSet<RecordId>, free: u64) -> House<'a> {
         let mut sharers: HashMap<&str, u64> = HashMap::new();
         for part in usages.iter().flat_map(|usage| &usage.parts) {
             *sharers.entry(&part.name).or_default() += 1;
@@ -101,6 +103,7 @@ impl<'a> House<'a> {
             usages: usages.iter().map(|usage| (&usage.record.id, usage)).collect(),
             children: usages.iter().map(|usage| (&usage.record.id, usage.uses.children)).collect(),
             sharers,
+            pinned,
             used: super::total_bytes(usages),
             free,
         }
@@ -138,7 +141,9 @@ impl<'a> House<'a> {
     /// Whether nothing keeps it but what is gone by the plan.
     fn may_go(&self, usage: &Usage) -> bool {
         let uses = &usage.uses;
-        uses.refs + uses.names + uses.leases == 0 && self.children.get(&usage.record.id) == Some(&0)
+        uses.refs + uses.names + uses.leases == 0
+            && !self.pinned.contains(&usage.record.id)
+            && self.children.get(&usage.record.id) == Some(&0)
     }
 
     fn remove(&mut self, id: &RecordId, pruned: &mut Pruned) -> Option<&'a Usage> {
@@ -172,7 +177,8 @@ fn parents(kind: &RecordKind) -> BTreeSet<&RecordId> {
     kind.parents().collect()
 }
 
-fn last_time(usage: &Usage) -> i64 {
+/// When a record was last used, or made, in seconds since 1970.
+pub fn last_time(usage: &Usage) -> i64 {
     usage.record.last_used.unwrap_or(usage.record.created_at).max(usage.record.created_at)
 }
 
@@ -182,32 +188,18 @@ fn rank(usage: &Usage) -> (i64, u64, &RecordId) {
 }
 
 impl Cache {
-    /// Removes records by these rules, or with `dry_run` only says which would go.
-    pub fn prune(&self, rules: &[Rule], dry_run: bool) -> Result<Pruned, CacheError> {
+    /// Ends what nobody is left to end: sessions that are over, leases that have expired, and what they kept of mutable records.
+    pub fn tidy(&self) -> Result<(), CacheError> {
         let now = now();
-        if !dry_run {
-            self.end_dead_sessions()?;
+        self.end_dead_sessions()?;
+        let has_expired = |lease: &LeaseRow| lease.expires_at.is_some_and(|expires_at| expires_at <= now);
+        if self.leases()?.iter().any(has_expired) {
             self.write_durably("remove leases that have expired", |tables| {
                 Ok(tables.remove_expired_leases(now)?)
             })?;
-            self.mark_abandoned()?;
-            self.finish_removals()?;
         }
-        let free = self.store().space()?.available;
-        let planned = plan(&self.usage()?, rules, now, free);
-        if dry_run {
-            return Ok(planned);
-        }
-        let mut pruned = Pruned { records: Vec::new(), bytes: planned.bytes };
-        for id in planned.records {
-            match self.remove(&id) {
-                Ok(()) => pruned.records.push(id),
-                // Somebody has taken it since, or another has removed it.
-                Err(CacheError::InUse { .. } | CacheError::Unknown { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(pruned)
+        self.mark_abandoned()?;
+        self.finish_removals().map(drop)
     }
 }
 

@@ -12,7 +12,13 @@ fn usage(number: u8, parent: Option<u8>) -> Usage {
     let mut record = CacheRecord::new(id(number), kind, 0);
     record.last_used = Some(i64::from(number));
     let parts = vec![DataPart { name: format!("layer {number}"), is_layer: true, bytes: 10 }];
-    Usage { record, uses: RecordUse::default(), sharing: LayerSharing::default(), parts }
+    Usage {
+        record,
+        uses: RecordUse::default(),
+        state: LayerState::Lazy,
+        sharing: LayerSharing::default(),
+        parts,
+    }
 }
 
 /// 1 ◀ 2 ◀ 3, 1 ◀ 4, and 5 alone.
@@ -24,7 +30,9 @@ fn house() -> Vec<Usage> {
 }
 
 fn planned(usages: &[Usage], rules: &[Rule]) -> (Vec<u8>, u64) {
-    let pruned = plan(usages, rules, 100, 1000);
+    let of_images = usages.iter().filter(|usage| usage.uses.images > 0);
+    let pinned = of_images.map(|usage| usage.record.id.clone()).collect();
+    let pruned = plan(usages, rules, &pinned, 100, 1000);
     let numbers = pruned.records.iter().map(|id| u8::from_str_radix(&id.as_str()[..2], 16).unwrap());
     (numbers.collect(), pruned.bytes)
 }
@@ -57,9 +65,10 @@ fn a_pair_goes_as_one_and_what_it_was_made_of_after_it() {
 #[test]
 fn what_is_kept_stays_and_so_does_what_it_was_made_of() {
     type Keep = fn(&mut Usage);
-    let keeps: [(&str, Keep); 3] = [
+    let keeps: [(&str, Keep); 4] = [
         ("ref", |usage| usage.uses.refs = 1),
         ("name", |usage| usage.uses.names = 1),
+        ("image", |usage| usage.uses.images = 1),
         ("lease", |usage| usage.uses.leases = 1),
     ];
     for (name, keep) in keeps {
@@ -76,7 +85,7 @@ fn a_rule_is_about_what_its_filter_means() {
     let mut usages = house();
     usages[2].record.record_type = RecordType::CacheMount;
     usages[3].record.record_type = RecordType::Internal;
-    usages[4].record.state = LayerState::Extracted;
+    usages[4].state = LayerState::Extracted;
     usages[4].record.created_at = 50;
     usages[4].record.description = "five of them".into();
     let rule = |filter| Rule { filter, ..Rule::default() };

@@ -46,7 +46,11 @@ impl Cache {
         let removed = self.finish_removals()?;
         let adopted = self.look_at_snapshots()?;
         self.remove_files_of_no_record()?;
-        Ok(Recovered { sessions, finalized, lost, removed, adopted })
+        let recovered = Recovered { sessions, finalized, lost, removed, adopted };
+        if recovered != Recovered::default() {
+            tracing::info!(?recovered, "what other processes left unfinished is finished");
+        }
+        Ok(recovered)
     }
 
     /// Gives up what sessions held that are over, and gives their number.
@@ -191,6 +195,6 @@ impl Cache {
 }
 
 /// Whether some record's data are in that snapshot: it has the record's own id.
-fn is_recorded(tables: &RecordTables<'_>, id: &RecordId) -> Attempt<bool> {
+pub(super) fn is_recorded(tables: &RecordTables<'_>, id: &RecordId) -> Attempt<bool> {
     Ok(tables.record(id)?.is_some())
 }

@@ -2,6 +2,7 @@
 
 use super::refs::present;
 use super::{Attempt, Cache, CacheError, now, or_refuse, refuse};
+use crate::store::Stop;
 use crate::store::record_tables::{CacheRecord, ItemPlace, LayerSharing, RecordId, RecordTables};
 
 impl Cache {
@@ -17,6 +18,34 @@ impl Cache {
             self.finish_removal(id)?;
         }
         Ok(())
+    }
+
+    /// Removes those of these records that nothing keeps, in their order: what was made of others comes before them. Gives those that are
+    /// gone, or will be once another process is done with what was made of them.
+    pub fn remove_all(&self, ids: &[RecordId]) -> Result<Vec<RecordId>, CacheError> {
+        if ids.is_empty() {
+            return Ok(vec![]);
+        }
+        let now = now();
+        let (gone, marked) = self.write_durably("mark records", |tables| {
+            let (mut gone, mut marked) = (Vec::new(), Vec::new());
+            for id in ids {
+                // Somebody may have taken it since, or have removed it.
+                match mark(tables, id, now) {
+                    Ok(pair) => {
+                        gone.push(id.clone());
+                        marked.extend(pair);
+                    }
+                    Err(Stop::Refused(CacheError::InUse { .. } | CacheError::Unknown { .. })) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok((gone, marked))
+        })?;
+        for id in &marked {
+            self.finish_removal(id)?;
+        }
+        Ok(gone)
     }
 
     /// Runs `attempt`; once more if it failed because of refs of sessions that are over.
@@ -58,7 +87,8 @@ impl Cache {
             let withdrawn = match &record.layer {
                 Some(layer) if tables.layer_sharing(layer, id)? == LayerSharing::default() => {
                     let directory = self.store().layers().layer(layer);
-                    or_refuse(directory.and_then(|directory| directory.withdraw()))?
+                    // One that somebody has open without a ref is the collector's, some day.
+                    or_refuse(directory.and_then(|directory| directory.withdraw_unused()))?
                 }
                 _ => None,
             };
@@ -127,6 +157,7 @@ pub(super) fn keepers(tables: &RecordTables<'_>, id: &RecordId, now: i64) -> Att
         counted(uses.refs, "ref", "refs"),
         counted(uses.children, "record made of it", "records made of it"),
         counted(uses.names, "name", "names"),
+        counted(uses.images, "image", "images"),
         counted(uses.leases, "lease", "leases"),
     ];
     Ok(kinds.into_iter().flatten().collect())

@@ -5,8 +5,9 @@ use peelfs_registry::Digest;
 use super::prune::{Filter, Rule};
 use super::*;
 use crate::store::record_tables::{LayerBlob, RecordKind, Retention};
-use crate::store::{LayerState, Publication};
+use crate::store::{LayerDraft, LayerState, Provenance, Publication, TableSource, Verdict};
 
+mod check;
 mod compose;
 mod full;
 mod kill;
@@ -42,6 +43,24 @@ pub(super) fn open(path: &Path) -> Cache {
 
 pub(super) fn digest(text: &str) -> Digest {
     Digest::sha256_of(text.as_bytes())
+}
+
+impl Cache {
+    /// Removes records by these rules, or with `dry_run` only says which would go: as the collector does, but for all that is no record.
+    pub(super) fn prune(&self, rules: &[Rule], dry_run: bool) -> Result<prune::Pruned, CacheError> {
+        if !dry_run {
+            self.tidy()?;
+        }
+        let usages = self.usage()?;
+        let of_images = usages.iter().filter(|usage| usage.uses.images > 0);
+        let pinned = of_images.map(|usage| usage.record.id.clone()).collect();
+        let free = self.store().space()?.available;
+        let planned = prune::plan(&usages, rules, &pinned, now(), free);
+        if !dry_run {
+            assert_eq!(self.remove_all(&planned.records)?, planned.records);
+        }
+        Ok(planned)
+    }
 }
 
 /// A layer of that content in a blob of that compression.
@@ -101,7 +120,10 @@ fn what_a_session_held_is_given_up_when_it_ends_and_only_then() {
     let held = other.get(&id, Purpose::Use).unwrap();
     one.release().unwrap();
     assert!(matches!(house.cache.remove(&id), Err(CacheError::InUse { .. })));
-    assert_eq!(house.cache.holders(&id).unwrap(), [std::process::id()]);
+    assert_eq!(
+        house.cache.beside(&house.cache.look_up(Key::Id(id.as_str())).unwrap()).unwrap().holders,
+        [std::process::id()]
+    );
     // Nothing is released, as when a process is killed: only the lock is gone.
     let session = other.session().id.clone();
     std::mem::forget(held);
@@ -201,8 +223,10 @@ fn layers_of_one_diff_id_share_data_that_were_proved_to_have_it_and_no_others() 
     let claimed = cache.get_by_blob(&layer("b", "gzip"), None, Purpose::Look).unwrap();
     let honest = cache.get_by_blob(&layer("b", "zstd"), None, Purpose::Look).unwrap();
     assert_ne!(honest.record().unwrap().layer, claimed.record().unwrap().layer);
-    honest.set_state(LayerState::Extracted).unwrap();
-    honest.set_proved().unwrap();
+    // What is in it was not held against anything.
+    publish(cache, claimed.record().unwrap().layer.as_ref().unwrap());
+    let honest_layer = honest.record().unwrap().layer.unwrap();
+    publish_streamed(cache, &honest_layer);
     let third = cache.get_by_blob(&layer("b", "plain"), None, Purpose::Look).unwrap();
     let (third_record, honest_record) = (third.record().unwrap(), honest.record().unwrap());
     assert_eq!(third_record.layer, honest_record.layer);
@@ -210,9 +234,36 @@ fn layers_of_one_diff_id_share_data_that_were_proved_to_have_it_and_no_others() 
     assert_eq!(third.variants().unwrap(), [honest_record.blob.unwrap()]);
     assert_eq!(honest.variants().unwrap(), [third_record.blob.unwrap()]);
 
-    honest.set_state(LayerState::Poisoned).unwrap();
-    honest.set_state(LayerState::Lazy).unwrap();
-    assert_eq!(honest.record().unwrap().state, LayerState::Poisoned, "it stays so");
+    poison(cache, &honest_layer);
+    assert_eq!(
+        (honest.state().unwrap(), third.state().unwrap()),
+        (LayerState::Poisoned, LayerState::Poisoned)
+    );
+    let fourth = cache.get_by_blob(&layer("b", "lz4"), None, Purpose::Look).unwrap();
+    assert_ne!(fourth.record().unwrap().layer, Some(honest_layer), "nobody begins to share what is false");
+}
+
+#[test]
+fn how_much_of_a_layer_is_here_its_directory_says() {
+    let house = House::new();
+    let cache = &house.cache;
+    let one = stack(cache, &["a"]).remove(0);
+    let name = one.record().unwrap().layer.unwrap();
+    assert_eq!(one.state().unwrap(), LayerState::Lazy, "nothing is there");
+    let table = crate::store::test_table_of(3);
+    let draft = cache.store().layers().layer(&name).unwrap().create().unwrap();
+    let files = draft.publish(&table, Some(3)).unwrap();
+    let mut told = vec![one.state().unwrap()];
+    for chunk in 0..3 {
+        files.chunk_map.as_ref().unwrap().mark(chunk);
+        told.push(one.state().unwrap());
+    }
+    use LayerState::{Extracted, Lazy, Partial};
+    assert_eq!(told, [Lazy, Partial, Partial, Extracted]);
+    files.chunk_map.as_ref().unwrap().clear(1);
+    assert_eq!((one.state().unwrap(), cache.usage().unwrap()[0].state), (Partial, Partial));
+    std::fs::remove_file(house.path().join("layers").join(name.replace(':', "/")).join("table")).unwrap();
+    assert_eq!(one.state().unwrap(), LayerState::Incomplete);
 }
 
 #[test]
@@ -229,8 +280,25 @@ fn a_layer_that_an_index_beside_it_made_is_its_images_alone() {
 }
 
 /// Publishes an empty layer, so that there is something to remove.
-fn publish(cache: &Cache, name: &str) {
+pub(super) fn publish(cache: &Cache, name: &str) {
+    finish(cache.store().layers().layer(name).unwrap().create().unwrap());
+}
+
+/// The same, as if its archive had been read.
+fn publish_streamed(cache: &Cache, name: &str) {
     let draft = cache.store().layers().layer(name).unwrap().create().unwrap();
+    let index = TableSource::Stream { because: "it is a test".to_owned() };
+    draft.provenance(&Provenance { format: "tar".to_owned(), index, made_at: 1, landmark: None }).unwrap();
+    finish(draft);
+}
+
+/// Says of a layer that is there that it is false.
+pub(super) fn poison(cache: &Cache, name: &str) {
+    let files = cache.store().layers().layer(name).unwrap().open().unwrap().unwrap();
+    files.record_verdict(Verdict::Poisoned { at: 1, reason: "it is a test".to_owned() }).unwrap();
+}
+
+fn finish(draft: LayerDraft) {
     let (_, pending) = draft.finish_unsynced(&crate::store::test_table(), None).unwrap();
     assert_eq!(pending.commit().unwrap(), Publication::Published);
 }
@@ -373,8 +441,8 @@ fn an_images_layers_become_records_that_its_topmost_keeps() {
         };
         Layer { descriptor, diff_id: digest(&format!("{content} unpacked")), lazy_index: None }
     };
-    let image = |layers| Image {
-        manifest_digest: digest("manifest"),
+    let image = |name: &str, layers| Image {
+        manifest_digest: digest(name),
         config: layer("config").descriptor,
         configuration: oci_spec::image::ImageConfiguration::default(),
         layers,
@@ -382,7 +450,7 @@ fn an_images_layers_become_records_that_its_topmost_keeps() {
     };
     let top = house
         .cache
-        .record_image(&image(vec![layer("a"), layer("b")]), "x:1", Purpose::Look)
+        .record_image(&image("one", vec![layer("a"), layer("b")]), "x:1", Purpose::Look)
         .unwrap()
         .unwrap();
     let chain = top.layer_chain().unwrap();
@@ -391,8 +459,9 @@ fn an_images_layers_become_records_that_its_topmost_keeps() {
     assert_eq!(top.images().unwrap(), ["x:1"]);
     let diff_ids = ["a unpacked", "b unpacked"].map(|text| digest(text).to_string());
     assert_eq!(chain[1].chain_id, Some(chain_id(Some(&diff_ids[0]), &diff_ids[1])));
-    let again = house.cache.record_image(&image(vec![layer("a")]), "x:2", Purpose::Look).unwrap().unwrap();
+    let again =
+        house.cache.record_image(&image("two", vec![layer("a")]), "x:2", Purpose::Look).unwrap().unwrap();
     assert_eq!(*again.id(), chain[0].id);
     assert_eq!(again.images().unwrap(), ["x:1", "x:2"]);
-    assert!(house.cache.record_image(&image(vec![]), "x:3", Purpose::Look).unwrap().is_none());
+    assert!(house.cache.record_image(&image("three", vec![]), "x:3", Purpose::Look).unwrap().is_none());
 }

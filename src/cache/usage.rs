@@ -3,10 +3,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::apply::{applications, leaves};
 use super::refs::{ImmutableRef, present};
-use super::{Cache, CacheError, now};
+use super::truth::{States, together as all_of};
+use super::{Attempt, Cache, CacheError, now};
 use crate::store::LayerState;
-use crate::store::record_tables::{CacheRecord, LayerSharing, RecordId, RecordUse};
+use crate::store::record_tables::{
+    CacheRecord, LayerBlob, LayerSharing, RecordId, RecordKind, RecordTables, RecordUse, SessionRow,
+};
 
 /// A record, and what it takes. Of a pair, the immutable one stands for both.
 #[derive(Clone, Debug)]
@@ -15,6 +19,8 @@ pub struct Usage {
     pub record: CacheRecord,
     /// What keeps it, and the other of its pair.
     pub uses: RecordUse,
+    /// How much of it is here; of a merge or a diff, of all that it stands for.
+    pub state: LayerState,
     /// Who else has its data: then removing this one alone frees nothing.
     pub sharing: LayerSharing,
     /// Its own data on disk; of what it was made of, none.
@@ -62,6 +68,19 @@ fn together<'a>(parts: impl Iterator<Item = &'a DataPart>) -> u64 {
     by_name.into_values().fold(0, u64::saturating_add)
 }
 
+/// The records of all layers that a merge or a diff stands for; nothing if the record has a layer of its own.
+fn applied_records(tables: &RecordTables<'_>, record: &CacheRecord) -> Attempt<Option<Vec<CacheRecord>>> {
+    if matches!(record.kind, RecordKind::Base | RecordKind::Layer { .. }) {
+        return Ok(None);
+    }
+    let applications = applications(tables, [record.id.clone()].into_iter())?;
+    leaves(&applications)
+        .into_iter()
+        .map(|layer| present(tables, &layer.record))
+        .collect::<Attempt<_>>()
+        .map(Some)
+}
+
 impl Cache {
     /// All records, by id, with what they take. Looks at the disk for those whose size is not known.
     pub fn usage(&self) -> Result<Vec<Usage>, CacheError> {
@@ -83,15 +102,25 @@ impl Cache {
                     Some(layer) => tables.layer_sharing(layer, &record.id)?,
                     None => LayerSharing::default(),
                 };
-                found.push((record, uses, sharing));
+                let applied = applied_records(tables, &record)?;
+                found.push((record, uses, sharing, applied));
             }
             Ok(found)
         })?;
-        let usages = found.into_iter().map(|(record, uses, sharing)| {
+        let mut states = States::default();
+        let mut usages = Vec::with_capacity(found.len());
+        for (record, uses, sharing, applied) in found {
             let parts = self.parts_of(&record)?;
-            Ok(Usage { record, uses, sharing, parts })
-        });
-        usages.collect()
+            let state = match applied {
+                None => states.of(self.store(), &record)?,
+                Some(applied) => {
+                    let applied = applied.iter().map(|record| states.of(self.store(), record));
+                    all_of(applied.collect::<Result<Vec<_>, _>>()?.into_iter())
+                }
+            };
+            usages.push(Usage { record, uses, state, sharing, parts });
+        }
+        Ok(usages)
     }
 
     /// A record's own data on disk. Of several who ask at the same time, one looks.
@@ -123,10 +152,8 @@ impl Cache {
                 _ => self.store().layers().layer(&part.name)?.disk_bytes()?,
             };
         }
-        let changes = record.is_mutable
-            || record.equal_mutable.is_some()
-            || (record.layer.is_some() && record.state != LayerState::Extracted);
-        // Of two, the sum would not tell what each is.
+        // Of a layer, chunks come and go.
+        let changes = record.is_mutable || record.equal_mutable.is_some() || record.layer.is_some();
         if let ([one], false) = (parts.as_slice(), changes) {
             self.write("record a size", |tables| {
                 let known = tables.record(&record.id)?;
@@ -159,17 +186,45 @@ impl ImmutableRef {
     }
 }
 
+/// What is kept beside a record.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// References of the images that it came from.
+    pub images: Vec<String>,
+    /// Leases that keep it, and have not expired.
+    pub leases: Vec<String>,
+    /// Other blobs of its layer.
+    pub variants: Vec<LayerBlob>,
+    /// Processes that hold it, for people.
+    pub holders: Vec<u32>,
+}
+
 impl Cache {
-    /// Who holds refs on a record: processes, for people.
-    pub fn holders(&self, id: &RecordId) -> Result<Vec<u32>, CacheError> {
-        self.read("list who holds a record", |tables| {
-            present(tables, id)?;
-            let refs = tables.refs_of_record(id)?;
-            let sessions = tables.sessions()?.into_iter();
-            Ok(sessions
-                .filter(|session| refs.iter().any(|held| held.session == session.id))
-                .map(|session| session.pid)
-                .collect())
+    /// What is kept beside a record; of a pair, beside either.
+    pub fn beside(&self, record: &CacheRecord) -> Result<Beside, CacheError> {
+        let now = now();
+        self.read("look beside a record", |tables| {
+            let mut beside = Beside {
+                images: tables.images_of(&record.id)?,
+                variants: tables.variants(&record.id)?,
+                ..Beside::default()
+            };
+            let sessions = tables.sessions()?;
+            for id in std::iter::once(&record.id).chain(&record.equal_mutable) {
+                beside.leases.extend(tables.leases_of(id, now)?);
+                let refs = tables.refs_of_record(id)?;
+                let holds = |session: &&SessionRow| refs.iter().any(|held| held.session == session.id);
+                beside.holders.extend(sessions.iter().filter(holds).map(|session| session.pid));
+            }
+            Ok(beside)
+        })
+    }
+
+    /// The immutable one of the pair of which that record is the mutable one.
+    pub fn immutable_of(&self, mutable: &RecordId) -> Result<Option<RecordId>, CacheError> {
+        self.read("look for the other of a pair", |tables| {
+            let immutable = tables.equal_immutable(mutable)?.map(|id| tables.record(&id)).transpose()?;
+            Ok(immutable.flatten().filter(|immutable| !immutable.is_deleted).map(|immutable| immutable.id))
         })
     }
 }

@@ -2,20 +2,23 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use peelfs::mount::live::{Liveness, live_mounts};
-use peelfs::store::{CheckReport, Finding, Store};
+use peelfs::cache::Cache;
+use peelfs::gc::{Plan, Policy, collect};
+use peelfs::mount::live::{Liveness, forget_unmounted, live_mounts};
+use peelfs::store::{Finding, FindingKind, Store};
 use serde::Serialize;
 
 use super::output;
 
 /// Look whether all that the store holds is what it should be
 ///
-/// Blobs, tables, chunks, trees and records are held against their digests and checksums, without the network. It may run while images
-/// are mounted. The exit code is 0 if all is well, or was repaired, and 6 if not.
+/// Blobs, tables, chunks, trees and records are held against their digests and checksums, and against each other, without the network. It
+/// may run while images are mounted. The exit code is 0 if all is well, or was repaired, and 6 if not.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Drop what is not: it is fetched or made again when it is needed
+    /// Drop what is not: it is fetched or made again when it is needed. Dead mounts are unmounted
     #[arg(long)]
     repair: bool,
     /// Print JSON
@@ -33,6 +36,15 @@ struct Report {
     bytes: u64,
     /// Leftovers of processes that are gone; removed with `--repair` only.
     leftovers_removed: u64,
+    /// Cache records.
+    records: u64,
+    /// Leases that have expired; removed with `--repair` only.
+    stale_leases: Vec<String>,
+    /// Sessions of processes that are gone; likewise.
+    stale_sessions: u64,
+    /// What nobody needs, which is no fault: `peel gc` removes it.
+    unneeded: Unneeded,
+    /// Mounts whose serving processes are gone; unmounted with `--repair`.
     dead_mounts: Vec<String>,
     findings: Vec<FindingLine>,
 }
@@ -45,50 +57,91 @@ struct FindingLine {
     repaired: bool,
 }
 
+#[derive(Serialize)]
+struct Unneeded {
+    layers: usize,
+    records: usize,
+    bytes: u64,
+}
+
 /// Runs the command.
 pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
-    let store = Store::open(store)?;
+    let store = Arc::new(Store::open(store)?);
     let leftovers = if arguments.repair { store.sweep()? } else { 0 };
-    let report = store.check(arguments.repair)?;
-    let mounts = live_mounts(&store)?;
-    let dead = mounts.iter().filter(|mount| matches!(mount.liveness, Liveness::Dead));
-    let dead: Vec<String> = dead.map(|mount| mount.record.mountpoint.display().to_string()).collect();
-    if arguments.json {
-        output::json(&json(&report, leftovers, &dead))?;
-    } else {
-        output::print(&text(&report, leftovers, &dead, arguments.repair))?;
+    // A database that cannot be read at all is set aside by this, and begun anew.
+    let cache = Cache::open_as_it_is(store.clone())?;
+    let records = cache.check(arguments.repair)?;
+    let mut found = store.check(arguments.repair)?;
+    found.findings.splice(0..0, records.findings.iter().cloned());
+    let dead = dead_mounts(&store, arguments.repair)?;
+    if arguments.repair {
+        store.note_images()?;
     }
-    let is_well = report.findings.iter().all(|finding| finding.is_repaired);
+    // Of records that name what is not there, no list can be had.
+    let is_listed = !found.findings.iter().any(is_in_the_way);
+    let plan = if is_listed { collect(&cache, &Policy::default(), true)?.plan } else { Plan::default() };
+    let report = Report {
+        blobs: found.blobs,
+        layers: found.layers,
+        chunks: found.chunks,
+        chunks_without_digest: found.chunks_without_digest,
+        trees: found.trees,
+        bytes: found.bytes,
+        leftovers_removed: leftovers,
+        records: records.records,
+        stale_leases: records.stale_leases,
+        stale_sessions: records.stale_sessions,
+        unneeded: Unneeded { layers: plan.layers.len(), records: plan.records.len(), bytes: plan.bytes() },
+        dead_mounts: dead,
+        findings: found.findings.iter().map(line).collect(),
+    };
+    if arguments.json {
+        output::json(&report)?;
+    } else {
+        output::print(&text(&report, &found.findings, arguments.repair))?;
+    }
+    let is_well = found.findings.iter().all(|finding| finding.is_repaired);
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(6) })
 }
 
-fn json(report: &CheckReport, leftovers_removed: u64, dead_mounts: &[String]) -> Report {
-    let line = |finding: &Finding| FindingLine {
+fn is_in_the_way(finding: &Finding) -> bool {
+    let is_of_the_database =
+        [FindingKind::DanglingParent, FindingKind::DamagedRecords].contains(&finding.kind);
+    is_of_the_database && !finding.is_repaired
+}
+
+/// Mounts whose processes are gone; with `repairs`, they are gone, too.
+fn dead_mounts(store: &Store, repairs: bool) -> anyhow::Result<Vec<String>> {
+    let mut dead = Vec::new();
+    for mount in live_mounts(store)?.into_iter().filter(|mount| mount.liveness == Liveness::Dead) {
+        let mountpoint = &mount.record.mountpoint;
+        if repairs {
+            // Whoever has files of it open has only errors from it.
+            peelfs_fuse::unmount(mountpoint, true)?;
+            forget_unmounted(store, mountpoint)?;
+        }
+        dead.push(mountpoint.display().to_string());
+    }
+    Ok(dead)
+}
+
+fn line(finding: &Finding) -> FindingLine {
+    FindingLine {
         kind: finding.kind.name(),
         path: finding.path.display().to_string(),
         what: finding.what.clone(),
         repaired: finding.is_repaired,
-    };
-    Report {
-        blobs: report.blobs,
-        layers: report.layers,
-        chunks: report.chunks,
-        chunks_without_digest: report.chunks_without_digest,
-        trees: report.trees,
-        bytes: report.bytes,
-        leftovers_removed,
-        dead_mounts: dead_mounts.to_vec(),
-        findings: report.findings.iter().map(line).collect(),
     }
 }
 
-fn text(report: &CheckReport, leftovers: u64, dead_mounts: &[String], repairs: bool) -> String {
+fn text(report: &Report, findings: &[Finding], repairs: bool) -> String {
     let mut text = format!(
-        "looked at {} blobs, {} layers with {} chunks here, and {} merged trees: {}\n",
+        "looked at {} blobs, {} layers with {} chunks here, {} merged trees and {} records: {}\n",
         report.blobs,
         report.layers,
         report.chunks,
         report.trees,
+        report.records,
         output::bytes(report.bytes)
     );
     if report.chunks_without_digest > 0 {
@@ -97,13 +150,31 @@ fn text(report: &CheckReport, leftovers: u64, dead_mounts: &[String], repairs: b
             report.chunks_without_digest
         );
     }
-    if leftovers > 0 {
-        text += &format!("removed {leftovers} leftovers of processes that are gone\n");
+    if report.leftovers_removed > 0 {
+        text += &format!("removed {} leftovers of processes that are gone\n", report.leftovers_removed);
     }
-    for mountpoint in dead_mounts {
-        text += &format!("{mountpoint}: its process is gone; `peel unmount {mountpoint}` cleans it\n");
+    for lease in &report.stale_leases {
+        let what = if repairs { "was removed" } else { "goes with the next `peel gc`" };
+        text += &format!("lease {lease} has expired, and {what}\n");
     }
-    for Finding { kind, path, what, is_repaired } in &report.findings {
+    if report.stale_sessions > 0 {
+        text += &format!("{} sessions of processes that are gone held records\n", report.stale_sessions);
+    }
+    let Unneeded { layers, records, bytes } = &report.unneeded;
+    if layers + records > 0 {
+        text += &format!(
+            "nobody needs {layers} layers and {records} records; `peel gc` frees {}\n",
+            output::bytes(*bytes)
+        );
+    }
+    for mountpoint in &report.dead_mounts {
+        let remedy = match repairs {
+            true => "it was unmounted".to_owned(),
+            false => format!("`peel unmount {mountpoint}` cleans it"),
+        };
+        text += &format!("{mountpoint}: its process is gone; {remedy}\n");
+    }
+    for Finding { kind, path, what, is_repaired } in findings {
         let remedy = match (is_repaired, repairs) {
             (true, _) => kind.remedy(),
             (false, true) => "could not be repaired: it is in use, or none of the store's",
@@ -111,7 +182,7 @@ fn text(report: &CheckReport, leftovers: u64, dead_mounts: &[String], repairs: b
         };
         text += &format!("{}: {}: {what}\n  {remedy}\n", kind.name(), path.display());
     }
-    if report.findings.is_empty() {
+    if findings.is_empty() {
         text += "all is well\n";
     }
     text

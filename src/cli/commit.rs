@@ -3,9 +3,11 @@
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context;
+use peelfs::cache::Cache;
 use peelfs::commit::{self, Committed, Format, Request};
 use peelfs::layer::compression::Compression;
 use peelfs::mount::writable::snapshot_at;
@@ -72,7 +74,7 @@ pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<Ex
     environment::log(verbose, std::io::stderr);
     let named = arguments.tag.as_deref().map(local_name).transpose()?;
     let created = created()?;
-    let store = Store::open(store)?;
+    let store = Arc::new(Store::open(store)?);
     let snapshot = snapshot(&store, &arguments.changed)?;
     let name = match named {
         Some(name) => name,
@@ -90,8 +92,8 @@ pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<Ex
         created,
         threads: std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN),
     };
-    let committed =
-        commit::commit(&store, &request).with_context(|| format!("{} cannot be made", request.name))?;
+    let committed = commit::commit(&Cache::open(store)?, &request)
+        .with_context(|| format!("{} cannot be made", request.name))?;
     let report = report(&request.name, &committed);
     for path in &report.left_out {
         tracing::warn!(path, "a socket is left out: no layer can hold one");

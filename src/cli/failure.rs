@@ -160,22 +160,29 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         Some(CommitError::NothingChanged { .. }) => return Some(1),
         Some(CommitError::ParentGone { .. }) => return Some(3),
         // Its cause tells more.
-        Some(CommitError::Write(_)) | None => {}
+        Some(CommitError::Write(_) | CommitError::Records(_)) | None => {}
         Some(CommitError::Store(_)) => return Some(8),
         Some(CommitError::Image(_) | CommitError::Document { .. }) => return Some(6),
         Some(_) => return Some(7),
     }
     match as_type::<ComposeError>(error) {
         Some(ComposeError::Gone { .. }) => return Some(3),
-        Some(ComposeError::Store(_) | ComposeError::Cache(CacheError::Store(_))) => return Some(8),
-        Some(ComposeError::Cache(CacheError::TooManyLayers { .. }) | ComposeError::Image(_)) => {
+        Some(ComposeError::Store(_) | ComposeError::Document(DocumentError::Records { .. })) => {
+            return Some(8);
+        }
+        Some(ComposeError::Image(_) | ComposeError::Document(DocumentError::Unusable { .. })) => {
             return Some(6);
         }
-        Some(ComposeError::Document(DocumentError::Composition)) => return Some(8),
-        Some(ComposeError::Document(DocumentError::Unusable { .. })) => return Some(6),
-        // Its cause tells more.
-        Some(ComposeError::Tree(_)) | None => {}
-        Some(ComposeError::Cache(_)) => return Some(1),
+        // Their causes tell more.
+        Some(ComposeError::Cache(_) | ComposeError::Tree(_)) | None => {}
+    }
+    match as_type::<CacheError>(error) {
+        Some(CacheError::Unknown { .. }) => return Some(3),
+        Some(CacheError::Ambiguous { .. } | CacheError::InvalidName { .. } | CacheError::Nothing(_)) => {
+            return Some(2);
+        }
+        Some(CacheError::Store(_) | CacheError::WithoutData { .. }) => return Some(8),
+        Some(_) | None => {}
     }
     if let Some(ImageExtractError::NoSuchPath { .. }) = as_type(error) {
         return Some(3);

@@ -1,19 +1,24 @@
-//! `peel gc`
+//! `peel gc`, which is `peel prune`, too: the name by which those who know caches look for it. One command, as there is one collector.
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use peelfs::cache::Cache;
 use peelfs::gc::{Collected, Policy, collect};
 use peelfs::store::Store;
 use serde::Serialize;
 
+use super::filter::{Condition, condition, filter};
 use super::output;
 use super::quantity::{bytes, seconds};
 
-/// Remove what no image and no mount needs, and by the limits given what was unused for longest
+/// Remove what no image, mount or cache record needs, and by the limits given what was unused for longest
 ///
-/// Over a limit, content that can be fetched again goes first, then images. What is mounted, or open in any process, stays.
+/// A record is kept by its names, by leases, by whoever holds it, and by what was made of it. Over a limit, content that can be fetched
+/// again goes first, then images, then what was made and is to be retained. What is mounted, or open in any process, stays. With filters,
+/// nothing goes but records that they mean and nothing keeps, and the data that only these have.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Let the store take no more than SIZE, such as 500MB or 20GiB
@@ -22,9 +27,16 @@ pub struct Arguments {
     /// Leave at least SIZE free on the store's file system
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     min_free: Option<u64>,
-    /// Keep images used within AGE, such as 12h or 30d; without other limits, remove all older ones
+    /// Keep images and records used within AGE, such as 12h or 30d; without other limits, remove all older images
     #[arg(long, value_name = "AGE", value_parser = seconds)]
     keep_duration: Option<u64>,
+    /// Remove only records that meet all conditions: type=TYPE, state=STATE, age=AGE, shared=BOOL, in-use=BOOL, mutable=BOOL, id=PREFIX,
+    /// description=TEXT. Several types or states mean any of them
+    #[arg(long, value_name = "KEY=VALUE", value_parser = condition)]
+    filter: Vec<Condition>,
+    /// Remove also records of the types internal and frontend
+    #[arg(long)]
+    all: bool,
     /// Only say what would go
     #[arg(long)]
     dry_run: bool,
@@ -41,6 +53,8 @@ struct Report {
     layers: Vec<Freed>,
     trees: Vec<Freed>,
     documents: Vec<Freed>,
+    /// Cache records, and what they had beside layers.
+    records: Vec<Freed>,
     /// What the store took on the disk.
     bytes_before: u64,
     /// What it takes now, or would.
@@ -63,13 +77,16 @@ struct Freed {
 /// Runs the command.
 pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
     super::environment::log(verbose, std::io::stderr);
-    let store = Store::open(store)?;
+    // What others have left is looked for by the collector, whose business a full disk is.
+    let cache = Cache::open_as_it_is(Arc::new(Store::open(store)?))?;
     let policy = Policy {
         keep_bytes: arguments.keep_bytes,
         minimum_free: arguments.min_free,
         keep_seconds: arguments.keep_duration,
+        filter: (!arguments.filter.is_empty()).then(|| filter(&arguments.filter)),
+        all: arguments.all,
     };
-    let collected = collect(&store, &policy, arguments.dry_run)?;
+    let collected = collect(&cache, &policy, arguments.dry_run)?;
     let report = report(collected, arguments.dry_run);
     if arguments.json {
         output::json(&report)?;
@@ -90,6 +107,7 @@ fn report(collected: Collected, dry_run: bool) -> Report {
         layers: freed(plan.layers),
         trees: freed(plan.trees),
         documents: freed(plan.documents),
+        records: freed(plan.records.into_iter().map(|(id, bytes)| (id.to_string(), bytes)).collect()),
         bytes_before,
         bytes_after,
         dry_run,
@@ -108,6 +126,7 @@ fn text(report: &Report) -> String {
         ("layer", &report.layers),
         ("tree", &report.trees),
         ("document", &report.documents),
+        ("record", &report.records),
     ] {
         for freed in list {
             let _ = writeln!(

@@ -12,9 +12,11 @@ mod environment;
 mod explain;
 mod extract;
 mod failure;
+mod filter;
 mod gc;
 mod index;
 mod known;
+mod lease;
 mod log_file;
 mod ls;
 mod memory;
@@ -27,6 +29,7 @@ mod progress;
 mod pull;
 mod push;
 mod quantity;
+mod records;
 mod rm;
 mod show;
 mod signals;
@@ -70,7 +73,11 @@ enum Command {
     Check(check::Arguments),
     Tag(tag::Arguments),
     Rm(rm::Arguments),
+    #[command(visible_alias = "prune")]
     Gc(gc::Arguments),
+    Records(records::Arguments),
+    #[command(subcommand)]
+    Lease(lease::Command),
     Commit(commit::Arguments),
     Merge(merge::Arguments),
     Diff(diff::Arguments),
@@ -106,6 +113,8 @@ pub fn run() -> ExitCode {
         Command::Snapshot(command) => snapshot::run(command, &store),
         Command::Tag(command) => tag::run(&command, &store),
         Command::Rm(command) => rm::run(&command, &store),
+        Command::Records(command) => records::run(&command, &store),
+        Command::Lease(command) => lease::run(command, &store),
         Command::Gc(command) => gc::run(&command, &store, arguments.verbose),
         Command::Convert(command) => convert::run(&command, &store, arguments.verbose),
         Command::Profile(command) => profile::run(&command, &store, arguments.verbose),

@@ -250,5 +250,6 @@ fn keep_house(store: &Store, mounted: &Mounted) {
     if let Err(error) = store.sweep() {
         tracing::warn!(error = %peelfs::error::chain(&error), "leftovers in the store were not removed");
     }
+    mounted.recover_records();
     mounted.prove();
 }

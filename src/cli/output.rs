@@ -90,6 +90,11 @@ pub fn percent(part: u64, whole: u64) -> String {
     if part < whole && percent > 99.9 { "99.9 %".to_owned() } else { format!("{percent:.1} %") }
 }
 
+/// The beginning of an id, enough to tell it from others.
+pub fn short_hex(hex: &str) -> &str {
+    hex.get(..12).unwrap_or(hex)
+}
+
 /// The beginning of a digest, enough to tell it from others.
 pub fn short(digest: &str) -> String {
     let (algorithm, hex) = digest.split_once(':').unwrap_or(("", digest));

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use peelfs::cache::Cache;
 use peelfs::gc::{Policy, collect};
 use peelfs::mount::take_name;
 use peelfs::store::Store;
@@ -26,7 +28,7 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
-    let store = Store::open(store)?;
+    let store = Arc::new(Store::open(store)?);
     let mut unknown = Vec::new();
     for reference in &arguments.references {
         if take_name(&store, reference)? == 0 {
@@ -34,7 +36,7 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
         }
     }
     if arguments.now {
-        collect(&store, &Policy::default(), false)?;
+        collect(&Cache::open_as_it_is(store)?, &Policy::default(), false)?;
     }
     if !unknown.is_empty() {
         let reason = format!("{}: not in the store; `peel ls` lists what is", unknown.join(", "));

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::cache::CacheError;
 use crate::image::ImageError;
 use crate::layer::write::WriteError;
 use crate::store::StoreError;
@@ -88,6 +89,9 @@ pub enum CommitError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The records of its layers.
+    #[error(transparent)]
+    Records(#[from] CacheError),
 }
 
 impl From<WriteError> for CommitError {

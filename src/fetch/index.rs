@@ -165,6 +165,12 @@ impl Indexer {
         }
     }
 
+    /// What a layer is kept by that was opened here.
+    pub fn name_of(&self, layer: &Layer, content: &LayerContent) -> Digest {
+        let is_it = |name: &Digest| identity(name) == *content.table().identity();
+        self.names(layer).into_iter().find(is_it).unwrap_or_else(|| names::streamed(layer))
+    }
+
     /// What a layer is kept as if it is made of an index beside it; nothing if that is not believed.
     fn kept_apart(&self, layer: &Layer) -> Option<Digest> {
         let (source, image) = (layer.lazy_index.as_ref()?.source, self.image.get()?);

@@ -1,24 +1,54 @@
 //! What is to go: a pure function of what is there and what is asked for, so that it is tested without a disk.
 //!
 //! ```text
-//! what nobody needs ─▶ cold content of layers that can be fetched again ─▶ images, the one unused for longest first, and what they needed
-//!      always                 as long as there is too much                          as long as there is too much
+//! what nobody needs ─▶ cold content of layers that can be fetched again ─▶ images, the one unused for longest first, ─▶ what was made, and
+//!      always                 as long as there is too much                  and what they needed, as long as it is        retained, likewise
 //! ```
+//!
+//! One notion of use: a layer is needed by images that stay, by mounts, and by cache records that stay; a record by its refs, leases,
+//! names, by images that stay and are it, by mounts, and by what was made of it. With a filter, only records that it means go, and
+//! layers that they alone had: no image is forgotten, and no content discarded.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::cache::Usage;
+use crate::cache::prune::{self, Filter, Rule};
+use crate::store::record_tables::RecordId;
+
 /// What may stay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// The store takes no more bytes than these.
     pub keep_bytes: Option<u64>,
     /// So many bytes of the file system are free.
     pub minimum_free: Option<u64>,
-    /// An image that was used in the last so many seconds stays, whatever the others say, and so does its content.
+    /// What was used in the last so many seconds stays, whatever the others say: images with their content, and records.
     pub keep_seconds: Option<u64>,
+    /// Which records are meant; of the rest nothing goes then.
+    pub filter: Option<Filter>,
+    /// Whether records of the types `internal` and `frontend` are meant, too.
+    pub all: bool,
 }
 
 impl Policy {
+    fn has_limit(&self) -> bool {
+        self.keep_bytes.is_some() || self.minimum_free.is_some()
+    }
+
+    /// The rule by which records that this filter means go; `goal` says whether they do only as long as there is too much.
+    fn rule(&self, filter: Filter, inventory: &Inventory, freed: u64, goal: bool) -> Rule {
+        let records = crate::cache::total_bytes(&inventory.records);
+        // What is no record is not freed by removing some.
+        let others = inventory.store_bytes.saturating_sub(freed).saturating_sub(records);
+        Rule {
+            filter,
+            keep_for: self.keep_seconds.unwrap_or(0),
+            keep_bytes: self.keep_bytes.filter(|_| goal).map(|most| most.saturating_sub(others)),
+            minimum_free: self.minimum_free.filter(|_| goal),
+            all: self.all,
+        }
+    }
+
     fn is_met(&self, inventory: &Inventory, freed: u64) -> bool {
         let is_small = |most: u64| inventory.store_bytes.saturating_sub(freed) <= most;
         let is_free = |least: u64| inventory.free_bytes.saturating_add(freed) >= least;
@@ -47,6 +77,10 @@ pub struct Inventory {
     pub images: Vec<ImageUse>,
     /// What mounts need, whether it is named or not.
     pub mounted: Needs,
+    /// The records that mounts are of, and snapshots of writable ones, as far as they are known.
+    pub mounted_records: BTreeSet<RecordId>,
+    /// Cache records.
+    pub records: Vec<Usage>,
     /// By name.
     pub layers: BTreeMap<String, LayerUse>,
     /// Bytes by key.
@@ -84,10 +118,12 @@ pub struct ImageUse {
     pub platform: String,
     /// When it was used, in seconds since 1970.
     pub last_used: i64,
-    /// Whether it is mounted now.
-    pub is_mounted: bool,
+    /// Whether it is mounted now, or its record is held or leased: its name stays.
+    pub is_in_use: bool,
     /// What it needs.
     pub needs: Needs,
+    /// The record that it is, if it is recorded.
+    pub record: Option<RecordId>,
 }
 
 /// A layer that is here.
@@ -106,6 +142,8 @@ pub struct LayerUse {
 pub struct Plan {
     /// Images whose names are forgotten: reference and platform.
     pub images: Vec<(String, String)>,
+    /// Cache records, what was made of others before these, and the bytes that they have beside layers.
+    pub records: Vec<(RecordId, u64)>,
     /// Layers whose content is discarded, and how many bytes of it.
     pub evicted: Vec<(String, u64)>,
     /// Layers that are removed, and their bytes.
@@ -122,38 +160,52 @@ impl Plan {
         let mut kept: Vec<&ImageUse> = inventory.images.iter().collect();
         kept.sort_by_key(|image| std::cmp::Reverse(image.last_used));
         let mut plan = Plan::default();
-        plan.remove_unneeded(inventory, &kept);
+        if let Some(filter) = &policy.filter {
+            let rule = policy.rule(filter.clone(), inventory, 0, policy.has_limit());
+            let before = needed_layers(inventory, &kept, &BTreeSet::new());
+            plan.prune(inventory, &kept, &[rule], now);
+            plan.remove_layers(inventory, &kept, |layer| before.contains(layer));
+            return plan;
+        }
+        plan.remove_unneeded(inventory, policy, &kept, now);
         plan.evict(inventory, policy, &kept, now);
         // The last of them is the one that was unused for longest.
         while !policy.is_met(inventory, plan.bytes()) {
-            let goes = |image: &&ImageUse| !image.is_mounted && !policy.keeps(image.last_used, now);
+            let goes = |image: &&ImageUse| !image.is_in_use && !policy.keeps(image.last_used, now);
             let Some(position) = kept.iter().rposition(goes) else { break };
             let image = kept.remove(position);
             plan.images.push((image.reference.clone(), image.platform.clone()));
-            plan.remove_unneeded(inventory, &kept);
+            plan.remove_unneeded(inventory, policy, &kept, now);
         }
+        if !policy.is_met(inventory, plan.bytes()) {
+            plan.remove_retained(inventory, policy, &kept, now);
+        }
+        plan
+    }
+
+    /// Only what goes always, because nobody needs it.
+    pub fn unneeded(inventory: &Inventory, policy: &Policy, now: i64) -> Plan {
+        let mut plan = Plan::default();
+        plan.remove_unneeded(inventory, policy, &inventory.images.iter().collect::<Vec<_>>(), now);
         plan
     }
 
     /// Bytes that it frees.
     pub fn bytes(&self) -> u64 {
         let all = [&self.evicted, &self.layers, &self.trees, &self.documents];
-        all.into_iter().flatten().map(|(_, bytes)| *bytes).fold(0, u64::saturating_add)
+        let records = self.records.iter().map(|(_, bytes)| *bytes);
+        all.into_iter().flatten().map(|(_, bytes)| *bytes).chain(records).fold(0, u64::saturating_add)
     }
 
-    fn remove_unneeded(&mut self, inventory: &Inventory, kept: &[&ImageUse]) {
+    fn remove_unneeded(&mut self, inventory: &Inventory, policy: &Policy, kept: &[&ImageUse], now: i64) {
+        // What is retained goes for want of space only.
+        let filter = Filter { is_mutable: Some(false), ..Filter::default() };
+        self.prune(inventory, kept, &[policy.rule(filter, inventory, 0, false)], now);
+        self.remove_layers(inventory, kept, |_| true);
         let mut needed = inventory.mounted.clone();
         for image in kept {
             needed.extend(&image.needs);
         }
-        let goes = |name: &String, layer: &LayerUse| !needed.layers.contains(name) && !layer.is_in_use;
-        self.layers = (inventory.layers.iter())
-            .filter(|(name, layer)| goes(name, layer))
-            .map(|(name, layer)| (name.clone(), layer.bytes))
-            .collect();
-        // What goes altogether is not discarded before.
-        let removed: BTreeSet<&String> = self.layers.iter().map(|(name, _)| name).collect();
-        self.evicted.retain(|(name, _)| !removed.contains(name));
         let unneeded = |all: &BTreeMap<String, u64>, needed: &BTreeSet<String>| {
             all.iter()
                 .filter(|(name, _)| !needed.contains(*name))
@@ -164,38 +216,133 @@ impl Plan {
         self.documents = unneeded(&inventory.documents, &needed.documents);
     }
 
+    /// Removes mutable records that nobody holds, the one unused for longest first.
+    fn remove_retained(&mut self, inventory: &Inventory, policy: &Policy, kept: &[&ImageUse], now: i64) {
+        let immutable = Filter { is_mutable: Some(false), ..Filter::default() };
+        let unneeded = policy.rule(immutable, inventory, 0, false);
+        // What else is freed counts as freed; what was freed of records, the rules count themselves.
+        let freed = self.bytes().saturating_sub(self.record_bytes(inventory));
+        let retained = policy.rule(Filter::default(), inventory, freed, policy.has_limit());
+        self.prune(inventory, kept, &[unneeded, retained], now);
+        self.remove_layers(inventory, kept, |_| true);
+    }
+
+    /// What the records that go free of all that records have.
+    fn record_bytes(&self, inventory: &Inventory) -> u64 {
+        let gone: BTreeSet<&RecordId> = self.records.iter().map(|(id, _)| id).collect();
+        let left: Vec<Usage> =
+            inventory.records.iter().filter(|usage| !gone.contains(&usage.record.id)).cloned().collect();
+        crate::cache::total_bytes(&inventory.records).saturating_sub(crate::cache::total_bytes(&left))
+    }
+
+    /// Has records go by these rules.
+    fn prune(&mut self, inventory: &Inventory, kept: &[&ImageUse], rules: &[Rule], now: i64) {
+        let mut pinned = inventory.mounted_records.clone();
+        pinned.extend(kept.iter().filter_map(|image| image.record.clone()));
+        let is_open = |name: &String| inventory.layers.get(name).is_some_and(|layer| layer.is_in_use);
+        let open = inventory.records.iter().filter(|usage| usage.record.layer.as_ref().is_some_and(is_open));
+        pinned.extend(open.map(|usage| usage.record.id.clone()));
+        let gone = prune::plan(&inventory.records, rules, &pinned, now, inventory.free_bytes).records;
+        let by_id: BTreeMap<&RecordId, &Usage> =
+            inventory.records.iter().map(|usage| (&usage.record.id, usage)).collect();
+        let own_bytes = |id: &RecordId| {
+            let parts = by_id.get(id).map_or(&[][..], |usage| &usage.parts);
+            parts.iter().filter(|part| !part.is_layer).map(|part| part.bytes).fold(0, u64::saturating_add)
+        };
+        self.records = gone.into_iter().map(|id| (id.clone(), own_bytes(&id))).collect();
+    }
+
+    /// Has layers go that nothing needs, of those that are meant.
+    fn remove_layers(&mut self, inventory: &Inventory, kept: &[&ImageUse], is_meant: impl Fn(&str) -> bool) {
+        let gone = self.records.iter().map(|(id, _)| id).collect();
+        let needed = needed_layers(inventory, kept, &gone);
+        let goes =
+            |name: &str, layer: &LayerUse| !needed.contains(name) && !layer.is_in_use && is_meant(name);
+        self.layers = (inventory.layers.iter())
+            .filter(|(name, layer)| goes(name, layer))
+            .map(|(name, layer)| (name.clone(), layer.bytes))
+            .collect();
+        // What goes altogether is not discarded before.
+        let removed: BTreeSet<&String> = self.layers.iter().map(|(name, _)| name).collect();
+        self.evicted.retain(|(name, _)| !removed.contains(name));
+    }
+
     /// Discards content, of the layers that were unused for longest first. An age alone is about images.
     fn evict(&mut self, inventory: &Inventory, policy: &Policy, kept: &[&ImageUse], now: i64) {
-        if policy.keep_bytes.is_none() && policy.minimum_free.is_none() {
+        if !policy.has_limit() {
             return;
         }
-        // A layer is as warm as the warmest image that has it.
-        let mut last_used: BTreeMap<&String, i64> = BTreeMap::new();
+        // A layer is as warm as the warmest image that has it, or else the warmest record.
+        let mut last_used: BTreeMap<&str, i64> = BTreeMap::new();
+        let mut note = |layer, time: i64| {
+            let used = last_used.entry(layer).or_insert(time);
+            *used = (*used).max(time);
+        };
+        let of_images: BTreeSet<&str> =
+            kept.iter().flat_map(|image| &image.needs.layers).map(String::as_str).collect();
         for image in kept {
-            for layer in &image.needs.layers {
-                let used = last_used.entry(layer).or_insert(image.last_used);
-                *used = (*used).max(image.last_used);
-            }
+            image.needs.layers.iter().for_each(|layer| note(layer, image.last_used));
         }
-        let mut cold: Vec<(i64, &String)> =
+        for usage in &inventory.records {
+            let layer = usage.record.layer.as_deref().filter(|layer| !of_images.contains(layer));
+            layer.into_iter().for_each(|layer| note(layer, prune::last_time(usage)));
+        }
+        let held = held_layers(inventory);
+        let mut cold: Vec<(i64, &str)> =
             last_used.into_iter().map(|(layer, last_used)| (last_used, layer)).collect();
         cold.sort_unstable();
+        let going: BTreeSet<String> = self.layers.iter().map(|(name, _)| name.clone()).collect();
         for (last_used, name) in cold {
             if policy.is_met(inventory, self.bytes()) {
                 return;
             }
-            let Some(layer) = inventory.layers.get(name) else { continue };
-            let is_warm = inventory.mounted.layers.contains(name) || policy.keeps(last_used, now);
+            let Some(layer) = inventory.layers.get(name).filter(|_| !going.contains(name)) else { continue };
+            let is_warm = held.contains(name) || policy.keeps(last_used, now);
             if !is_warm && !layer.is_in_use && layer.content_bytes > 0 {
-                self.evicted.push((name.clone(), layer.content_bytes));
+                self.evicted.push((name.to_owned(), layer.content_bytes));
             }
         }
     }
 }
 
+/// The layers that images which stay, mounts, and all records but those that are gone need.
+fn needed_layers<'a>(
+    inventory: &'a Inventory,
+    kept: &[&'a ImageUse],
+    gone: &BTreeSet<&RecordId>,
+) -> BTreeSet<&'a str> {
+    let of_records = inventory.records.iter().filter(|usage| !gone.contains(&usage.record.id));
+    let of_records = of_records.filter_map(|usage| usage.record.layer.as_deref());
+    let of_images = kept.iter().flat_map(|image| &image.needs.layers).chain(&inventory.mounted.layers);
+    of_images.map(String::as_str).chain(of_records).collect()
+}
+
+/// The layers that somebody uses at this moment: those of mounts, and of records that are held and what these were made of.
+fn held_layers(inventory: &Inventory) -> BTreeSet<&str> {
+    let by_id: BTreeMap<&RecordId, &Usage> =
+        inventory.records.iter().map(|usage| (&usage.record.id, usage)).collect();
+    let held = inventory
+        .records
+        .iter()
+        .filter(|usage| usage.is_in_use() || inventory.mounted_records.contains(&usage.record.id));
+    let mut left: Vec<&Usage> = held.collect();
+    let (mut met, mut layers) = (BTreeSet::new(), BTreeSet::new());
+    while let Some(usage) = left.pop() {
+        if met.insert(&usage.record.id) {
+            layers.extend(usage.record.layer.as_deref());
+            left.extend(usage.record.kind.parents().filter_map(|id| by_id.get(id)));
+        }
+    }
+    layers.extend(inventory.mounted.layers.iter().map(String::as_str));
+    layers
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::DataPart;
+    use crate::store::LayerState;
+    use crate::store::record_tables::{CacheRecord, LayerSharing, RecordKind, RecordUse};
 
     fn needs(layers: &[&str]) -> Needs {
         let names = |prefix: &str| layers.iter().map(|layer| format!("{prefix}{layer}")).collect();
@@ -208,8 +355,9 @@ mod tests {
             reference: name.to_owned(),
             platform: "linux/amd64".to_owned(),
             last_used,
-            is_mounted: false,
+            is_in_use: false,
             needs,
+            record: None,
         }
     }
 
@@ -226,6 +374,8 @@ mod tests {
                 image("mid", 20, &["d"]),
             ],
             mounted: Needs::default(),
+            mounted_records: BTreeSet::new(),
+            records: Vec::new(),
             layers: layers.map(|name| (name.to_owned(), layer)).into(),
             trees: BTreeMap::from([("ab".to_owned(), 5), ("bc".to_owned(), 5), ("gone".to_owned(), 5)]),
             documents: BTreeMap::from([("of a".to_owned(), 1), ("of z".to_owned(), 1)]),
@@ -270,7 +420,7 @@ mod tests {
             (Policy { minimum_free: Some(200), ..Policy::default() }, vec!["a"], vec![]),
             (Policy { keep_seconds: Some(75), ..Policy::default() }, vec![], vec!["old", "mid"]),
             (
-                Policy { keep_bytes: Some(0), keep_seconds: Some(75), minimum_free: None },
+                Policy { keep_bytes: Some(0), keep_seconds: Some(75), ..Policy::default() },
                 vec![],
                 vec!["old", "mid"],
             ),
@@ -283,12 +433,129 @@ mod tests {
     #[test]
     fn what_is_mounted_or_open_stays() {
         let mut inventory = inventory();
-        inventory.images[0].is_mounted = true;
+        inventory.images[0].is_in_use = true;
         inventory.mounted = inventory.images[0].needs.clone();
         inventory.layers.get_mut("d").unwrap().is_in_use = true;
         let plan = Plan::make(&inventory, &Policy { keep_bytes: Some(0), ..Policy::default() }, 100);
         assert_eq!(images(&plan), ["mid", "new"]);
         assert_eq!(names(&plan.layers), ["c", "lost"]);
         assert!(plan.evicted.is_empty());
+    }
+
+    fn id(number: u8) -> RecordId {
+        RecordId::parse(&format!("{number:02x}").repeat(16)).unwrap()
+    }
+
+    /// A record of that layer, with 7 bytes of a snapshot if it has none.
+    fn record(number: u8, parent: Option<u8>, layer: Option<&str>) -> Usage {
+        let kind = parent.map_or(RecordKind::Base, |parent| RecordKind::Layer { parent: id(parent) });
+        let mut record = CacheRecord::new(id(number), kind, i64::from(number));
+        record.layer = layer.map(str::to_owned);
+        let name = layer.map_or(format!("snapshot {number}"), str::to_owned);
+        let parts =
+            vec![DataPart { name, is_layer: layer.is_some(), bytes: if layer.is_some() { 100 } else { 7 } }];
+        let (uses, sharing) = (RecordUse::default(), LayerSharing::default());
+        Usage { record, uses, state: LayerState::Lazy, sharing, parts }
+    }
+
+    /// The same with records: the image "old" is 2, on 1; 3 lies on 1, with nothing that keeps it; 4, of the layer that is nobody's else, is
+    /// alone; 5 is mutable, and retained.
+    fn with_records() -> Inventory {
+        let mut inventory = inventory();
+        inventory.images[0].record = Some(id(2));
+        inventory.records = vec![
+            record(1, None, Some("a")),
+            record(2, Some(1), Some("b")),
+            record(3, Some(1), None),
+            record(4, None, Some("lost")),
+            record(5, None, None),
+        ];
+        inventory.records[0].uses.children = 2;
+        inventory.records[4].record.is_mutable = true;
+        inventory
+    }
+
+    fn gone(plan: &Plan) -> Vec<u8> {
+        let number = |id: &RecordId| u8::from_str_radix(&id.as_str()[..2], 16).unwrap();
+        plan.records.iter().map(|(id, _)| number(id)).collect()
+    }
+
+    #[test]
+    fn a_record_keeps_its_layers_and_goes_with_the_last_that_keeps_it() {
+        let made = |change: fn(&mut Inventory)| {
+            let mut inventory = with_records();
+            change(&mut inventory);
+            let plan = Plan::make(&inventory, &Policy::default(), 100);
+            (gone(&plan), names(&plan.layers).join(" "))
+        };
+        let lost = || "lost".to_owned();
+        assert_eq!(made(|_| {}), (vec![3, 4], lost()));
+        assert_eq!(made(|house| house.records[3].uses.refs = 1), (vec![3], String::new()));
+        assert_eq!(made(|house| house.records[3].uses.leases = 1), (vec![3], String::new()));
+        assert_eq!(made(|house| house.records[3].uses.names = 1), (vec![3], String::new()));
+        assert_eq!(made(|house| house.mounted_records = BTreeSet::from([id(4)])), (vec![3], String::new()));
+        let open = |house: &mut Inventory| house.layers.get_mut("lost").unwrap().is_in_use = true;
+        assert_eq!(made(open), (vec![3], String::new()), "somebody has it open");
+        assert_eq!(made(|house| house.images[0].record = None), (vec![2, 3, 1, 4], lost()));
+        // The image has no name any more, but a lease.
+        let leased = |house: &mut Inventory| {
+            house.images.remove(0);
+            house.records[1].uses.leases = 1;
+        };
+        assert_eq!(made(leased), (vec![3, 4], lost()));
+        assert_eq!(
+            made(|house| drop(house.images.remove(0))),
+            (vec![2, 3, 1, 4], "a lost".to_owned()),
+            "the other image has b"
+        );
+        let plan = Plan::make(&with_records(), &Policy::default(), 100);
+        assert_eq!(plan.bytes(), 106 + 7, "what a record has beside layers");
+    }
+
+    #[test]
+    fn images_go_with_their_records_and_what_is_retained_goes_last() {
+        let most = |bytes| Policy { keep_bytes: Some(bytes), ..Policy::default() };
+        let (all, held) = (with_records(), |number: usize| {
+            let mut inventory = with_records();
+            inventory.records[number].uses.refs = 1;
+            inventory
+        });
+        let plan = Plan::make(&all, &most(505), 100);
+        assert_eq!((gone(&plan), images(&plan)), (vec![2, 3, 1, 4], vec!["old", "mid"]));
+        let plan = Plan::make(&all, &most(0), 100);
+        assert_eq!((gone(&plan), images(&plan).len()), (vec![2, 3, 1, 4, 5], 3));
+        let keeping = Policy { keep_seconds: Some(1000), ..most(0) };
+        assert_eq!(gone(&Plan::make(&all, &keeping, 100)), Vec::<u8>::new(), "all was used within that time");
+        // What is held is warm; what is leased is not.
+        let plan = Plan::make(&held(1), &most(0), 100);
+        assert!(!names(&plan.evicted).contains(&"a") && !names(&plan.layers).contains(&"b"));
+        let mut leased = with_records();
+        leased.records[3].uses.leases = 1;
+        assert_eq!(names(&Plan::make(&leased, &most(0), 100).evicted), ["lost"]);
+    }
+
+    #[test]
+    fn with_a_filter_nothing_goes_but_records_that_are_meant_and_what_they_alone_had() {
+        let filtered = |inventory: &Inventory, filter: Filter, keep_bytes| {
+            let policy = Policy { filter: Some(filter), keep_bytes, ..Policy::default() };
+            let plan = Plan::make(inventory, &policy, 100);
+            assert!(plan.images.is_empty() && plan.evicted.is_empty());
+            assert!(plan.trees.is_empty() && plan.documents.is_empty());
+            (gone(&plan), names(&plan.layers).join(" "))
+        };
+        let of_id = |number| Filter { id: id(number).to_string(), ..Filter::default() };
+        let mutable = Filter { is_mutable: Some(true), ..Filter::default() };
+        let mut inventory = with_records();
+        let nothing = (vec![], String::new());
+        assert_eq!(filtered(&inventory, of_id(2), None), nothing, "an image is it");
+        assert_eq!(filtered(&inventory, of_id(1), None), nothing, "others are made of it");
+        assert_eq!(filtered(&inventory, of_id(4), None), (vec![4], "lost".to_owned()));
+        assert_eq!(filtered(&inventory, mutable, None), (vec![5], String::new()));
+        assert_eq!(filtered(&inventory, Filter::default(), None), (vec![3, 4, 5], "lost".to_owned()));
+        assert_eq!(filtered(&inventory, Filter::default(), Some(995)), (vec![3], String::new()));
+        assert_eq!(filtered(&inventory, Filter::default(), Some(1000)), nothing);
+        // A layer of no record at all is none's that goes.
+        inventory.records.remove(3);
+        assert_eq!(filtered(&inventory, Filter::default(), None), (vec![3, 5], String::new()));
     }
 }

@@ -18,13 +18,16 @@ use tokio::sync::Semaphore;
 
 use super::names::origin_of_manifest;
 use super::{ImageMountError, Pull, Request, now};
+use crate::cache::{BroughtImage, Cache, CacheError, ImmutableRef};
 use crate::error::chain;
 use crate::fetch::index::{IndexError, Indexer};
 use crate::fetch::{Fetcher, LayerContent, ThreadStarter, referrers, soci};
 use crate::image::origin::{Elsewhere, Origin, ResolvedImage};
 use crate::image::{Image, Layer};
 use crate::layer::lookup::Lookup;
-use crate::store::{CollectionLock, ImageRecord, LayerOrigin, LayerRecord, LayerState, Store, StoreError};
+use crate::store::{
+    CollectionLock, ImageRecord, LayerOrigin, LayerRecord, LayerState, MountRecord, Store, StoreError,
+};
 
 /// Layers that are brought at the same time, of which fewer are streamed. Whoever waits here holds no layer's lock.
 const LAYERS: usize = 16;
@@ -215,21 +218,38 @@ impl Brought {
         }
     }
 
-    /// Records the image, if the registry was asked for it.
-    pub fn record(&self) -> Result<(), StoreError> {
-        let Some(found) = self.resolved.as_ref().filter(|_| !self.pinned) else { return Ok(()) };
-        let record = ImageRecord {
-            reference: self.reference.to_string(),
-            platform: self.platform.to_string(),
-            manifest_digest: self.image.manifest_digest.to_string(),
-            index_digest: found.index.as_ref().map(Digest::to_string),
-            config_digest: self.image.config.digest.to_string(),
-            resolved_at: found.at,
-            last_used: now(),
-        };
-        let layers = self.image.layers.iter().zip(&self.layers);
-        let layers: Vec<_> = layers.map(|(layer, content)| layer_record(layer, content)).collect();
-        self.store.database().remember_image(&record, &layers)
+    /// Records the image and its layers; its name, if the registry was asked for it; and its mount, if it is mounted. `tree` is what the
+    /// tree of the layers is kept by. What is given keeps the records while it lives; nothing if the image has no layers.
+    pub fn record(
+        &self,
+        tree: &str,
+        mount: Option<&MountRecord>,
+    ) -> Result<Option<ImmutableRef>, CacheError> {
+        let reference = self.reference.to_string();
+        let layers = || self.image.layers.iter().zip(&self.layers);
+        let names: Vec<_> = layers().map(|(layer, content)| self.indexer.name_of(layer, content)).collect();
+        let found = self.resolved.as_ref().filter(|_| !self.pinned).map(|found| {
+            let record = ImageRecord {
+                reference: reference.clone(),
+                platform: self.platform.to_string(),
+                manifest_digest: self.image.manifest_digest.to_string(),
+                index_digest: found.index.as_ref().map(Digest::to_string),
+                config_digest: self.image.config.digest.to_string(),
+                resolved_at: found.at,
+                last_used: now(),
+            };
+            let layers: Vec<_> = layers().map(|(layer, content)| layer_record(layer, content)).collect();
+            (record, layers)
+        });
+        let cache = Cache::open_as_it_is(self.store.clone())?;
+        cache.record_brought(&BroughtImage {
+            image: &self.image,
+            reference: &reference,
+            layers: &names,
+            tree,
+            named: found.as_ref().map(|(record, layers)| (record, layers.as_slice())),
+            mount,
+        })
     }
 
     /// Says when an image that was known was used.
@@ -248,6 +268,14 @@ impl Brought {
             self.store.content().sync(digest.as_str())?;
         }
         Ok(())
+    }
+
+    /// Notes what the name means, if that is news, so that it is known even if the database is lost.
+    pub fn note(&self) -> Result<(), StoreError> {
+        match self.resolved {
+            Some(_) if !self.pinned => self.store.note_images(),
+            _ => Ok(()),
+        }
     }
 
     /// Brings the layers to disk, and makes them visible to others.

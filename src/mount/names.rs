@@ -6,6 +6,7 @@
 
 use peelfs_registry::{ImageReference, LayoutReference, Platform};
 
+use crate::error::chain;
 use crate::store::{ImageRecord, NoteKind, Store, StoreError};
 
 /// What the note is kept by that says where the blobs of an image come from.
@@ -80,6 +81,7 @@ fn give_name_to(
         let image = ImageRecord { reference: name.to_string(), ..image.clone() };
         store.database().remember_image(&image, &layers)?;
     }
+    note(store, images);
     Ok(images.len())
 }
 
@@ -92,7 +94,17 @@ pub fn take_name(store: &Store, reference: &ImageReference) -> Result<usize, Sto
     for image in &images {
         store.database().forget_image(&image.reference, &image.platform)?;
     }
+    note(store, &images);
     Ok(images.len())
+}
+
+/// Notes what names stand for. What cannot be noted, as on a full disk, is noted when garbage is next collected.
+fn note(store: &Store, changed: &[ImageRecord]) {
+    if !changed.is_empty()
+        && let Err(error) = store.note_images()
+    {
+        tracing::warn!(error = %chain(&error), "if the records are lost, so is what names of images mean");
+    }
 }
 
 fn named(store: &Store, reference: &ImageReference) -> Result<Vec<ImageRecord>, StoreError> {

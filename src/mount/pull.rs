@@ -9,8 +9,9 @@ use std::sync::Arc;
 use peelfs_registry::{ImageReference, Platform, Statistics};
 
 use super::bring::{Brought, bring};
-use super::prepare::{Composition, merged_tree};
+use super::prepare::{Composition, hex, merged_tree};
 use super::{ImageMountError, Request};
+use crate::cache::ImmutableRef;
 use crate::fetch::{LayerContent, ThreadStarter};
 use crate::image::Image;
 use crate::store::{PendingTree, Store};
@@ -30,6 +31,8 @@ pub enum OtherPlatform {
 pub struct Pulled {
     pub(super) brought: Brought,
     pub(super) tree: MergedTree,
+    /// Keeps the records of its layers; nothing if it has none.
+    records: Option<ImmutableRef>,
 }
 
 /// Brings an image into the store.
@@ -53,9 +56,12 @@ pub fn pull(
     brought.keep_layers().map_err(in_store)?;
     pending.map_or(Ok(()), PendingTree::commit).map_err(in_store)?;
     brought.checkpoint();
-    brought.record().and_then(|()| brought.record_use()).map_err(in_store)?;
+    let records = brought.record(&hex(&composition.identity), None);
+    let records =
+        records.map_err(|cause| ImageMountError::Records { image: name.clone(), cause: Box::new(cause) })?;
+    brought.note().and_then(|()| brought.record_use()).map_err(in_store)?;
     brought.settled();
-    Ok(Pulled { brought, tree })
+    Ok(Pulled { brought, tree, records })
 }
 
 fn check_platform(
@@ -90,6 +96,11 @@ impl Pulled {
     /// What it was asked for by.
     pub fn reference(&self) -> &ImageReference {
         &self.brought.reference
+    }
+
+    /// The record that it is; nothing if it has no layers.
+    pub fn record(&self) -> Option<&ImmutableRef> {
+        self.records.as_ref()
     }
 
     /// Its layers, the lowest first.

@@ -7,7 +7,7 @@
 //! | inode table of a layer | its checksum, and the name of its layer | the layer is removed, and made again at the next mount |
 //! | chunk that counts as present | its digest in the table | counts as missing, and is fetched again when it is read |
 //! | merged tree | its checksum, and its name | removed, and made again at the next mount |
-//! | records | SQLite's own rules; the blobs that images name | set aside and begun anew; the image is forgotten, and resolved again |
+//! | records | SQLite's own rules; the blobs that images name | set aside, and begun anew with what can be found again; the image is forgotten, and resolved again |
 //!
 //! It may run while others use the store: each thing is looked at as a reader does, and what changes meanwhile is passed over. What
 //! is dropped under a mount that uses it is missed there only when it is read, and fetched again then.
@@ -75,6 +75,12 @@ pub enum FindingKind {
     DamagedRecords,
     /// An image whose manifest or config is not there.
     MissingDocument,
+    /// A cache record whose snapshot, or what was kept with it, is not there.
+    RecordWithoutData,
+    /// A snapshot, or a file, that belongs to no cache record.
+    DataWithoutRecord,
+    /// A cache record that was made of one that is not there.
+    DanglingParent,
     /// Something that the store does not put there. It is left alone.
     Stranger,
 }
@@ -89,6 +95,9 @@ impl FindingKind {
             FindingKind::DamagedTree => "damaged-tree",
             FindingKind::DamagedRecords => "damaged-records",
             FindingKind::MissingDocument => "missing-document",
+            FindingKind::RecordWithoutData => "record-without-data",
+            FindingKind::DataWithoutRecord => "data-without-record",
+            FindingKind::DanglingParent => "dangling-parent",
             FindingKind::Stranger => "stranger",
         }
     }
@@ -101,9 +110,16 @@ impl FindingKind {
             FindingKind::AlteredChunks => "discarded; fetched again when they are read",
             FindingKind::DamagedTree => "removed; made again when the image is next mounted",
             FindingKind::DamagedRecords => {
-                "set aside and begun anew; images are resolved again when they are next used"
+                "set aside, and begun anew with what can be read of them and what is noted of images"
             }
             FindingKind::MissingDocument => "forgotten; resolved again when it is next used",
+            FindingKind::RecordWithoutData => {
+                "removed, with all that was made of it: what was written is lost"
+            }
+            FindingKind::DataWithoutRecord => {
+                "removed if it was empty, else recorded again; `peel records --filter mutable=true` lists it"
+            }
+            FindingKind::DanglingParent => "removed, with all that was made of it",
             FindingKind::Stranger => "left alone: it is none of the store's",
         }
     }

@@ -17,9 +17,9 @@ use rustix::io::Errno;
 use super::content::Content;
 use super::database::Database;
 use super::digest::DigestName;
-use super::durable::{open_directory, rename, still_names, sync_directory};
+use super::durable::{open_directory, still_names};
 use super::error::{Context, StoreError};
-use super::layers::{LayerDirectory, LayerStore};
+use super::layers::{LayerDirectory, LayerStore, WithdrawnLayer};
 use super::lock::{FileLock, try_flock};
 use super::space::allocated_bytes;
 use super::trees::Trees;
@@ -75,14 +75,13 @@ impl LayerDirectory {
 
     /// Takes the layer from its place unless somebody has it open; the next sweep removes it. Says whether it did.
     pub fn set_aside(&self) -> Result<bool, StoreError> {
-        let Alone::Held(_directory) = self.open_alone()? else { return Ok(false) };
-        match rename(self.path(), &self.temporaries().unused_name()) {
-            Ok(()) => {}
-            Err(Errno::NOENT) => return Ok(false),
-            Err(error) => return Err(StoreError::from_io("remove", self.path(), error)),
-        }
-        sync_directory(self.parent())?;
-        Ok(true)
+        Ok(self.withdraw_unused()?.is_some())
+    }
+
+    /// As [`withdraw`](Self::withdraw), unless somebody has it open.
+    pub fn withdraw_unused(&self) -> Result<Option<WithdrawnLayer>, StoreError> {
+        let Alone::Held(_directory) = self.open_alone()? else { return Ok(None) };
+        self.withdraw()
     }
 
     fn open_alone(&self) -> Result<Alone, StoreError> {

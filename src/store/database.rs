@@ -11,7 +11,7 @@
 //!   second connection is kept, which could not write while the first does anyway.
 //! - What writes begins with `BEGIN IMMEDIATE`, so it waits for its turn at the start, and never fails half-way for having read
 //!   what another has changed since.
-//! - A damaged database is renamed under the lock file and a new one begun. Before each use the file is compared with the one
+//! - A damaged database is renamed under the lock file and a new one begun, with what can be found again ([`restore`](super::restore)). Before each use the file is compared with the one
 //!   that is open, so no process goes on with one that another has set aside.
 //! - Closing does not move the WAL into the database: a short-lived command would pay two syncs for it. Who has time does
 //!   ([`Database::shorten_log`]), because whoever opens the database when nobody else has it open reads all of the WAL.
@@ -27,6 +27,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use super::durable::{crash_point, rename};
 use super::error::{Context, StoreError};
 use super::lock::FileLock;
+use super::notes::Notes;
+use super::restore::restore;
 use super::schema::{self, MigrationError};
 
 /// How long an operation waits for other processes.
@@ -41,6 +43,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub struct Database {
     path: PathBuf,
     lock: PathBuf,
+    notes: Notes,
     open: Mutex<Option<Open>>,
 }
 
@@ -80,8 +83,8 @@ impl<E> From<rusqlite::Error> for Stop<E> {
 type FileIdentity = (u64, u64);
 
 impl Database {
-    pub(super) fn new(path: PathBuf, lock: PathBuf) -> Database {
-        Database { path, lock, open: Mutex::new(None) }
+    pub(super) fn new(path: PathBuf, lock: PathBuf, notes: Notes) -> Database {
+        Database { path, lock, notes, open: Mutex::new(None) }
     }
 
     /// Whether there are no records yet, not even an empty database. Making one takes several waits for the disk.
@@ -125,7 +128,11 @@ impl Database {
             }
             let mut foreign_keys = transaction.prepare("PRAGMA foreign_key_check")?;
             for table in foreign_keys.query_map([], |row| row.get::<_, String>(0))? {
-                faults.push(format!("a record of {} names one that is not there", table?));
+                let table = table?;
+                // What cache records were made of is looked at with them, and mended one by one.
+                if !matches!(table.as_str(), "record_parents" | "cache_records") {
+                    faults.push(format!("a record of {table} names one that is not there"));
+                }
             }
             Ok(faults)
         })
@@ -141,6 +148,14 @@ impl Database {
         self.set_aside(current, &"they contradict each other")?;
         *open = Some(self.connect()?);
         Ok(())
+    }
+
+    /// Runs SQL that no code of ours would: what a damaged database may hold.
+    #[cfg(test)]
+    pub(crate) fn run_unchecked(&self, sql: &str) -> rusqlite::Result<()> {
+        let connection = Connection::open(&self.path)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false)?;
+        connection.execute_batch(sql)
     }
 
     /// Runs `work` in a transaction that only reads: it sees one state of all tables.
@@ -217,7 +232,7 @@ impl Database {
         loop {
             let lock = FileLock::acquire(&self.lock)?;
             let error = match self.connect_once(OpenFlags::SQLITE_OPEN_CREATE) {
-                Ok(mut open) => match prepare(&mut open.connection) {
+                Ok(mut open) => match self.prepare(&mut open.connection) {
                     Ok(()) => return Ok(open),
                     Err(MigrationError::Sqlite(error)) if is_damage(&error) => {
                         drop(lock);
@@ -255,6 +270,30 @@ impl Database {
         }
     }
 
+    /// Makes the database what it should be. Under the lock.
+    fn prepare(&self, connection: &mut Connection) -> Result<(), MigrationError> {
+        let found = schema::version(connection)?;
+        if found > schema::current_version() {
+            return Err(MigrationError::Newer(found));
+        }
+        connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+        set_durability(connection)?;
+        let mark = self.salvage_mark();
+        let aside = std::fs::read_to_string(&mark).ok();
+        let aside = aside.and_then(|name| Some(self.path.parent()?.join(name)));
+        schema::migrate(connection, |transaction| restore(transaction, &self.notes, aside.as_deref()))?;
+        if aside.is_some() {
+            // One that stays is of no consequence, as long as this database is there.
+            let _ = std::fs::remove_file(&mark);
+        }
+        Ok(())
+    }
+
+    /// Names the database that was set aside, until there is a new one with what could be read of it.
+    fn salvage_mark(&self) -> PathBuf {
+        with_suffix(&self.path, ".salvage")
+    }
+
     /// Renames a damaged database, unless another process has done so. The WAL goes first: a new database must never find one
     /// that is not its own.
     fn set_aside(&self, damaged: Open, error: &dyn std::fmt::Display) -> Result<(), StoreError> {
@@ -266,8 +305,15 @@ impl Database {
         let aside = self.unused_aside();
         tracing::error!(
             path = %self.path.display(), aside = %aside.display(), %error,
-            "the records are damaged: set aside, begun anew; images are resolved again when they are next used"
+            "the records are damaged: set aside, and begun anew with what can be read of them and what is noted of images"
         );
+        if let Some(name) = aside.file_name() {
+            let mark = self.salvage_mark();
+            // On a full disk nothing is read of it.
+            if let Err(error) = std::fs::write(&mark, name.as_encoded_bytes()) {
+                tracing::warn!(path = %mark.display(), %error, "what could be read of the records is not looked at");
+            }
+        }
         for suffix in ["-wal", "-shm", ""] {
             let (from, to) = (with_suffix(&self.path, suffix), with_suffix(&aside, suffix));
             match rename(&from, &to) {
@@ -283,17 +329,6 @@ impl Database {
         let numbered = (1_u32..).map(|number| with_suffix(&base, &format!(".{number}")));
         std::iter::once(base.clone()).chain(numbered).find(|path| !path.exists()).unwrap_or(base)
     }
-}
-
-/// Makes the database what it should be. Under the lock.
-fn prepare(connection: &mut Connection) -> Result<(), MigrationError> {
-    let found = schema::version(connection)?;
-    if found > schema::current_version() {
-        return Err(MigrationError::Newer(found));
-    }
-    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-    set_durability(connection)?;
-    schema::migrate(connection)
 }
 
 /// One attempt at a transaction.

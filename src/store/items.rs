@@ -89,6 +89,12 @@ impl Items {
         Ok(())
     }
 
+    /// Whether nobody is about to record it.
+    pub fn is_left_over(&self, name: &str) -> Result<bool, StoreError> {
+        let path = self.directory.join(name);
+        Ok(lock_unused(&path).context("lock", &path)?.is_some())
+    }
+
     /// The names of all files.
     pub fn list(&self) -> Result<Vec<String>, StoreError> {
         let entries = match std::fs::read_dir(&self.directory) {

@@ -185,6 +185,11 @@ impl LayerDirectory {
         Ok(Some(LayerFiles { table, data: Arc::new(data), chunk_map, checkpoints, headers }))
     }
 
+    /// Whether anything lies there, whole or not.
+    pub fn is_there(&self) -> Result<bool, StoreError> {
+        self.path.try_exists().context("look at", &self.path)
+    }
+
     /// Begins to make the layer, in a temporary directory that nobody else sees.
     pub fn create(&self) -> Result<LayerDraft, StoreError> {
         LayerDraft::new(self.clone(), self.store.temporaries.directory()?)

@@ -50,6 +50,7 @@ mod profiles;
 mod provenance;
 pub mod record_tables;
 mod records;
+mod restore;
 mod rests;
 mod schema;
 mod sessions;
@@ -114,8 +115,9 @@ impl Store {
     fn at(path: PathBuf) -> Store {
         let locks = path.join("locks");
         let content = Content::new(path.join("content"), &locks);
+        let notes = Notes::new(path.join("notes"), content.temporaries().clone());
         Store {
-            notes: Notes::new(path.join("notes"), content.temporaries().clone()),
+            notes: notes.clone(),
             origins: Origins::new(path.join("origins"), content.temporaries().clone()),
             writable: WritableSnapshots::new(path.join("writable"), locks.clone()),
             content,
@@ -124,7 +126,7 @@ impl Store {
             profiles: Profiles::new(path.join("profiles"), locks.clone()),
             snapshots: Snapshots::new(path.join("snapshots")),
             items: Items::new(path.join("items")),
-            database: Database::new(path.join("peel.db"), locks.join("database")),
+            database: Database::new(path.join("peel.db"), locks.join("database"), notes),
             locks,
             path,
         }
@@ -236,5 +238,11 @@ pub(crate) use durable::test_hook::die_after;
 /// As much of an empty layer's table as the store looks at.
 #[cfg(test)]
 pub(crate) fn test_table() -> Vec<u8> {
-    draft::tests::table(0, b"table")
+    test_table_of(0)
+}
+
+/// The same of a layer of so many chunks.
+#[cfg(test)]
+pub(crate) fn test_table_of(chunks: u64) -> Vec<u8> {
+    draft::tests::table(chunks, b"table")
 }

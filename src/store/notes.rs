@@ -21,6 +21,8 @@ pub enum NoteKind {
     Origin,
     /// What a layer became when it was compressed otherwise.
     Variants,
+    /// What the name of an image stands for: the database says it, too, but may be lost.
+    Image,
 }
 
 impl NoteKind {
@@ -28,6 +30,7 @@ impl NoteKind {
         match self {
             NoteKind::Origin => "origins",
             NoteKind::Variants => "variants",
+            NoteKind::Image => "images",
         }
     }
 }
@@ -76,6 +79,28 @@ impl Notes {
                 Ok(None)
             }
         }
+    }
+
+    /// All that is noted of a kind; what cannot be read is left out.
+    pub fn list<T: DeserializeOwned>(&self, kind: NoteKind) -> Result<Vec<T>, StoreError> {
+        let directory = self.directory.join(kind.directory());
+        let entries = match std::fs::read_dir(&directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.context("list", &directory)?,
+        };
+        let mut notes = Vec::new();
+        for entry in entries {
+            let path = entry.context("list", &directory)?.path();
+            let read = std::fs::read(&path).map_err(|error| error.to_string());
+            let note = read.and_then(|bytes| {
+                serde_json::from_slice::<Note<T>>(&bytes).map_err(|error| error.to_string())
+            });
+            match note {
+                Ok(note) if self.path(kind, &note.about) == path => notes.push(note.says),
+                _ => tracing::warn!(path = %path.display(), "cannot be read; it counts as missing"),
+            }
+        }
+        Ok(notes)
     }
 
     /// Removes all notes of a kind but those about these, and gives their number.
@@ -127,6 +152,9 @@ mod tests {
         notes.put(kind, "b", &"two").unwrap();
         notes.put(kind, "a", &"three").unwrap();
         assert_eq!((get("a").as_deref(), get("b").as_deref()), (Some("three"), Some("two")));
+        let mut all = notes.list::<String>(kind).unwrap();
+        all.sort();
+        assert_eq!((all, notes.list::<u32>(kind).unwrap()), (vec!["three".into(), "two".into()], vec![]));
         assert_eq!(notes.keep_only(kind, &["b".to_owned()]).unwrap(), 1);
         assert_eq!((get("a"), get("b").as_deref()), (None, Some("two")));
         std::fs::write(notes.path(kind, "b"), "{").unwrap();

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
 
 use super::database::Database;
 use super::error::StoreError;
 
 /// What a reference stands for, on one platform.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// Canonical text of the reference.
     pub reference: String,
@@ -33,7 +34,8 @@ pub struct ImageRecord {
 }
 
 /// How much of a layer is here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LayerState {
     /// Indexed; nothing fetched, or not known how much.
     Lazy,
@@ -66,6 +68,11 @@ impl LayerState {
             LayerState::Poisoned => "poisoned",
         }
     }
+
+    /// The state of that name.
+    pub fn named(name: &str) -> Option<LayerState> {
+        LayerState::NAMES.iter().find(|(_, known)| *known == name).map(|(state, _)| *state)
+    }
 }
 
 impl ToSql for LayerState {
@@ -76,14 +83,12 @@ impl ToSql for LayerState {
 
 impl FromSql for LayerState {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<LayerState> {
-        let name = value.as_str()?;
-        let known = LayerState::NAMES.iter().find(|(_, known)| *known == name);
-        known.map(|(state, _)| *state).ok_or(FromSqlError::InvalidType)
+        LayerState::named(value.as_str()?).ok_or(FromSqlError::InvalidType)
     }
 }
 
 /// A layer of some image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerRecord {
     /// Digest of the blob.
     pub digest: String,
@@ -135,37 +140,7 @@ impl Database {
     /// Records what a reference stands for, and the layers of its manifest, the lowest first. Of a layer that is known already,
     /// state, chunk count, decoded bytes and time of creation stay; a diff ID or TOC digest that was not known is added.
     pub fn remember_image(&self, image: &ImageRecord, layers: &[LayerRecord]) -> Result<(), StoreError> {
-        self.write("record an image", |transaction| {
-            for layer in layers {
-                insert_layer(
-                    transaction,
-                    layer,
-                    "ON CONFLICT (digest) DO UPDATE SET
-                        diff_id = coalesce(diff_id, excluded.diff_id),
-                        toc_digest = coalesce(toc_digest, excluded.toc_digest),
-                        last_used = max(last_used, excluded.last_used)",
-                )?;
-            }
-            transaction
-                .prepare_cached("INSERT OR REPLACE INTO images VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
-                .execute(params![
-                    image.reference,
-                    image.platform,
-                    image.manifest_digest,
-                    image.index_digest,
-                    image.config_digest,
-                    image.resolved_at,
-                    image.last_used
-                ])?;
-            transaction
-                .prepare_cached("DELETE FROM image_layers WHERE manifest_digest = ?1")?
-                .execute([&image.manifest_digest])?;
-            let mut insert = transaction.prepare_cached("INSERT INTO image_layers VALUES (?1, ?2, ?3)")?;
-            for (position, layer) in layers.iter().enumerate() {
-                insert.execute(params![image.manifest_digest, to_integer(position as u64)?, layer.digest])?;
-            }
-            forget_unnamed_manifests(transaction)
-        })
+        self.write("record an image", |transaction| put_image(transaction, image, layers))
     }
 
     /// The image of that reference and platform.
@@ -278,21 +253,7 @@ impl Database {
 
     /// Records a mount; one that was recorded for the same directory is replaced.
     pub fn remember_mount(&self, mount: &MountRecord) -> Result<(), StoreError> {
-        self.write("record a mount", |transaction| {
-            transaction
-                .prepare_cached("INSERT OR REPLACE INTO mounts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
-                .execute(params![
-                    path_bytes(&mount.mountpoint),
-                    mount.pid,
-                    to_integer(mount.pid_start_time)?,
-                    mount.reference,
-                    mount.manifest_digest,
-                    mount.tree,
-                    mount.started_at,
-                    mount.status_path.as_deref().map(path_bytes)
-                ])?;
-            Ok(())
-        })
+        self.write("record a mount", |transaction| put_mount(transaction, mount))
     }
 
     /// The mount recorded for that directory.
@@ -324,6 +285,60 @@ impl Database {
             Ok(removed > 0)
         })
     }
+}
+
+/// What [`Database::remember_image`] does, within a transaction.
+pub(super) fn put_image(
+    transaction: &Transaction<'_>,
+    image: &ImageRecord,
+    layers: &[LayerRecord],
+) -> rusqlite::Result<()> {
+    for layer in layers {
+        insert_layer(
+            transaction,
+            layer,
+            "ON CONFLICT (digest) DO UPDATE SET
+                diff_id = coalesce(diff_id, excluded.diff_id),
+                toc_digest = coalesce(toc_digest, excluded.toc_digest),
+                last_used = max(last_used, excluded.last_used)",
+        )?;
+    }
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO images VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+        .execute(params![
+            image.reference,
+            image.platform,
+            image.manifest_digest,
+            image.index_digest,
+            image.config_digest,
+            image.resolved_at,
+            image.last_used
+        ])?;
+    transaction
+        .prepare_cached("DELETE FROM image_layers WHERE manifest_digest = ?1")?
+        .execute([&image.manifest_digest])?;
+    let mut insert = transaction.prepare_cached("INSERT INTO image_layers VALUES (?1, ?2, ?3)")?;
+    for (position, layer) in layers.iter().enumerate() {
+        insert.execute(params![image.manifest_digest, to_integer(position as u64)?, layer.digest])?;
+    }
+    forget_unnamed_manifests(transaction)
+}
+
+/// What [`Database::remember_mount`] does, within a transaction.
+pub(super) fn put_mount(transaction: &Transaction<'_>, mount: &MountRecord) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO mounts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
+        .execute(params![
+            path_bytes(&mount.mountpoint),
+            mount.pid,
+            to_integer(mount.pid_start_time)?,
+            mount.reference,
+            mount.manifest_digest,
+            mount.tree,
+            mount.started_at,
+            mount.status_path.as_deref().map(path_bytes)
+        ])?;
+    Ok(())
 }
 
 fn insert_layer(

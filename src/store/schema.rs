@@ -170,6 +170,15 @@ const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (lease, digest)
     ) STRICT, WITHOUT ROWID;
     ",
+    // 3: which records images are
+    "
+    CREATE TABLE image_records (
+        manifest_digest TEXT PRIMARY KEY NOT NULL,
+        tree            TEXT NOT NULL,          -- of the layers that it was made for; '': not all of them were here
+        record          TEXT NOT NULL REFERENCES cache_records (id) ON DELETE CASCADE -- of the topmost layer
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX image_records_by_record ON image_records (record);
+    ",
 ];
 
 /// The version that this program reads and writes.
@@ -210,22 +219,29 @@ impl MigrationError {
     }
 }
 
-/// Applies what is missing, each migration in a transaction of its own.
-pub(super) fn migrate(connection: &mut Connection) -> Result<(), MigrationError> {
-    loop {
-        let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
-        let applied = version(&transaction)?;
-        if applied > current_version() {
-            return Err(MigrationError::Newer(applied));
-        }
-        let Some(migration) = usize::try_from(applied).ok().and_then(|applied| MIGRATIONS.get(applied))
-        else {
-            return Ok(());
-        };
-        transaction.execute_batch(migration)?;
-        transaction.execute_batch(&format!("PRAGMA user_version = {}", applied + 1))?;
-        transaction.commit()?;
+/// Applies what is missing, all of it or nothing. A new database is filled by `fill`, in the same transaction.
+pub(super) fn migrate(
+    connection: &mut Connection,
+    fill: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>,
+) -> Result<(), MigrationError> {
+    let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
+    let applied = version(&transaction)?;
+    if applied > current_version() {
+        return Err(MigrationError::Newer(applied));
     }
+    let missing = usize::try_from(applied).ok().and_then(|applied| MIGRATIONS.get(applied..));
+    let missing = missing.unwrap_or_default();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for migration in missing {
+        transaction.execute_batch(migration)?;
+    }
+    if applied == 0 {
+        fill(&transaction)?;
+    }
+    transaction.execute_batch(&format!("PRAGMA user_version = {}", current_version()))?;
+    Ok(transaction.commit()?)
 }
 
 #[cfg(test)]
@@ -236,10 +252,10 @@ mod tests {
     fn every_migration_applies_and_applying_them_again_changes_nothing() {
         let mut connection = Connection::open_in_memory().unwrap();
         for _ in 0..2 {
-            assert!(migrate(&mut connection).is_ok());
+            assert!(migrate(&mut connection, |_| Ok(())).is_ok());
             assert_eq!(version(&connection).unwrap(), current_version());
         }
         connection.execute_batch("PRAGMA user_version = -1").unwrap();
-        assert!(matches!(migrate(&mut connection), Err(MigrationError::Newer(_))));
+        assert!(matches!(migrate(&mut connection, |_| Ok(())), Err(MigrationError::Newer(_))));
     }
 }

@@ -145,6 +145,12 @@ impl Snapshots {
         Ok(if remove_empty(&path)? { Leftover::Removed } else { Leftover::Filled })
     }
 
+    /// Whether nobody is about to record it.
+    pub fn is_left_over(&self, id: &RecordId) -> Result<bool, StoreError> {
+        let path = self.path(id);
+        Ok(lock_unused(&path).context("lock", &path)?.is_some())
+    }
+
     /// Removes what nobody uses of what is not visible, and gives the number.
     pub(super) fn sweep(&self) -> Result<u64, StoreError> {
         let directory = self.temporaries.path();

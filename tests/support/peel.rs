@@ -153,6 +153,16 @@ impl Peel {
         }
     }
 
+    /// Waits for what another process is about to do; fails if it is not done for long.
+    #[track_caller]
+    pub fn wait_for(&self, is_done: impl Fn() -> bool) {
+        let begun = std::time::Instant::now();
+        while !is_done() {
+            assert!(begun.elapsed() < WATCHDOG, "it is not done");
+            std::thread::yield_now();
+        }
+    }
+
     /// `kill -9` to every process that serves a mount of this store; returns once they are gone.
     pub fn kill_servers(&self) -> usize {
         let servers = self.servers();

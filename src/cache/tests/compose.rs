@@ -163,11 +163,14 @@ fn the_state_of_a_merge_is_that_of_its_layers() {
     let merged = merge(&[&a[1], &b[0]]);
     let state = || merged.state().unwrap();
     assert_eq!(state(), LayerState::Lazy);
-    a[0].set_state(LayerState::Extracted).unwrap();
+    let name = |one: &ImmutableRef| one.record().unwrap().layer.unwrap();
+    publish(&house.cache, &name(&a[0]));
     assert_eq!(state(), LayerState::Partial);
-    a[1].set_state(LayerState::Extracted).unwrap();
-    b[0].set_state(LayerState::Extracted).unwrap();
+    publish(&house.cache, &name(&a[1]));
+    publish(&house.cache, &name(&b[0]));
     assert_eq!(state(), LayerState::Extracted);
-    a[0].set_state(LayerState::Poisoned).unwrap();
+    let listed = house.cache.usage().unwrap().into_iter().find(|usage| usage.record.id == *merged.id());
+    assert_eq!(listed.unwrap().state, LayerState::Extracted);
+    poison(&house.cache, &name(&a[0]));
     assert_eq!(state(), LayerState::Poisoned);
 }

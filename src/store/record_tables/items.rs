@@ -76,6 +76,15 @@ impl RecordTables<'_> {
         Ok(before)
     }
 
+    /// Has a record have data no more; false if it had none.
+    pub fn remove_item(&self, record: &RecordId, key: &str) -> TableResult<bool> {
+        let removed = self
+            .transaction
+            .prepare_cached("DELETE FROM record_items WHERE record = ?1 AND key = ?2")?
+            .execute(params![record, key])?;
+        Ok(removed > 0)
+    }
+
     /// Data of a record.
     pub fn item(&self, record: &RecordId, key: &str) -> TableResult<Option<RecordItem>> {
         self.transaction

@@ -46,6 +46,14 @@ impl RecordTables<'_> {
         Ok(())
     }
 
+    /// Gives the names of one record to another.
+    pub fn move_names(&self, from: &RecordId, to: &RecordId) -> TableResult<()> {
+        self.transaction
+            .prepare_cached("UPDATE record_names SET record = ?2 WHERE record = ?1")?
+            .execute([from, to])?;
+        Ok(())
+    }
+
     /// All names with their records, by name.
     pub fn names(&self) -> TableResult<Vec<(String, RecordId)>> {
         self.transaction
@@ -133,6 +141,17 @@ impl RecordTables<'_> {
             .query_map([lease], |row| row.get(0))?
             .collect::<TableResult<_>>()?;
         Ok((records, blobs))
+    }
+
+    /// The blobs that leases keep at that time, each once.
+    pub fn leased_content(&self, now: i64) -> TableResult<Vec<String>> {
+        self.transaction
+            .prepare_cached(
+                "SELECT DISTINCT digest FROM lease_content JOIN leases ON lease = id
+                 WHERE expires_at IS NULL OR expires_at > ?1 ORDER BY digest",
+            )?
+            .query_map([now], |row| row.get(0))?
+            .collect()
     }
 
     /// The leases that keep a record at that time, by id.

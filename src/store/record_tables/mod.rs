@@ -6,9 +6,11 @@
 //!       │──< record_variants, record_images, record_items          go with their record
 //!       │──< record_names                                          keep it
 //!       │──< record_refs >── sessions      keep it while the session lives: who ends, however, holds nothing
+//!       │──< image_records                 keeps it as long as a name in `images` stands for that manifest
 //!       └──< lease_records >── leases ──< lease_content            keep it until the lease expires
 //! ```
 
+mod images;
 mod items;
 mod leases;
 mod record;
@@ -20,6 +22,7 @@ use rusqlite::Transaction;
 use super::database::{Access, Database, Stop};
 use super::error::StoreError;
 
+pub use images::ImageRow;
 pub use items::{ItemPlace, RecordItem};
 pub use leases::LeaseRow;
 pub(super) use record::random_hex;

@@ -238,7 +238,7 @@ pub struct CacheRecord {
     pub blob_chain_id: Option<String>,
     /// Digest of its own layer, uncompressed; claimed unless [`is_proved`](Self::is_proved).
     pub diff_id: Option<String>,
-    /// Whether its data were held against the diff ID.
+    /// Whether its data were held against the diff ID before it was recorded; afterwards, the layer's directory says that.
     pub is_proved: bool,
     /// Its own layer's blob.
     pub blob: Option<LayerBlob>,
@@ -250,7 +250,7 @@ pub struct CacheRecord {
     pub snapshot: Option<RecordId>,
     /// Bytes of its own data on disk, if they are known.
     pub size: Option<u64>,
-    /// How much of it is here.
+    /// How much of it is here, if its data are in a snapshot. Of a layer, its directory says that.
     pub state: LayerState,
     /// Whether it may be changed, by the one who holds it.
     pub is_mutable: bool,

@@ -3,6 +3,7 @@
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::super::records::{Unsigned, to_integer};
+use super::super::restore::{broken_records, remove_broken};
 use super::record::{CacheRecord, LayerBlob, RecordId, RecordKind};
 use super::{RecordTables, TableResult};
 
@@ -38,10 +39,12 @@ impl RecordKey {
 pub struct RecordUse {
     /// Refs on it, of sessions that live or are not known to be over.
     pub refs: u64,
-    /// Records made of it.
+    /// Records made of it, but for those that are being removed.
     pub children: u64,
     /// Its names.
     pub names: u64,
+    /// Names of images that it is.
+    pub images: u64,
     /// Leases on it that have not expired.
     pub leases: u64,
 }
@@ -153,6 +156,16 @@ impl RecordTables<'_> {
         Ok(())
     }
 
+    /// Records whose parents are not all there, or whose data are a record's that is not: none, unless the database was damaged.
+    pub fn broken_records(&self) -> TableResult<Vec<RecordId>> {
+        broken_records(self.transaction)
+    }
+
+    /// Removes such records, all that was made of them, and what refers to what is not there.
+    pub fn remove_broken(&self) -> TableResult<()> {
+        remove_broken(self.transaction)
+    }
+
     /// The records that are made of it, deleted or not.
     pub fn children(&self, id: &RecordId) -> TableResult<Vec<RecordId>> {
         self.transaction
@@ -229,14 +242,17 @@ impl RecordTables<'_> {
         self.transaction
             .prepare_cached(
                 "SELECT (SELECT count(*) FROM record_refs WHERE record = ?1),
-                        (SELECT count(DISTINCT record) FROM record_parents WHERE parent = ?1),
+                        (SELECT count(DISTINCT record) FROM record_parents JOIN cache_records ON id = record
+                         WHERE parent = ?1 AND NOT is_deleted),
                         (SELECT count(*) FROM record_names WHERE record = ?1),
+                        (SELECT count(*) FROM image_records JOIN images USING (manifest_digest) WHERE record = ?1),
                         (SELECT count(*) FROM lease_records JOIN leases ON lease = id
                          WHERE record = ?1 AND (expires_at IS NULL OR expires_at > ?2))",
             )?
             .query_row(params![id, now], |row| {
                 let count = |column| row.get::<_, Unsigned>(column).map(|count| count.0);
-                Ok(RecordUse { refs: count(0)?, children: count(1)?, names: count(2)?, leases: count(3)? })
+                let (refs, children, names) = (count(0)?, count(1)?, count(2)?);
+                Ok(RecordUse { refs, children, names, images: count(3)?, leases: count(4)? })
             })
     }
 
