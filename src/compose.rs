@@ -16,17 +16,16 @@
 mod documents;
 mod parts;
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use peelfs_registry::{Digest, ImageReference, Platform, Reference};
 
 pub use self::documents::DocumentError;
 use self::parts::{Input, Part, Parts};
-use crate::cache::{Cache, CacheError, ImmutableRef, Purpose};
+use crate::cache::{BroughtImage, Cache, CacheError, ImmutableRef, Purpose, layer_names};
 use crate::image::{Image, ImageError};
 use crate::mount::pull::Pulled;
-use crate::mount::{ImageMountError, give_name_on, layer_record, tree_of};
+use crate::mount::{ImageMountError, give_name_on, layer_record, tree_key, tree_of};
 use crate::store::{ImageOrigins, ImageRecord, Step, Store, StoreError};
 
 /// What an image is made of.
@@ -67,8 +66,8 @@ pub struct Composed {
 /// Why no image was made.
 #[derive(Debug, thiserror::Error)]
 pub enum ComposeError {
-    /// The records.
-    #[error(transparent)]
+    /// The records of the layers.
+    #[error("the records of the layers cannot be used")]
     Cache(#[from] CacheError),
     /// The store.
     #[error(transparent)]
@@ -94,19 +93,22 @@ pub enum ComposeError {
 ///
 /// # Errors
 /// [`ComposeError`]; what the name stood for before it stands for then.
-pub fn compose(store: &Arc<Store>, request: &Request<'_>) -> Result<Composed, ComposeError> {
+pub fn compose(cache: &Cache, request: &Request<'_>) -> Result<Composed, ComposeError> {
+    let store = cache.store().as_ref();
     let _lock = store.lock_for_bringing()?;
-    let cache = Cache::open(store.clone())?;
     let inputs: Vec<&Pulled> = match request.operation {
         Operation::Merge(images) => images.iter().collect(),
         Operation::Diff { lower, upper } => lower.into_iter().chain(upper).collect(),
     };
     let inputs = inputs.into_iter().map(|image| Input::read(store, image)).collect::<Result<Vec<_>, _>>()?;
     let mut parts = Parts::default();
-    let records: Vec<Option<ImmutableRef>> =
-        inputs.iter().map(|input| parts.record(&cache, input)).collect::<Result<_, _>>()?;
-    let made = made(&cache, request.operation, &records)?;
-    if let Some(input) = is_input(&inputs, &records, made.as_ref()) {
+    inputs.iter().try_for_each(|input| parts.learn(input))?;
+    let made = made(cache, request.operation)?;
+    let is_made = |input: &&Input<'_>| match (input.pulled.record(), &made) {
+        (Some(record), Some(made)) => record.id() == made.id(),
+        _ => false,
+    };
+    if let Some(input) = inputs.iter().find(is_made) {
         return name_input(store, request, input);
     }
     let applications = made.map_or(Ok(Vec::new()), |made| made.applications())?;
@@ -120,7 +122,7 @@ pub fn compose(store: &Arc<Store>, request: &Request<'_>) -> Result<Composed, Co
     let image = keep_documents(store, request, &inputs, settings, &parts, steps.clone())?;
     let contents = parts.iter().map(|part| part.content.clone()).collect();
     tree_of(store, &request.name.to_string(), &image, contents).map_err(Box::new)?;
-    remember(store, request, &image, &parts)?;
+    remember(cache, request, &image, &parts)?;
     let is_difference = |step: &&Step| matches!(step, Step::Difference { .. });
     Ok(Composed {
         manifest_digest: image.manifest_digest,
@@ -129,40 +131,22 @@ pub fn compose(store: &Arc<Store>, request: &Request<'_>) -> Result<Composed, Co
     })
 }
 
-/// The record of what was asked for; nothing for an empty tree.
-fn made(
-    cache: &Cache,
-    operation: Operation<'_>,
-    records: &[Option<ImmutableRef>],
-) -> Result<Option<ImmutableRef>, CacheError> {
-    let present: Vec<ImmutableRef> = records.iter().flatten().cloned().collect();
-    if present.is_empty() {
-        return Ok(None);
-    }
-    let made = match operation {
-        Operation::Merge(_) => cache.merge(&present, Purpose::Use),
-        Operation::Diff { lower, upper } => {
-            // An image without layers has no record, and is the empty tree as an absent one is.
-            let mut records = records.iter();
-            let lower = lower.and_then(|_| records.next()).and_then(Option::as_ref);
-            let upper = upper.and_then(|_| records.next()).and_then(Option::as_ref);
-            cache.diff(lower, upper, Purpose::Use)
+/// The record of what was asked for; nothing for an empty tree. An image without layers has no record, and is the empty tree as an absent
+/// one is.
+fn made(cache: &Cache, operation: Operation<'_>) -> Result<Option<ImmutableRef>, CacheError> {
+    match operation {
+        Operation::Merge(images) => {
+            let records: Vec<ImmutableRef> = images.iter().filter_map(Pulled::record).cloned().collect();
+            if records.is_empty() { Ok(None) } else { cache.merge(&records, Purpose::Use).map(Some) }
         }
-    };
-    made.map(Some)
-}
-
-/// The input that this record is of.
-fn is_input<'a, 'b>(
-    inputs: &'a [Input<'b>],
-    records: &[Option<ImmutableRef>],
-    made: Option<&ImmutableRef>,
-) -> Option<&'a Input<'b>> {
-    let is_it = |record: &&Option<ImmutableRef>| {
-        record.as_ref().is_some_and(|record| made.is_some_and(|made| made.id() == record.id()))
-    };
-    let position = records.iter().position(|record| is_it(&record))?;
-    inputs.get(position)
+        Operation::Diff { lower, upper } => {
+            let (lower, upper) = (lower.and_then(Pulled::record), upper.and_then(Pulled::record));
+            match (lower, upper) {
+                (None, None) => Ok(None),
+                _ => cache.diff(lower, upper, Purpose::Use).map(Some),
+            }
+        }
+    }
 }
 
 fn name_input(store: &Store, request: &Request<'_>, input: &Input<'_>) -> Result<Composed, ComposeError> {
@@ -218,8 +202,13 @@ fn keep_documents(
     Ok(image)
 }
 
-/// Gives the image its name.
-fn remember(store: &Store, request: &Request<'_>, image: &Image, parts: &[&Part]) -> Result<(), StoreError> {
+/// Gives the image its name, and its layers their records.
+fn remember(
+    cache: &Cache,
+    request: &Request<'_>,
+    image: &Image,
+    parts: &[&Part],
+) -> Result<(), ComposeError> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = now.map_or(0, |elapsed| elapsed.as_secs() as i64);
     let record = ImageRecord {
@@ -232,5 +221,14 @@ fn remember(store: &Store, request: &Request<'_>, image: &Image, parts: &[&Part]
         last_used: now,
     };
     let layers: Vec<_> = parts.iter().map(|part| layer_record(&part.layer, &part.content)).collect();
-    store.database().remember_image(&record, &layers)
+    let store = cache.store();
+    cache.record_brought(&BroughtImage {
+        image,
+        reference: &record.reference,
+        layers: &layer_names(store, image)?,
+        tree: &tree_key(store, image)?.unwrap_or_default(),
+        named: Some((&record, &layers)),
+        mount: None,
+    })?;
+    Ok(store.note_images()?)
 }

@@ -43,7 +43,7 @@ fn is_same(found: &Tree, expected: &Tree, what: &str) -> Result<(), TestCaseErro
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_difference_leads_from_one_tree_to_the_other(lower in stacks(), upper in stacks(), other in stacks()) {

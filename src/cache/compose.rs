@@ -20,11 +20,10 @@ impl Cache {
         }
         let id = RecordId::random()?;
         let (number, id) = self.write("merge records", |tables| {
-            let parents = flatten(tables, records.iter().map(ImmutableRef::id))?;
             let id = match records {
                 [] => return refuse(CacheError::Nothing("merge")),
-                [one] => one.id().clone(),
-                _ => self.ensure(tables, &id, RecordKind::Merge { parents })?,
+                [one] => present(tables, one.id())?.id,
+                _ => self.ensure_merge(tables, &id, records.iter().map(ImmutableRef::id))?,
             };
             Ok((self.take(tables, &id, purpose)?, id))
         })?;
@@ -56,7 +55,8 @@ impl Cache {
         Ok(self.immutable_ref(number, id))
     }
 
-    fn ensure_diff(
+    /// The record of what leads from one to the other, one of which is there; one of that id is made if there is none.
+    pub(super) fn ensure_diff(
         &self,
         tables: &RecordTables<'_>,
         id: &RecordId,
@@ -81,6 +81,17 @@ impl Cache {
             parents.push(self.ensure(tables, &super::or_refuse(RecordId::random())?, single)?);
             below = Some(layer);
         }
+        self.ensure(tables, id, RecordKind::Merge { parents })
+    }
+
+    /// The record of these laid over each other, of which there are several; one of that id is made if there is none.
+    pub(super) fn ensure_merge<'a>(
+        &self,
+        tables: &RecordTables<'_>,
+        id: &RecordId,
+        records: impl Iterator<Item = &'a RecordId>,
+    ) -> Attempt<RecordId> {
+        let parents = flatten(tables, records)?;
         self.ensure(tables, id, RecordKind::Merge { parents })
     }
 

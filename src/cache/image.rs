@@ -1,6 +1,7 @@
 //! From an image to records of its layers.
 //!
-//! An image *is* the record of its topmost layer, which keeps those below; a row says so, by the image's manifest. The names of images point at
+//! An image *is* the record of its topmost layer, which keeps those below; or, if its layers do not lie on each other, the one that its
+//! composition describes, a merge or a diff. A row says so, by the image's manifest. The names of images point at
 //! manifests, so who gives an image a name, moves a tag or takes a name away does the same to the record, in the same transaction, and
 //! a name keeps a record exactly as long as it is there. What is not recorded yet (of a store that knew images, but no records of
 //! them) is recorded when it is asked for.
@@ -14,7 +15,7 @@ use crate::fetch::names;
 use crate::image::{Image, Layer};
 use crate::layer::lookup::Lookup;
 use crate::store::record_tables::{ImageRow, RecordId, RecordKind, RecordTables};
-use crate::store::{ImageRecord, LayerRecord, MountRecord, Store, StoreError};
+use crate::store::{ImageRecord, LayerRecord, MountRecord, Step, Store, StoreError};
 
 /// An image whose layers are here, or were made here.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +94,7 @@ impl Cache {
             };
             let top = match known {
                 Some(known) if brought.named.is_none() && known.tree == brought.tree => Some(known.record),
-                known => record_layers(self.store(), tables, brought, known)?,
+                known => self.record_layers(tables, brought, known)?,
             };
             let Some(top) = top else { return Ok(None) };
             Ok(Some((self.take(tables, &top, Purpose::Use)?, top)))
@@ -125,15 +126,14 @@ impl Cache {
     ) -> Result<Option<ImmutableRef>, CacheError> {
         let layers = layer_names(self.store(), image)?;
         let (named, mount) = (None, None);
-        let brought =
-            BroughtImage { image, is_part: false, reference, layers: &layers, tree: "", named, mount };
+        let brought = BroughtImage { image, is_part: false, reference, layers: &layers, tree: "", named, mount };
         let taken = self.write("record the layers of an image", |tables| {
             let top = match tables.record_of_image(image.manifest_digest.as_str())? {
                 Some(known) => {
                     add_reference(tables, &known.record, reference)?;
                     Some(known.record)
                 }
-                None => record_layers(self.store(), tables, &brought, None)?,
+                None => self.record_layers(tables, &brought, None)?,
             };
             let Some(top) = top else { return Ok(None) };
             Ok(Some((self.take(tables, &top, purpose)?, top)))
@@ -156,37 +156,100 @@ impl Cache {
     }
 }
 
-/// Records an image's layers, and that it is the topmost of them, in the place of what was known.
-fn record_layers(
-    store: &Store,
-    tables: &RecordTables<'_>,
-    brought: &BroughtImage<'_>,
-    known: Option<ImageRow>,
-) -> Attempt<Option<RecordId>> {
-    let mut top = None;
-    for (layer, name) in brought.image.layers.iter().zip(brought.layers) {
-        let description = LayerDescription::of(layer, brought.reference, name);
-        let below = top.as_ref().map(|below| present(tables, below)).transpose()?;
-        let fresh = or_refuse(RecordId::random())?;
-        let id = ensure_layer(tables, &description, below.as_ref(), &fresh, store)?;
-        tables.add_image(&id, brought.reference)?;
-        top = Some(id);
+impl Cache {
+    /// Records an image's layers, and which record it is, in the place of what was known.
+    fn record_layers(
+        &self,
+        tables: &RecordTables<'_>,
+        brought: &BroughtImage<'_>,
+        known: Option<ImageRow>,
+    ) -> Attempt<Option<RecordId>> {
+        if brought.is_part {
+            return self.record_stack(tables, brought, 0..brought.image.layers.len());
+        }
+        let manifest_digest = brought.image.manifest_digest.as_str();
+        let origins = or_refuse(self.store().origins().of(manifest_digest))?;
+        let top = match origins.and_then(|origins| origins.composition) {
+            Some(steps) => self.record_composition(tables, brought, &steps)?,
+            None => self.record_stack(tables, brought, 0..brought.image.layers.len())?,
+        };
+        let Some(record) = &top else { return Ok(None) };
+        if let Some(known) = known.filter(|known| known.tree.is_empty() && known.record != *record) {
+            // It was recorded before its layers were here, and one of them has come by another name: what was to keep the image keeps it.
+            tables.move_leases(&known.record, record)?;
+            tables.move_names(&known.record, record)?;
+        }
+        tables.set_record_of_image(&ImageRow {
+            manifest_digest: manifest_digest.to_owned(),
+            tree: brought.tree.to_owned(),
+            record: record.clone(),
+        })?;
+        Ok(top)
     }
-    let Some(record) = &top else { return Ok(None) };
-    if brought.is_part {
-        return Ok(top);
+
+    /// Records layers of an image, by their numbers, each on the one before. One that the image does not have is passed over: its tree
+    /// cannot be made, which says so.
+    fn record_stack(
+        &self,
+        tables: &RecordTables<'_>,
+        brought: &BroughtImage<'_>,
+        numbers: impl Iterator<Item = usize>,
+    ) -> Attempt<Option<RecordId>> {
+        let mut top = None;
+        for number in numbers {
+            let (Some(layer), Some(name)) = (brought.image.layers.get(number), brought.layers.get(number))
+            else {
+                continue;
+            };
+            let description = LayerDescription::of(layer, brought.reference, name);
+            let below = top.as_ref().map(|below| present(tables, below)).transpose()?;
+            let fresh = or_refuse(RecordId::random())?;
+            let id = ensure_layer(tables, &description, below.as_ref(), &fresh, self.store())?;
+            tables.add_image(&id, brought.reference)?;
+            top = Some(id);
+        }
+        Ok(top)
     }
-    if let Some(known) = known.filter(|known| known.tree.is_empty() && known.record != *record) {
-        // It was recorded before its layers were here, and one of them has come by another name: what was to keep the image keeps it.
-        tables.move_leases(&known.record, record)?;
-        tables.move_names(&known.record, record)?;
+
+    /// Records what an image is composed of: layers that follow each other as a stack, and the differences between.
+    fn record_composition(
+        &self,
+        tables: &RecordTables<'_>,
+        brought: &BroughtImage<'_>,
+        steps: &[Step],
+    ) -> Attempt<Option<RecordId>> {
+        let mut records = Vec::new();
+        for run in steps.chunk_by(|one, other| matches!((one, other), (Step::Layer(_), Step::Layer(_)))) {
+            records.extend(match run {
+                [Step::Difference { lower, upper }] => {
+                    let lower = self.record_composition(tables, brought, lower)?;
+                    let upper = self.record_composition(tables, brought, upper)?;
+                    let fresh = or_refuse(RecordId::random())?;
+                    match (lower, upper) {
+                        (None, upper) => upper,
+                        (lower, upper) => {
+                            Some(self.ensure_diff(tables, &fresh, lower.as_ref(), upper.as_ref())?)
+                        }
+                    }
+                }
+                layers => {
+                    let numbers = layers.iter().filter_map(|step| match step {
+                        Step::Layer(number) => Some(usize::from(*number)),
+                        Step::Difference { .. } => None,
+                    });
+                    self.record_stack(tables, brought, numbers)?
+                }
+            });
+        }
+        match &records[..] {
+            [] => Ok(None),
+            [one] => Ok(Some(one.clone())),
+            several => {
+                let fresh = or_refuse(RecordId::random())?;
+                self.ensure_merge(tables, &fresh, several.iter()).map(Some)
+            }
+        }
     }
-    tables.set_record_of_image(&ImageRow {
-        manifest_digest: brought.image.manifest_digest.to_string(),
-        tree: brought.tree.to_owned(),
-        record: record.clone(),
-    })?;
-    Ok(top)
 }
 
 /// Says of a layer and all below it that they came from an image of that reference, too.

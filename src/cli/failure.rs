@@ -167,15 +167,14 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     }
     match as_type::<ComposeError>(error) {
         Some(ComposeError::Gone { .. }) => return Some(3),
-        Some(ComposeError::Store(_) | ComposeError::Cache(CacheError::Store(_))) => return Some(8),
-        Some(ComposeError::Cache(CacheError::TooManyLayers { .. }) | ComposeError::Image(_)) => {
+        Some(ComposeError::Store(_) | ComposeError::Document(DocumentError::Records { .. })) => {
+            return Some(8);
+        }
+        Some(ComposeError::Image(_) | ComposeError::Document(DocumentError::Unusable { .. })) => {
             return Some(6);
         }
-        Some(ComposeError::Document(DocumentError::Composition)) => return Some(8),
-        Some(ComposeError::Document(DocumentError::Unusable { .. })) => return Some(6),
-        // Its cause tells more.
-        Some(ComposeError::Tree(_)) | None => {}
-        Some(ComposeError::Cache(_)) => return Some(1),
+        // Their causes tell more.
+        Some(ComposeError::Cache(_) | ComposeError::Tree(_)) | None => {}
     }
     match as_type::<CacheError>(error) {
         Some(CacheError::Unknown { .. }) => return Some(3),

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use peelfs::cache::Cache;
 use peelfs::compose::{Composed, Operation, Request, compose};
 use peelfs::fetch::NetworkThreads;
 use peelfs::mount::Pull;
@@ -73,7 +74,8 @@ pub(super) fn make(
     let images = references.iter().flatten().map(pull).collect::<Result<Vec<_>, _>>()?;
     let request =
         Request { name: name.clone(), platform: bringing.platform(), operation: operation(&images) };
-    let composed = compose(&store, &request).with_context(|| format!("{name} cannot be made"))?;
+    let composed =
+        compose(&Cache::open(store.clone())?, &request).with_context(|| format!("{name} cannot be made"))?;
     keep_house(&store);
     let statistics = images.iter().map(Pulled::statistics);
     let (requests, fetched_bytes) = statistics

@@ -25,11 +25,12 @@ pub enum DocumentError {
         /// Why not.
         reason: String,
     },
-    /// What was noted of an image that was made here.
-    #[error(
-        "the composition of an image is damaged: it names a layer that the image does not have; make the image again"
-    )]
-    Composition,
+    /// What is recorded of an image.
+    #[error("the records of {image} do not fit its layers; remove it and bring it in again")]
+    Records {
+        /// The reference.
+        image: String,
+    },
 }
 
 fn unusable(document: &'static str, reason: impl ToString) -> DocumentError {

@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use peelfs_registry::Digest;
 use serde_json::Value;
 
 use super::ComposeError;
 use super::documents::{self, DocumentError};
-use crate::cache::{Application, Cache, CacheError, ImmutableRef, LayerDescription, Purpose, layer_names};
+use crate::cache::{Application, CacheError};
 use crate::fetch::LayerContent;
 use crate::image::Layer;
 use crate::mount::origin_of_manifest;
@@ -25,8 +24,6 @@ pub(super) struct Input<'a> {
     manifest: Value,
     /// Where its layers come from, unless its origins say so.
     reference: String,
-    /// What each of its layers is kept by.
-    names: Vec<Digest>,
 }
 
 impl<'a> Input<'a> {
@@ -45,7 +42,6 @@ impl<'a> Input<'a> {
             config: document(image.config.digest.as_str(), "config")?,
             manifest: document(manifest_digest, "manifest")?,
             reference: origin_of_manifest(store, pulled.reference(), manifest_digest)?.to_string(),
-            names: layer_names(store, image)?,
         })
     }
 
@@ -91,61 +87,43 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Records an image; gives nothing if it has no layers.
-    pub fn record(&mut self, cache: &Cache, input: &Input<'_>) -> Result<Option<ImmutableRef>, ComposeError> {
-        let layers =
-            || (0..input.pulled.image().layers.len()).map(|number| Step::Layer(number as u16)).collect();
+    /// Learns which layers of an image the records are that its own record stands for.
+    pub fn learn(&mut self, input: &Input<'_>) -> Result<(), ComposeError> {
+        let Some(record) = input.pulled.record() else { return Ok(()) };
+        let layers = 0..input.pulled.image().layers.len();
+        // A manifest lists no more than 1,024.
+        let stack = || layers.map(|number| Step::Layer(number as u16)).collect();
         let composition = input.origins.as_ref().and_then(|origins| origins.composition.clone());
-        self.record_steps(cache, input, &composition.unwrap_or_else(layers))
+        self.learn_steps(input, &record.applications()?, &composition.unwrap_or_else(stack))
     }
 
-    fn record_steps(
+    /// The records were made by these steps, so they are of one form.
+    fn learn_steps(
         &mut self,
-        cache: &Cache,
         input: &Input<'_>,
+        applications: &[Application],
         steps: &[Step],
-    ) -> Result<Option<ImmutableRef>, ComposeError> {
-        let mut records = Vec::new();
-        for run in steps.chunk_by(|one, other| matches!((one, other), (Step::Layer(_), Step::Layer(_)))) {
-            records.extend(match run {
-                [Step::Difference { lower, upper }] => {
-                    let lower = self.record_steps(cache, input, lower)?;
-                    let upper = self.record_steps(cache, input, upper)?;
-                    match (&lower, &upper) {
-                        (None, None) => None,
-                        _ => Some(cache.diff(lower.as_ref(), upper.as_ref(), Purpose::Look)?),
-                    }
+    ) -> Result<(), ComposeError> {
+        let image = || input.pulled.reference().to_string();
+        if applications.len() != steps.len() {
+            return Err(DocumentError::Records { image: image() }.into());
+        }
+        for pair in applications.iter().zip(steps) {
+            match pair {
+                (Application::Layer(layer), Step::Layer(number)) => {
+                    let part = input.part(usize::from(*number));
+                    let part = part.ok_or_else(|| DocumentError::Records { image: image() })?;
+                    let number = self.number_of(part);
+                    self.numbers.entry(layer.record.clone()).or_insert(number);
                 }
-                layers => self.record_layers(cache, input, layers)?,
-            });
+                (Application::Diff { lower, upper, .. }, Step::Difference { lower: below, upper: above }) => {
+                    self.learn_steps(input, lower, below)?;
+                    self.learn_steps(input, upper, above)?;
+                }
+                _ => return Err(DocumentError::Records { image: image() }.into()),
+            }
         }
-        match &records[..] {
-            [] => Ok(None),
-            records => Ok(Some(cache.merge(records, Purpose::Look)?)),
-        }
-    }
-
-    /// Records some layers of an image, each on the one before.
-    fn record_layers(
-        &mut self,
-        cache: &Cache,
-        input: &Input<'_>,
-        steps: &[Step],
-    ) -> Result<Option<ImmutableRef>, ComposeError> {
-        let mut top: Option<ImmutableRef> = None;
-        for step in steps {
-            let Step::Layer(number) = step else { continue };
-            // A composition may name a layer that is not there.
-            let number = usize::from(*number);
-            let named = input.part(number).zip(input.names.get(number));
-            let (part, name) = named.ok_or(DocumentError::Composition)?;
-            let description = LayerDescription::of(&part.layer, &input.reference, name);
-            let record = cache.get_by_blob(&description, top.as_ref(), Purpose::Look)?;
-            let number = self.number_of(part);
-            self.numbers.entry(record.id().clone()).or_insert(number);
-            top = Some(record);
-        }
-        Ok(top)
+        Ok(())
     }
 
     /// The number of a layer: the same for all of which the same is said.

@@ -32,7 +32,7 @@ pub struct Pulled {
     pub(super) brought: Brought,
     pub(super) tree: MergedTree,
     /// Keeps the records of its layers; nothing if it has none.
-    _records: Option<ImmutableRef>,
+    records: Option<ImmutableRef>,
 }
 
 /// Brings an image into the store.
@@ -61,7 +61,7 @@ pub fn pull(
         records.map_err(|cause| ImageMountError::Records { image: name.clone(), cause: Box::new(cause) })?;
     brought.note().and_then(|()| brought.record_use()).map_err(in_store)?;
     brought.settled();
-    Ok(Pulled { brought, tree, _records: records })
+    Ok(Pulled { brought, tree, records })
 }
 
 fn check_platform(
@@ -96,6 +96,11 @@ impl Pulled {
     /// What it was asked for by.
     pub fn reference(&self) -> &ImageReference {
         &self.brought.reference
+    }
+
+    /// The record that it is; nothing if it has no layers.
+    pub fn record(&self) -> Option<&ImmutableRef> {
+        self.records.as_ref()
     }
 
     /// Its layers, the lowest first.
