@@ -1,11 +1,14 @@
 //! The rules of snapshots, with images that are made up.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use peelfs_registry::Digest;
 
 use super::*;
+
+mod kill;
 
 /// Images that hold the layers whose digest is that of `lazy`; their trees are never really mounted.
 #[derive(Default)]
@@ -58,6 +61,14 @@ fn digest(text: &str) -> Digest {
     Digest::sha256_of(text.as_bytes())
 }
 
+fn world() -> Arc<World> {
+    let world = Arc::new(World::default());
+    for (chain, layers) in [("one", 1), ("two", 2)] {
+        world.layers.lock().unwrap().insert(digest(chain), layers);
+    }
+    world
+}
+
 struct House {
     snapshotter: Snapshotter,
     world: Arc<World>,
@@ -71,10 +82,7 @@ impl House {
 
     fn at(directory: tempfile::TempDir) -> House {
         let store = Arc::new(Store::open(directory.path()).unwrap());
-        let world = Arc::new(World::default());
-        for (chain, layers) in [("one", 1), ("two", 2)] {
-            world.layers.lock().unwrap().insert(digest(chain), layers);
-        }
+        let world = world();
         let snapshotter = Snapshotter::open(store, Box::new(world.clone())).unwrap().unwrap();
         House { snapshotter, world, directory }
     }
@@ -152,6 +160,23 @@ fn mounts_are_those_of_an_overlay() {
         format!("overlay overlay lowerdir={lower}")
     );
     assert_eq!(options(&snapshots.prepare("c", "two", &none).unwrap()), over(6, &lower));
+}
+
+#[test]
+fn the_options_of_two_hundred_layers_fit_into_a_page() {
+    let house = House::new();
+    house.snapshotter.prepare("a", "", &Labels::new()).unwrap();
+    let row = house.snapshotter.read("look", |tables| found(tables, "a")).unwrap();
+    let directories = house.snapshotter.store.container_snapshots();
+    let mut lower: Vec<PathBuf> = (1000..1200).map(|id| directories.fs(id)).collect();
+    lower.push(directories.mount_point_path(&"a".repeat(64)));
+    let [Mount { options, .. }] = house.snapshotter.mounts_of(&row, &lower).try_into().unwrap();
+    // containerd goes to the directory that all have in common, and leaves that out.
+    let common = format!("{}/", house.path("").trim_end_matches('/'));
+    let options =
+        options.join(",").replace("lowerdir=", "").replacen(&common, "lowerdir=", 1).replace(&common, "");
+    assert!(options.contains("1199/fs:remote-"), "{options}");
+    assert!(options.len() < 4096, "{}", options.len());
 }
 
 #[test]
