@@ -2,6 +2,8 @@
 //! images, all that it does with its own overlayfs snapshotter. All with the real containerd and runc; laziness is counted at the
 //! registry.
 
+mod claims;
+
 use crate::support::archive::TestEntry;
 use crate::support::blob::{Form, sha256};
 use crate::support::containerd::{Containerd, Daemon};
@@ -29,6 +31,17 @@ fn trees(peel: &Peel) -> usize {
     mounts_below(peel.store()).len()
 }
 
+/// Bytes on disk of all snapshots that are layers of the image, as containerd is told.
+fn usage(containerd: &Containerd, layout: &Layout) -> u64 {
+    let layers = chain_ids(layout, "estargz");
+    let told = layers.iter().map(|layer| {
+        let line = containerd.ctr(&["snapshots", "--snapshotter", "peel", "usage", "-b", layer]);
+        let bytes = line.lines().nth(1).and_then(|line| line.split_whitespace().nth(1));
+        bytes.and_then(|bytes| bytes.parse::<u64>().ok()).unwrap_or_else(|| panic!("{line}"))
+    });
+    told.sum()
+}
+
 #[test]
 fn a_container_runs_before_its_image_is_here() {
     let layout = Layout::open(real_images().join("python"));
@@ -50,10 +63,14 @@ fn a_container_runs_before_its_image_is_here() {
     }
     assert_eq!(trees(&peel), 0, "layers are not mounted");
 
+    let before = usage(&containerd, &layout);
     let output = containerd.run_container(&reference, "one", &["python3", "-c", IMPORTS]);
     assert!(output.starts_with("imported"), "{output}");
     let ran = registry.counters();
     assert!(bytes(&ran) * 2 < all, "{ran:?} of {all}");
+    // What is here is told, and no more: it decides what a kubelet removes.
+    let used = usage(&containerd, &layout);
+    assert!(before < used && used < before + 8 * bytes(&ran), "{before} {used} {ran:?}");
 
     // A second container of the image: the tree is shared, and nothing is fetched again.
     containerd.ctr(&["run", "--detach", "--snapshotter", "peel", &reference, "two", "sleep", "600"]);
@@ -173,21 +190,27 @@ fn pulled(peel: &Peel, containerd: &Containerd) -> Vec<bool> {
     layers.map(|layer| content.iter().any(|have| have == layer["digest"].as_str().unwrap())).collect()
 }
 
-/// The chain ID of all layers of an image.
-fn chain_id(layout: &Layout, tag: &str) -> String {
+/// The chain ID of each layer of an image and those below it, the lowest first.
+fn chain_ids(layout: &Layout, tag: &str) -> Vec<String> {
     let manifest = layout.manifest(tag);
     let config = std::fs::read(layout.blob_path(manifest["config"]["digest"].as_str().unwrap())).unwrap();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
-    let diff_ids =
-        config["rootfs"]["diff_ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned());
-    diff_ids.reduce(|below, diff_id| sha256(format!("{below} {diff_id}").as_bytes())).unwrap()
+    let mut chain_ids: Vec<String> = Vec::new();
+    for diff_id in config["rootfs"]["diff_ids"].as_array().unwrap() {
+        let diff_id = diff_id.as_str().unwrap();
+        chain_ids.push(match chain_ids.last() {
+            None => diff_id.to_owned(),
+            Some(below) => sha256(format!("{below} {diff_id}").as_bytes()),
+        });
+    }
+    chain_ids
 }
 
 #[track_caller]
 fn shows_what_the_layers_say(peel: &Peel, containerd: &Containerd, layers: &[Vec<TestEntry>]) {
     let model = Model::of(layers).unwrap().tree();
     let layout = Layout::open(peel.scratch().join("layout"));
-    let view = containerd.view(peel, &chain_id(&layout, "test"));
+    let view = containerd.view(peel, &chain_ids(&layout, "test")[2]);
     // It shows what a writer of eStargz adds to an archive, too.
     let added = Allowed::new("containerd unpacks all", |difference| {
         let added: [&[u8]; 2] = [b".no.prefetch.landmark", b"stargz.index.json"];
@@ -254,6 +277,8 @@ fn what_is_here_is_shown_after_a_restart_when_the_registry_is_gone() {
     daemon.kill();
     peel.kill_servers();
     drop(registry);
+    // Nothing of it is garbage, though no image of that name is known and nobody has it open.
+    peel.succeed(&["gc"]);
     let daemon = Daemon::start(&peel, &[]);
     containerd.restart();
     assert_eq!(containerd.snapshots(), before);

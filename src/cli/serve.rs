@@ -1,9 +1,10 @@
 //! `peel serve`
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{Read, Seek, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +18,20 @@ use peelfs::snapshotter::images::Images;
 use peelfs::snapshotter::{BoxError, RemoteStack, Snapshotter, store_fault};
 use peelfs::store::Store;
 use peelfs_registry::Platform;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::environment;
 use super::failure::Usage;
 use super::network::NetworkArguments;
 use super::{inherited, stack};
+
+/// A tree is mounted from what the store has, so this is long; but a table may be damaged, and made again over the network.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Bytes of what a serving process says that containerd is told.
+const LONGEST_ERROR: u64 = 4096;
 
 /// Serve containerd as a remote snapshotter
 ///
@@ -130,7 +139,8 @@ fn images(arguments: &Arguments, store: &Arc<Store>, threads: &NetworkThreads) -
         progress: Arc::new(|_| {}),
     };
     let bringing = if arguments.stream { Bringing::OrStreamed } else { Bringing::Lazily };
-    let program = std::env::current_exe().context("this program cannot be found")?;
+    // This very program, even if another was installed in its place since.
+    let program = PathBuf::from("/proc/self/exe");
     let mut options = arguments.network.to_arguments();
     options.extend(["--read-timeout".into(), arguments.read_timeout.to_string().into()]);
     if trust_referrers {
@@ -151,18 +161,35 @@ fn mount(
     mount_point: &Path,
 ) -> Result<(), BoxError> {
     let mut command = Command::new(program);
+    command.arg0("peel").env_remove("NOTIFY_SOCKET");
     command.arg("--store").arg(store).args(stack::command_line(stack, mount_point)).args(options);
-    let output = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
-    if output.status.success() {
+    // No pipe, which a process that goes on in the background might hold open.
+    let mut errors = tempfile::tempfile()?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors.try_clone()?);
+    let status = wait(command.spawn()?)?;
+    if status.success() {
         return Ok(());
     }
-    let told = String::from_utf8_lossy(&output.stderr);
+    let mut told = Vec::new();
+    errors.rewind()?;
+    errors.take(LONGEST_ERROR).read_to_end(&mut told)?;
+    let told = String::from_utf8_lossy(&told);
     let told = told.trim().trim_start_matches("peel: ").replace("\n  because: ", ": ").replace('\n', "; ");
-    Err(if told.is_empty() {
-        format!("its serving process ended: {}", output.status).into()
-    } else {
-        told.into()
-    })
+    Err(if told.is_empty() { format!("its serving process ended: {status}").into() } else { told.into() })
+}
+
+/// Waits until a serving process has said whether it serves, and no longer than anybody would.
+fn wait(mut child: Child) -> Result<ExitStatus, BoxError> {
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+    let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    let ended = retry_on_intr(|| poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience)))?;
+    if ended == 0 {
+        // The one in the background may still come to an end. Then its mount is found at the next try.
+        child.kill()?;
+        child.wait()?;
+        return Err(format!("its serving process was not ready after {} s", PATIENCE.as_secs()).into());
+    }
+    Ok(child.wait()?)
 }
 
 /// What is to be added to containerd's configuration.

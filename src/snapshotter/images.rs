@@ -4,10 +4,11 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use peelfs_registry::{Digest, ImageReference};
 
+use super::locks::Locks;
 use super::{BoxError, DiskUsage, LayerRequest, Remote, RemoteStack};
 use crate::fetch::{ThreadStarter, names};
 use crate::mount::parts::{Bringing, ImageInParts};
@@ -27,8 +28,16 @@ pub struct Images {
     request: Box<dyn Fn(ImageReference) -> Request + Send + Sync>,
     bringing: Bringing,
     mounter: Mounter,
-    /// The one that was asked about last comes last.
-    at_hand: Mutex<VecDeque<Arc<ImageInParts>>>,
+    /// The one that was found last comes last.
+    at_hand: Mutex<VecDeque<AtHand>>,
+    /// Who looks for an image, by its reference.
+    finding: Locks<String>,
+}
+
+struct AtHand {
+    image: Arc<ImageInParts>,
+    /// All of its layers were asked for.
+    is_whole: bool,
 }
 
 impl Images {
@@ -40,7 +49,8 @@ impl Images {
         bringing: Bringing,
         mounter: Mounter,
     ) -> Images {
-        Images { store, threads, request: Box::new(request), bringing, mounter, at_hand: Mutex::default() }
+        let (at_hand, finding) = (Mutex::default(), Locks::default());
+        Images { store, threads, request: Box::new(request), bringing, mounter, at_hand, finding }
     }
 
     /// The image that has the layer, with the number of layers up to it.
@@ -49,7 +59,7 @@ impl Images {
             let layers = image.layers_of(&wanted.target, &wanted.layer)?;
             Some((image, layers))
         };
-        if let Some(found) = self.at_hand(wanted).into_iter().find_map(has) {
+        if let Some(found) = self.among_those_at_hand(wanted).into_iter().find_map(has) {
             // Garbage may have been collected since.
             if found.0.is_kept()? {
                 return Ok(Some(found));
@@ -63,9 +73,9 @@ impl Images {
             None => has(ImageInParts::resolved(&self.store, &self.threads, &request, self.bringing)?),
         };
         if let Some((image, _)) = &found {
-            let mut at_hand = self.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
-            at_hand.retain(|other| other.image().manifest_digest != image.image().manifest_digest);
-            at_hand.push_back(image.clone());
+            let mut at_hand = self.lock_at_hand();
+            at_hand.retain(|other| other.image.image().manifest_digest != image.image().manifest_digest);
+            at_hand.push_back(AtHand { image: image.clone(), is_whole: false });
             if at_hand.len() > AT_HAND {
                 at_hand.pop_front();
             }
@@ -73,30 +83,35 @@ impl Images {
         Ok(found)
     }
 
-    fn at_hand(&self, wanted: &LayerRequest) -> Vec<Arc<ImageInParts>> {
+    fn among_those_at_hand(&self, wanted: &LayerRequest) -> Vec<Arc<ImageInParts>> {
         let is_wanted = |image: &&Arc<ImageInParts>| {
             let same_manifest =
                 wanted.manifest.as_ref().is_none_or(|manifest| *manifest == image.image().manifest_digest);
             same_manifest
                 && matches!(image.reference(), ImageReference::Registry(other) if *other == wanted.reference)
         };
-        let at_hand = self.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
-        at_hand.iter().rev().filter(is_wanted).cloned().collect()
+        self.lock_at_hand().iter().rev().map(|at_hand| &at_hand.image).filter(is_wanted).cloned().collect()
+    }
+
+    fn lock_at_hand(&self) -> MutexGuard<'_, VecDeque<AtHand>> {
+        self.at_hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Remote for Images {
     fn bring(&self, wanted: &LayerRequest) -> Result<Option<RemoteStack>, BoxError> {
-        let Some((image, layers)) = self.find(wanted)? else {
+        let found = self.finding.alone(wanted.reference.to_string(), || self.find(wanted));
+        let Some((image, layers)) = found? else {
             tracing::warn!(image = %wanted.reference, layer = %wanted.layer, target = %wanted.target, "the image has no such layer; containerd unpacks it");
             return Ok(None);
         };
         let Some(tree) = image.bring(layers)? else { return Ok(None) };
         let manifest_digest = image.image().manifest_digest.clone();
         if layers == image.image().layers.len() {
-            // It was the last.
-            let mut at_hand = self.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
-            at_hand.retain(|other| other.image().manifest_digest != manifest_digest);
+            let mut at_hand = self.lock_at_hand();
+            let this =
+                at_hand.iter_mut().find(|other| other.image.image().manifest_digest == manifest_digest);
+            this.into_iter().for_each(|at_hand| at_hand.is_whole = true);
         }
         Ok(Some(RemoteStack {
             reference: image.reference().to_string(),
@@ -106,6 +121,10 @@ impl Remote for Images {
             layers: layers as u32,
             tree,
         }))
+    }
+
+    fn let_go(&self) {
+        self.lock_at_hand().retain(|at_hand| !at_hand.is_whole);
     }
 
     fn usage(&self, stack: &RemoteStack) -> Result<DiskUsage, BoxError> {

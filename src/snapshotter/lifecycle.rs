@@ -198,6 +198,7 @@ impl Snapshotter {
                 first_error.get_or_insert(error);
             }
         };
+        self.remote.let_go();
         note(self.unmount_unneeded());
         let directories = self.store.container_snapshots();
         for id in directories.list()? {

@@ -20,17 +20,19 @@ pub mod filter;
 pub mod images;
 mod labels;
 mod lifecycle;
+mod locks;
 mod mounts;
 mod remote;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use error::{BoxError, SnapshotterError};
 use filter::{Fields, Filters};
 pub use labels::LayerRequest;
+use locks::Locks;
 pub use mounts::{Mount, store_fault};
 
 pub use crate::store::snapshot_tables::{Labels, RemoteStack, SnapshotKind};
@@ -46,6 +48,9 @@ pub trait Remote: Send + Sync {
     /// Brings a layer and those below it; tells what the layer's snapshot consists of. Nothing if that cannot be read lazily, or if
     /// the image has no such layer: then containerd is to unpack it.
     fn bring(&self, request: &LayerRequest) -> Result<Option<RemoteStack>, BoxError>;
+
+    /// Lets go of what is kept at hand for layers that will not be asked for soon.
+    fn let_go(&self) {}
 
     /// What the uppermost layer of a stack takes on disk.
     fn usage(&self, stack: &RemoteStack) -> Result<DiskUsage, BoxError>;
@@ -90,7 +95,7 @@ pub struct Snapshotter {
     remote: Box<dyn Remote>,
     overlay: mounts::OverlayOptions,
     /// Who mounts or unmounts a tree, by its mount point.
-    mounting: Mutex<HashMap<PathBuf, Arc<Mutex<()>>>>,
+    mounting: Locks<PathBuf>,
     _lock: FileLock,
 }
 
@@ -102,7 +107,7 @@ impl Snapshotter {
     pub fn open(store: Arc<Store>, remote: Box<dyn Remote>) -> Result<Option<Snapshotter>, StoreError> {
         let Some(lock) = store.container_snapshots().lock()? else { return Ok(None) };
         let overlay = mounts::OverlayOptions::of_this_machine();
-        Ok(Some(Snapshotter { store, remote, overlay, mounting: Mutex::default(), _lock: lock }))
+        Ok(Some(Snapshotter { store, remote, overlay, mounting: Locks::default(), _lock: lock }))
     }
 
     /// What is known of a snapshot.
@@ -198,14 +203,6 @@ impl Snapshotter {
         work: impl FnMut(&SnapshotTables<'_>) -> Attempt<T>,
     ) -> Result<T, SnapshotterError> {
         self.store.database().with_snapshots(operation, Access::WriteDurably, work)
-    }
-
-    /// The right to mount and unmount a tree there: to be locked.
-    fn mounting(&self, mount_point: &Path) -> Arc<Mutex<()>> {
-        let mut mounting = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that nobody holds are made again.
-        mounting.retain(|_, lock| Arc::strong_count(lock) > 1);
-        mounting.entry(mount_point.to_owned()).or_default().clone()
     }
 }
 

@@ -14,8 +14,7 @@
 //! So a layer counts as the one that is there only if the same image was asked for, or if the same tables were made of it; else
 //! containerd unpacks it, and proves it by that.
 
-use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::path::{Path, PathBuf};
 
 use super::labels::{REMOTE, TARGET};
 use super::{
@@ -146,35 +145,45 @@ impl Snapshotter {
 
     /// Where the tree of a stack is mounted, now if it was not.
     fn mounted(&self, stack: &RemoteStack) -> Result<PathBuf, super::BoxError> {
-        let mounting = self.mounting(&self.store.container_snapshots().mount_point_path(&stack.tree));
-        let _alone = mounting.lock().unwrap_or_else(PoisonError::into_inner);
-        let mount_point = self.store.container_snapshots().mount_point(&stack.tree)?;
-        match peelfs_fuse::mount_at(&mount_point)? {
-            Some(entry) if entry.is_ours() && !entry.is_dead() => return Ok(mount_point),
-            // A dead one is removed when another is mounted there.
-            _ => self.remote.mount(stack, &mount_point)?,
-        }
-        Ok(mount_point)
+        let directories = self.store.container_snapshots();
+        self.mounting.alone(directories.mount_point_path(&stack.tree), || {
+            let mount_point = directories.mount_point(&stack.tree)?;
+            match peelfs_fuse::mount_at(&mount_point)? {
+                Some(entry) if entry.is_ours() && !entry.is_dead() => {}
+                // A dead one is removed when another is mounted there.
+                _ => self.remote.mount(stack, &mount_point)?,
+            }
+            Ok(mount_point)
+        })
     }
 
     /// Unmounts the trees that no active snapshot and no view lies on.
     pub(super) fn unmount_unneeded(&self) -> Result<(), SnapshotterError> {
-        let directories = self.store.container_snapshots();
-        let needed = || self.read("look for what is mounted", |tables| Ok(needed_trees(tables)?));
-        for mount_point in directories.other_mount_points(&needed()?)? {
-            let mounting = self.mounting(&mount_point);
-            let _alone = mounting.lock().unwrap_or_else(PoisonError::into_inner);
-            if !directories.other_mount_points(&needed()?)?.contains(&mount_point) {
-                continue;
-            }
-            match peelfs_fuse::unmount(&mount_point, true) {
-                Ok(()) | Err(peelfs_fuse::UnmountError::NotMounted { .. }) => {
-                    directories.remove_mount_point(&mount_point)?;
+        for mount_point in self.unneeded_mount_points()? {
+            self.mounting.alone(mount_point.clone(), || {
+                // Somebody may have come to need it.
+                if self.unneeded_mount_points()?.contains(&mount_point) {
+                    self.unmount(&mount_point)?;
                 }
-                Err(error) => tracing::warn!(%error, "the tree of an image stays mounted"),
-            }
+                Ok::<_, SnapshotterError>(())
+            })?;
         }
         Ok(())
+    }
+
+    fn unmount(&self, mount_point: &Path) -> Result<(), SnapshotterError> {
+        match peelfs_fuse::unmount(mount_point, true) {
+            Ok(()) | Err(peelfs_fuse::UnmountError::NotMounted { .. }) => {
+                self.store.container_snapshots().remove_mount_point(mount_point)?;
+            }
+            Err(error) => tracing::warn!(%error, "the tree of an image stays mounted"),
+        }
+        Ok(())
+    }
+
+    fn unneeded_mount_points(&self) -> Result<Vec<PathBuf>, SnapshotterError> {
+        let needed = self.read("look for what is mounted", |tables| Ok(needed_trees(tables)?))?;
+        Ok(self.store.container_snapshots().other_mount_points(&needed)?)
     }
 }
 

@@ -224,7 +224,7 @@ fn make(path: &Path, mode: Mode) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Store;
+    use super::super::{Store, eventually};
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
@@ -244,7 +244,7 @@ mod tests {
         assert!(!snapshots.remove_leftover(7, || Ok::<_, StoreError>(true)).unwrap());
         std::fs::create_dir(snapshots.work(7).join("work")).unwrap();
         std::fs::write(snapshots.fs(7).join("file"), "x").unwrap();
-        assert!(snapshots.remove_leftover(7, none).unwrap());
+        eventually("it is removed", || snapshots.remove_leftover(7, none).unwrap());
         assert!(!snapshots.remove_leftover(7, none).unwrap());
         assert!(std::fs::read_dir(directory.path().join("snapshots/ingest")).unwrap().next().is_none());
         let view = snapshots.create(0, false).unwrap();

@@ -250,7 +250,7 @@ fn wait_for_announcement(child: &mut Child) {
 }
 
 /// Asks again until it is so. Locks need it: a process that any test starts has ours too between its fork and its exec.
-pub(super) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let started = std::time::Instant::now();
     while !is_so() {
         assert!(started.elapsed() < std::time::Duration::from_secs(20), "{what}: not so");

@@ -250,7 +250,7 @@ fn seconds_since_1970() -> u64 {
 mod crash_tests;
 
 #[cfg(test)]
-pub(crate) use crash_tests::SmallDisk;
+pub(crate) use crash_tests::{SmallDisk, eventually};
 #[cfg(test)]
 pub(crate) use durable::test_hook::die_after;
 
