@@ -365,13 +365,16 @@ impl Mounted {
         // Nobody writes any more: before the record goes, for which `peel unmount` waits.
         drop(self.held.take());
         self.settle();
-        if let Some(Err(error)) = self.records.take().map(ImmutableRef::release) {
-            tracing::warn!(error = %chain(&error), "its layers count as used until somebody looks after this process has ended");
-        }
         // Last, as `peel unmount` waits for this process while the record is there.
-        if let Err(error) =
-            self.prepared.brought.store.database().forget_mount(self.session.mountpoint(), std::process::id())
-        {
+        let (mountpoint, pid) = (self.session.mountpoint(), std::process::id());
+        let ended = match self.records.take() {
+            Some(records) => records.end_mount(mountpoint, pid),
+            None => {
+                let database = self.prepared.brought.store.database();
+                database.forget_mount(mountpoint, pid).map(drop).map_err(CacheError::from)
+            }
+        };
+        if let Err(error) = ended {
             tracing::warn!(error = %chain(&error), "the record of the mount stays until it is found to be stale");
         }
     }

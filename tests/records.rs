@@ -451,14 +451,25 @@ fn whoever_is_killed_leaves_images_and_records_that_agree() {
         &["lease", "rm", "a"],
         &["gc", "--keep-bytes", "0"],
     ];
-    let start = |arguments: &[&str]| {
+    let start = |peel: &Peel, arguments: &[&str]| {
         peel.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
+    // How long each takes that is not disturbed. A mount goes on for ever.
+    let undisturbed = Peel::new();
+    let mut durations = Vec::new();
+    for command in commands {
+        let started = std::time::Instant::now();
+        match command[0] {
+            "mount" => drop(undisturbed.mount(&two)),
+            _ => drop(undisturbed.succeed(command)),
+        }
+        durations.push(started.elapsed());
+    }
     let count = crate::pulling::crashes();
     for part in 0..count {
-        for command in commands {
-            let child = start(command);
-            std::thread::sleep(std::time::Duration::from_millis(40) * part / count);
+        for (command, whole) in commands.iter().zip(&durations) {
+            let child = start(peel, command);
+            std::thread::sleep(*whole * part / count);
             kill_and_wait(child.id() as i32);
             wait_or_kill(child, "peel");
             peel.run(&["unmount", "--lazy", directory]);

@@ -44,6 +44,7 @@ mod walk;
 mod writable;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -78,6 +79,8 @@ struct Inner {
     store: Arc<Store>,
     session: SessionRow,
     boot: String,
+    /// Whether a ref could not be released.
+    is_stuck: AtomicBool,
     /// What is being measured, for those who ask meanwhile.
     sizes: Mutex<HashMap<RecordId, usage::Measurement>>,
     // Last, so that it is freed once the session's row is gone.
@@ -99,7 +102,8 @@ impl Cache {
         let session = SessionRow { id: lock.id().to_owned(), pid: std::process::id(), began_at: now() };
         let boot = store.boot()?;
         let sizes = Mutex::new(HashMap::new());
-        Ok(Cache { inner: Arc::new(Inner { store, session, boot, sizes, _lock: lock }) })
+        let is_stuck = AtomicBool::new(false);
+        Ok(Cache { inner: Arc::new(Inner { store, session, boot, is_stuck, sizes, _lock: lock }) })
     }
 
     /// The store.
@@ -109,6 +113,11 @@ impl Cache {
 
     fn session(&self) -> &SessionRow {
         &self.inner.session
+    }
+
+    /// The session's row stays after its last ref.
+    fn session_is_stuck(&self) {
+        self.inner.is_stuck.store(true, Ordering::Relaxed);
     }
 
     fn boot(&self) -> &str {
@@ -151,7 +160,10 @@ impl Cache {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // All refs hold the cache, so there are none any more.
+        // All refs hold the cache, so there are none any more, and the row went with the last.
+        if !self.is_stuck.load(Ordering::Relaxed) {
+            return;
+        }
         let ended: Result<(), CacheError> =
             self.store.database().with_records("end a session", Access::Write, |tables| {
                 Ok(tables.remove_session(&self.session.id)?)

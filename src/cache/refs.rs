@@ -4,7 +4,7 @@
 //! it, in the transaction that counts who else holds the record. So a record cannot vanish between being found and being held, in
 //! whatever process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Attempt, Cache, CacheError, now, refuse};
@@ -38,16 +38,24 @@ impl Held {
     }
 
     fn release(&mut self) -> Result<(), CacheError> {
+        self.release_and(|_| Ok(()))
+    }
+
+    /// Releases it, and does something else in the same transaction.
+    fn release_and(&mut self, also: impl Fn(&RecordTables<'_>) -> TableResult<()>) -> Result<(), CacheError> {
         if std::mem::replace(&mut self.is_released, true) {
             return Ok(());
         }
         let (session, now) = (&self.cache.session().id, now());
         // A mutable record may be marked by it, which must be on disk before its data go.
         let access = if self.is_mutable { Access::WriteDurably } else { Access::Write };
-        let marked = self.cache.transact("release a ref", access, |tables| {
+        let released = self.cache.transact("release a ref", access, |tables| {
+            also(tables)?;
             let Some(row) = tables.remove_ref(self.number, session, &self.record)? else { return Ok(None) };
+            tables.remove_idle_session(session)?;
             Ok(after_release(tables, &row, now, now)?)
-        })?;
+        });
+        let marked = released.inspect_err(|_| self.cache.session_is_stuck())?;
         marked.map_or(Ok(()), |marked| self.cache.finish_removal(&marked).map(|_| ()))
     }
 }
@@ -129,6 +137,16 @@ impl ImmutableRef {
         self.finalize()?;
         let snapshot = self.record()?.snapshot;
         Ok(snapshot.map(|snapshot| self.cache().store().snapshots().fs(&snapshot)))
+    }
+
+    /// Releases it, as [`release`](Self::release), and forgets the mount at that directory, if it is still the one of that process.
+    pub fn end_mount(self, mountpoint: &Path, pid: u32) -> Result<(), CacheError> {
+        let cache = self.cache().clone();
+        let forget = |tables: &RecordTables<'_>| tables.forget_mount(mountpoint, pid);
+        match Arc::into_inner(self.held) {
+            Some(mut held) => held.release_and(forget),
+            None => cache.write("forget a mount", |tables| Ok(forget(tables)?)),
+        }
     }
 
     /// Releases it, unless there are other clones. Dropping it does the same, but cannot tell of errors.

@@ -278,12 +278,7 @@ impl Database {
 
     /// Forgets a mount, if it is still the one of that process: another may have mounted there since. False if it was not.
     pub fn forget_mount(&self, mountpoint: &Path, pid: u32) -> Result<bool, StoreError> {
-        self.write("forget a mount", |transaction| {
-            let removed = transaction
-                .prepare_cached("DELETE FROM mounts WHERE mountpoint = ?1 AND pid = ?2")?
-                .execute(params![path_bytes(mountpoint), pid])?;
-            Ok(removed > 0)
-        })
+        self.write("forget a mount", |transaction| remove_mount(transaction, mountpoint, pid))
     }
 }
 
@@ -339,6 +334,18 @@ pub(super) fn put_mount(transaction: &Transaction<'_>, mount: &MountRecord) -> r
             mount.status_path.as_deref().map(path_bytes)
         ])?;
     Ok(())
+}
+
+/// What [`Database::forget_mount`] does, within a transaction.
+pub(super) fn remove_mount(
+    transaction: &Transaction<'_>,
+    mountpoint: &Path,
+    pid: u32,
+) -> rusqlite::Result<bool> {
+    let removed = transaction
+        .prepare_cached("DELETE FROM mounts WHERE mountpoint = ?1 AND pid = ?2")?
+        .execute(params![path_bytes(mountpoint), pid])?;
+    Ok(removed > 0)
 }
 
 fn insert_layer(

@@ -1,8 +1,10 @@
 //! Images and mounts, written in the transaction that writes their records: so neither is ever there without the other.
 
+use std::path::Path;
+
 use rusqlite::{OptionalExtension, params};
 
-use super::super::records::{ImageRecord, LayerRecord, MountRecord, put_image, put_mount};
+use super::super::records::{ImageRecord, LayerRecord, MountRecord, put_image, put_mount, remove_mount};
 use super::record::RecordId;
 use super::{RecordTables, TableResult};
 
@@ -26,6 +28,11 @@ impl RecordTables<'_> {
     /// As [`Database::remember_mount`](crate::store::Database::remember_mount).
     pub fn remember_mount(&self, mount: &MountRecord) -> TableResult<()> {
         put_mount(self.transaction, mount)
+    }
+
+    /// As [`Database::forget_mount`](crate::store::Database::forget_mount).
+    pub fn forget_mount(&self, mountpoint: &Path, pid: u32) -> TableResult<()> {
+        remove_mount(self.transaction, mountpoint, pid).map(drop)
     }
 
     /// The record, not deleted, that the image with that manifest is.

@@ -61,6 +61,16 @@ impl RecordTables<'_> {
         Ok(())
     }
 
+    /// Removes a session that holds no refs.
+    pub fn remove_idle_session(&self, id: &str) -> TableResult<()> {
+        self.transaction
+            .prepare_cached(
+                "DELETE FROM sessions WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM record_refs WHERE session = ?1)",
+            )?
+            .execute([id])?;
+        Ok(())
+    }
+
     /// Adds a ref, whatever its number says, and gives its number.
     pub fn add_ref(&self, held: &RefRow) -> TableResult<i64> {
         self.transaction
