@@ -223,6 +223,7 @@ fn remember(
     let layers: Vec<_> = parts.iter().map(|part| layer_record(&part.layer, &part.content)).collect();
     let store = cache.store();
     cache.record_brought(&BroughtImage {
+        is_part: false,
         image,
         reference: &record.reference,
         layers: &layer_names(store, image)?,

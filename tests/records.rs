@@ -418,7 +418,8 @@ fn images_that_were_known_before_there_were_records_get_them() {
     let forget = || {
         let database = rusqlite::Connection::open(peel.store().join("peel.db")).unwrap();
         // As it was in the version before.
-        let sql = "PRAGMA foreign_keys = OFF; DROP TABLE image_records; DELETE FROM record_images;
+        let sql = "PRAGMA foreign_keys = OFF; DROP TABLE image_records; DROP TABLE remote_snapshots; DROP TABLE snapshot_labels;
+            DROP TABLE snapshots; DELETE FROM record_images;
             DELETE FROM record_parents; DELETE FROM record_refs; DELETE FROM cache_records; PRAGMA user_version = 2";
         database.execute_batch(sql).unwrap();
     };

@@ -126,7 +126,8 @@ impl Cache {
     ) -> Result<Option<ImmutableRef>, CacheError> {
         let layers = layer_names(self.store(), image)?;
         let (named, mount) = (None, None);
-        let brought = BroughtImage { image, is_part: false, reference, layers: &layers, tree: "", named, mount };
+        let brought =
+            BroughtImage { image, is_part: false, reference, layers: &layers, tree: "", named, mount };
         let taken = self.write("record the layers of an image", |tables| {
             let top = match tables.record_of_image(image.manifest_digest.as_str())? {
                 Some(known) => {
