@@ -93,6 +93,8 @@ pub fn commit(cache: &Cache, request: &Request) -> Result<Committed, CommitError
     let mut draft = store.content().draft()?;
     let written = write_layer(&spool, request, &mut draft)?;
     drop(spool);
+    // Until it is named, a collector would take all of it for nobody's.
+    let _lock = store.lock_for_bringing()?;
     let (layer_digest, layer_size) = draft.keep()?;
     let layer = documents::NewLayer { digest: &layer_digest, size: layer_size, written: &written };
     let config =

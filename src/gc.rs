@@ -20,8 +20,7 @@ pub use self::plan::{ImageUse, Inventory, LayerUse, Needs, Plan, Policy};
 use crate::cache::{Cache, CacheError};
 use crate::error::chain;
 use crate::fetch::index::open_local;
-use crate::fetch::names;
-use crate::image::Image;
+use crate::fetch::{image_of_manifest, possible_names};
 use crate::mount::live::{Liveness, live_mounts};
 use crate::mount::tree_key;
 use crate::store::record_tables::RecordId;
@@ -114,6 +113,8 @@ fn forget_what_is_gone(store: &Store) -> Result<(), StoreError> {
     store.notes().keep_only(NoteKind::Origin, &named)?;
     let layers: Vec<String> = store.database().layers()?.into_iter().map(|layer| layer.digest).collect();
     store.notes().keep_only(NoteKind::Variants, &layers)?;
+    // An image without its manifest cannot be had, and where its layers were is of no use.
+    store.origins().keep_only(&store.content().list()?)?;
     store.note_images()?;
     store.database().shorten_log()
 }
@@ -225,7 +226,11 @@ fn layer_use(store: &Store, name: &str) -> Result<LayerUse, StoreError> {
 fn needs_of(store: &Store, manifest_digest: &str) -> Result<Needs, StoreError> {
     let mut needs = Needs::default();
     needs.documents.insert(manifest_digest.to_owned());
-    let Some(image) = stored_image(store, manifest_digest)? else {
+    let image = match manifest_digest.parse() {
+        Ok(digest) => image_of_manifest(store, &digest)?,
+        Err(_) => None,
+    };
+    let Some(image) = image else {
         // It is asked for again when it is mounted. Only layers that were streamed are found by the records alone.
         for layer in store.database().layers_of(manifest_digest)? {
             needs.layers.insert(layer.digest);
@@ -233,15 +238,9 @@ fn needs_of(store: &Store, manifest_digest: &str) -> Result<Needs, StoreError> {
         return Ok(needs);
     };
     needs.documents.insert(image.config.digest.to_string());
+    needs.layers.extend(possible_names(store, &image)?.iter().flatten().map(ToString::to_string));
     // Of an image that was made here, a layer's blob may be here and nowhere else.
-    let made_of = store.origins().of(manifest_digest)?.map(|origins| origins.ancestors).unwrap_or_default();
-    let made_of: Vec<Digest> = made_of.iter().filter_map(|digest| digest.parse().ok()).collect();
-    for layer in &image.layers {
-        let images = std::iter::once(&image.manifest_digest).chain(&made_of);
-        let names = names::names_of_made(layer, images, true);
-        needs.layers.extend(names.iter().map(ToString::to_string));
-        needs.documents.insert(layer.descriptor.digest.to_string());
-    }
+    needs.documents.extend(image.layers.iter().map(|layer| layer.descriptor.digest.to_string()));
     match tree_key(store, &image) {
         Ok(key) => needs.trees.extend(key),
         // It is merged again.
@@ -250,14 +249,6 @@ fn needs_of(store: &Store, manifest_digest: &str) -> Result<Needs, StoreError> {
         }
     }
     Ok(needs)
-}
-
-fn stored_image(store: &Store, manifest_digest: &str) -> Result<Option<Image>, StoreError> {
-    let Ok(digest) = manifest_digest.parse::<Digest>() else { return Ok(None) };
-    let Some(manifest) = store.content().get(manifest_digest)? else { return Ok(None) };
-    let Ok((_, config)) = Image::manifest(&digest, &manifest) else { return Ok(None) };
-    let Some(config) = store.content().get(config.digest.as_str())? else { return Ok(None) };
-    Ok(Image::parse(&digest, &manifest, &config).ok())
 }
 
 /// An index, and the documents below it that are here.

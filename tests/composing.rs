@@ -67,6 +67,7 @@ proptest! {
 
     #[test]
     fn a_difference_does_to_any_tree_what_its_archive_does(lower in stacks(), upper in stacks(), other in stacks()) {
+        let [lower, upper, other] = [lower, upper, other].map(Model::with_plain_markers);
         let (Ok(lower_tree), Ok(upper_tree)) = (Model::of(&lower), Model::of(&upper)) else { return Ok(()) };
         let Ok(mut expected) = Model::of(&other) else { return Ok(()) };
         let exported = export(&lower_tree.tree(), &upper_tree.tree());

@@ -228,3 +228,32 @@ fn a_committed_image_needs_no_registry_for_its_own_layer_and_stays_lazy_below() 
     mount.unmount();
     assert_eq!(registry.take_violations(), Vec::<String>::new());
 }
+
+#[test]
+fn a_collection_at_the_same_time_takes_nothing_of_what_is_committed() {
+    let peel = Peel::new();
+    let mount = peel.mount_with(&small_image(&peel), &["--writable"]);
+    let path = mount.path().to_str().unwrap();
+    for round in 0..12 {
+        fs::write(mount.join("opt/round"), round.to_string()).unwrap();
+        let name = format!("localhost/round:{round}");
+        let commit = ["commit", path, "--tag", &name];
+        let mut commit = peel.command(&commit).stdout(std::process::Stdio::null()).spawn().unwrap();
+        while commit.try_wait().unwrap().is_none() {
+            peel.succeed(&["gc"]);
+        }
+        assert!(commit.wait().unwrap().success());
+        let committed = peel.mount(&name);
+        assert_eq!(fs::read_to_string(committed.join("opt/round")).unwrap(), round.to_string());
+        committed.unmount();
+        peel.succeed(&["rm", &name]);
+    }
+    mount.unmount();
+    peel.succeed(&["gc"]);
+    let origins = peel.store().join("origins/sha256");
+    assert_eq!(
+        fs::read_dir(origins).unwrap().count(),
+        0,
+        "where the layers of forgotten images come from is forgotten, too"
+    );
+}

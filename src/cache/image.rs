@@ -11,7 +11,7 @@ use peelfs_registry::Digest;
 use super::blob::ensure_layer;
 use super::refs::present;
 use super::{Attempt, Cache, CacheError, ImmutableRef, LayerDescription, Purpose, or_refuse};
-use crate::fetch::names;
+use crate::fetch::{names, possible_names};
 use crate::image::{Image, Layer};
 use crate::layer::lookup::Lookup;
 use crate::store::record_tables::{ImageRow, RecordId, RecordKind, RecordTables};
@@ -61,19 +61,15 @@ impl LayerDescription {
 
 /// What each layer of an image is kept by, the lowest first: where it lies, or else where it will if it is streamed.
 pub fn layer_names(store: &Store, image: &Image) -> Result<Vec<Digest>, StoreError> {
-    let origins = store.origins().of(image.manifest_digest.as_str())?;
-    let ancestors = origins.into_iter().flat_map(|origins| origins.ancestors);
-    let ancestors: Vec<Digest> = ancestors.filter_map(|digest| digest.parse().ok()).collect();
-    let name = |layer: &Layer| {
-        let images = std::iter::once(&image.manifest_digest).chain(&ancestors);
-        for name in names::names_of_made(layer, images, true) {
+    let name = |(layer, names): (&Layer, Vec<Digest>)| {
+        for name in names {
             if store.layers().layer(name.as_str())?.is_there()? {
                 return Ok(name);
             }
         }
         Ok(names::streamed(layer))
     };
-    image.layers.iter().map(name).collect()
+    image.layers.iter().zip(possible_names(store, image)?).map(name).collect()
 }
 
 impl Cache {

@@ -5,8 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use peelfs::fetch::index::open_local_of;
-use peelfs::fetch::names;
-use peelfs::image::Image;
+use peelfs::fetch::possible_names;
 use peelfs::mount::recorded_image;
 use peelfs::store::Store;
 use serde::Serialize;
@@ -57,8 +56,9 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
                 whole_layers += usize::from(present == size);
                 present_bytes += present;
             }
-            for name in layer_names(&image) {
-                disk_bytes += store.layers().layer(&name)?.allocated()?;
+            let names: BTreeSet<_> = possible_names(&store, &image)?.into_iter().flatten().collect();
+            for name in names {
+                disk_bytes += store.layers().layer(name.as_str())?.allocated()?;
             }
         }
         lines.push(ImageLine {
@@ -79,12 +79,6 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
         output::print(&table(&lines))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// All names by which layers of an image may be kept, each once.
-fn layer_names(image: &Image) -> BTreeSet<String> {
-    let names = image.layers.iter().flat_map(|layer| names::names(layer, &image.manifest_digest, true));
-    names.map(|name| name.to_string()).collect()
 }
 
 fn table(lines: &[ImageLine]) -> String {

@@ -23,6 +23,7 @@ use super::proof::{Prover, now};
 use super::room::Room;
 use super::soci::{ByZtoc, index_by_ztoc};
 use super::source::{OriginBlob, feed};
+use super::stored::ancestors;
 use super::toc_image::TocImage;
 use crate::error::chain;
 use crate::image::origin::Origin;
@@ -516,13 +517,6 @@ pub fn open_local_of(
         }
     }
     Ok(None)
-}
-
-/// The manifests of the images that an image was made of, if it was made here.
-pub(super) fn ancestors(store: &Store, image: &Digest) -> Result<Vec<Digest>, StoreError> {
-    let origins = store.origins().of(image.as_str())?;
-    let ancestors = origins.into_iter().flat_map(|origins| origins.ancestors);
-    Ok(ancestors.filter_map(|digest| digest.parse().ok()).collect())
 }
 
 /// Like [`open_local_of`], but waits for a process that is making the layer at this moment.

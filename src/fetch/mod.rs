@@ -39,5 +39,5 @@ mod toc_image;
 pub use content::LayerContent;
 pub use lazy::{FetchError, Fetcher};
 pub use room::Room;
-pub use stored::image_of_manifest;
+pub use stored::{image_of_manifest, possible_names};
 pub use threads::{NetworkThreads, ThreadStarter};

@@ -28,7 +28,7 @@ use peelfs_registry::Digest;
 
 use super::content::LayerContent;
 use super::index::open_local;
-use super::stored::possible_names;
+use super::stored::{image_of_manifest, possible_names};
 use crate::error::chain;
 use crate::store::{LayerState, Store, StoreError};
 
@@ -185,7 +185,8 @@ fn candidates(store: &Store) -> Result<(Vec<Digest>, Vec<Digest>), StoreError> {
     if !store.database().is_missing()? {
         for image in store.database().images()? {
             let Ok(manifest) = image.manifest_digest.parse() else { continue };
-            for name in possible_names(store, &manifest)? {
+            let Some(stored) = image_of_manifest(store, &manifest)? else { continue };
+            for name in possible_names(store, &stored)?.into_iter().flatten() {
                 let used = last_used.entry(name.to_string()).or_default();
                 *used = (*used).max(image.last_used);
             }

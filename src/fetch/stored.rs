@@ -2,7 +2,6 @@
 
 use peelfs_registry::Digest;
 
-use super::index::ancestors;
 use super::names;
 use crate::image::Image;
 use crate::store::{Store, StoreError};
@@ -15,10 +14,16 @@ pub fn image_of_manifest(store: &Store, digest: &Digest) -> Result<Option<Image>
     Ok(Image::parse(digest, &manifest, &config).ok())
 }
 
-/// All names by which layers of that image may be kept; none if its documents are not in the store.
-pub(super) fn possible_names(store: &Store, manifest: &Digest) -> Result<Vec<Digest>, StoreError> {
-    let Some(image) = image_of_manifest(store, manifest)? else { return Ok(Vec::new()) };
-    let ancestors = ancestors(store, manifest)?;
-    let images = || std::iter::once(manifest).chain(&ancestors);
-    Ok(image.layers.iter().flat_map(|layer| names::names_of_made(layer, images(), true)).collect())
+/// The manifests of the images that an image was made of, if it was made here.
+pub(super) fn ancestors(store: &Store, image: &Digest) -> Result<Vec<Digest>, StoreError> {
+    let origins = store.origins().of(image.as_str())?;
+    let ancestors = origins.into_iter().flat_map(|origins| origins.ancestors);
+    Ok(ancestors.filter_map(|digest| digest.parse().ok()).collect())
+}
+
+/// For each layer of an image, the lowest first, all names by which it may be kept in the store, the one to be preferred first.
+pub fn possible_names(store: &Store, image: &Image) -> Result<Vec<Vec<Digest>>, StoreError> {
+    let ancestors = ancestors(store, &image.manifest_digest)?;
+    let images = || std::iter::once(&image.manifest_digest).chain(&ancestors);
+    Ok(image.layers.iter().map(|layer| names::names_of_made(layer, images(), true)).collect())
 }

@@ -21,6 +21,7 @@ use super::durable::{open_directory, still_names};
 use super::error::{Context, StoreError};
 use super::layers::{LayerDirectory, LayerStore, WithdrawnLayer};
 use super::lock::{FileLock, try_flock};
+use super::origins::Origins;
 use super::space::{DiskUsage, allocated_bytes, disk_usage};
 use super::trees::Trees;
 use super::{INGEST, Store};
@@ -128,6 +129,25 @@ impl Content {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(StoreError::from_io("remove", path, error)),
         }
+    }
+}
+
+impl Origins {
+    /// Forgets where the layers of all images come from but those with these manifests, and gives their number.
+    pub fn keep_only(&self, manifests: &[String]) -> Result<u64, StoreError> {
+        let mut removed = 0;
+        for digest in list_digests(self.directory())? {
+            if manifests.contains(&digest) {
+                continue;
+            }
+            let path = DigestName::parse(&digest)?.path_in(self.directory());
+            match std::fs::remove_file(&path) {
+                Ok(()) => removed += 1,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(StoreError::from_io("remove", path, error)),
+            }
+        }
+        Ok(removed)
     }
 }
 

@@ -11,7 +11,7 @@
 //! made here can say so; a manifest cannot.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -91,6 +91,10 @@ pub struct Origins {
 impl Origins {
     pub(super) fn new(directory: PathBuf, temporaries: Temporaries) -> Origins {
         Origins { directory, temporaries }
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Where the layers of the image with that manifest come from; nothing if it was not made here.
