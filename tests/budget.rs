@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -16,6 +15,7 @@ use crate::support::image::Layout;
 use crate::support::model::Model;
 use crate::support::peel::Peel;
 use crate::support::registry::FakeRegistry;
+use crate::support::space::disk_usage;
 use crate::support::tools::{docker_registry, push, real_images};
 use crate::support::tree::{Tree, assert_same};
 
@@ -23,18 +23,6 @@ const MEBIBYTE: u64 = 1 << 20;
 const SMALL_CHUNKS: Form =
     Form::Estargz(Estargz { chunk_size: 64 << 10, footer: Footer::Modern, annotated: true, landmark: None });
 const GZIP: Form = Form::Gzip { members: 40 };
-
-/// What the store takes, counted as du(1) does: what disappears meanwhile counts nothing.
-fn disk_usage(path: &Path) -> u64 {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
-    let below: u64 = match metadata.is_dir() {
-        true => fs::read_dir(path)
-            .map(|entries| entries.filter_map(Result::ok).map(|entry| disk_usage(&entry.path())).sum())
-            .unwrap_or(0),
-        false => 0,
-    };
-    metadata.blocks() * 512 + below
-}
 
 /// Sixteen files of one mebibyte, and small ones.
 fn layer(seed: u64) -> Vec<TestEntry> {

@@ -3,17 +3,17 @@
 
 use crate::support::archive::TestEntry;
 use crate::support::blob::{Estargz, Footer, Form};
+use crate::support::clock::next_second;
 use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::model::Model;
 use crate::support::peel::{Peel, kill_and_wait, wait_or_kill};
 use crate::support::registry::FakeRegistry;
 use crate::support::small_disk::SmallDisk;
+use crate::support::space::disk_usage;
 use crate::support::tree::{Tree, assert_same};
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::process::Stdio;
 
 const SMALL_CHUNKS: Form =
@@ -52,31 +52,12 @@ fn is_image_of(peel: &Peel, name: &str, layers: &[u64]) {
     mount.unmount();
 }
 
-/// Bytes on the disk, counted here.
-fn disk_usage(path: &Path) -> u64 {
-    let metadata = fs::symlink_metadata(path).unwrap();
-    let below: u64 = match metadata.is_dir() {
-        true => fs::read_dir(path).unwrap().map(|entry| disk_usage(&entry.unwrap().path())).sum(),
-        false => 0,
-    };
-    metadata.blocks() * 512 + below
-}
-
 fn layers_here(peel: &Peel) -> usize {
     fs::read_dir(peel.store().join("layers/sha256")).unwrap().count()
 }
 
 fn names(list: &Value, key: &str) -> Vec<String> {
     list.as_array().unwrap().iter().map(|item| item[key].as_str().unwrap().to_owned()).collect()
-}
-
-/// Waits for the second to end, so that what is used next was used later.
-fn use_later() {
-    let second = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    let begun = second();
-    while second() == begun {
-        std::thread::yield_now();
-    }
 }
 
 #[test]
@@ -167,7 +148,7 @@ fn over_a_limit_cold_content_goes_before_images_and_is_fetched_again() {
     let peel = Peel::new();
     for reference in &references {
         peel.succeed(&["extract", reference, "--quiet"]);
-        use_later();
+        next_second();
     }
     let limit = (disk_usage(peel.store()) - 3 * MEBIBYTE).to_string();
     let collected = peel.json(&["gc", "--keep-bytes", &limit, "--json"]);
@@ -190,9 +171,9 @@ fn images_that_were_unused_for_long_go_first() {
     let (_registry, _directory, references) = served(&[("one", &[1]), ("two", &[2])]);
     let peel = Peel::new();
     peel.succeed(&["pull", &references[0]]);
-    use_later();
+    next_second();
     peel.succeed(&["pull", &references[1]]);
-    use_later();
+    next_second();
     // Used again: now the other is the old one.
     is_image_of(&peel, &references[0], &[1]);
     let collected = peel.json(&["gc", "--keep-duration", "1h", "--json"]);

@@ -3,17 +3,17 @@
 
 use crate::support::archive::TestEntry;
 use crate::support::blob::{Estargz, Footer, Form, estargz_with_toc, toc_json};
+use crate::support::clock::next_second;
 use crate::support::content::Content;
 use crate::support::image::{Layout, this_architecture};
 use crate::support::model::Model;
 use crate::support::peel::{Peel, kill_and_wait, wait_or_kill};
 use crate::support::registry::FakeRegistry;
+use crate::support::space::disk_usage;
 use crate::support::tree::{Tree, assert_same};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::process::Stdio;
 
 const SMALL_CHUNKS: Form =
@@ -94,27 +94,8 @@ fn column(records: &[Value], key: &str) -> Vec<String> {
     records.iter().map(|record| text(record, key)).collect()
 }
 
-/// Bytes on the disk, counted here.
-fn disk_usage(path: &Path) -> u64 {
-    let metadata = fs::symlink_metadata(path).unwrap();
-    let below: u64 = match metadata.is_dir() {
-        true => fs::read_dir(path).unwrap().map(|entry| disk_usage(&entry.unwrap().path())).sum(),
-        false => 0,
-    };
-    metadata.blocks() * 512 + below
-}
-
 fn layers_here(peel: &Peel) -> usize {
     fs::read_dir(peel.store().join("layers/sha256")).map_or(0, |layers| layers.count())
-}
-
-/// Waits for the second to end, so that what expires in it has.
-fn next_second() {
-    let second = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    let begun = second();
-    while second() == begun {
-        std::thread::yield_now();
-    }
 }
 
 #[test]

@@ -7,17 +7,40 @@
 //!   └─ read the pipe ◀────┘          end of file without a word: the child died
 //! ```
 
-use rustix::process::setsid;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use rustix::process::setsid;
+
+use super::failure;
+
+/// Serves in a child, which calls what `serve` is given once the directory is usable: the parent leaves then. An error is told on the
+/// terminal, and its exit code is that of both. Must be called before the process has a second thread, and before it has written
+/// anything that may not have left it yet.
+pub fn run(
+    serve: impl FnOnce(&mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let mut word = Some(fork().context("cannot start the serving process")?);
+    let served = serve(&mut || match word.take() {
+        Some(word) => Ok(word.usable()?),
+        None => Ok(()),
+    });
+    let Err(error) = served else { return Ok(ExitCode::SUCCESS) };
+    let code = failure::report(&error);
+    if let Some(word) = word {
+        word.failed(failure::code(&error));
+    }
+    Ok(code)
+}
 
 /// The child's end of the pipe.
-pub struct Word(File);
+struct Word(File);
 
-/// Forks, and returns in the child alone. Must be called before the process has a second thread, and before it has written anything
-/// that may not have left it yet.
-pub fn fork() -> io::Result<Word> {
+/// Forks, and returns in the child alone.
+fn fork() -> io::Result<Word> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // SAFETY: the process has one thread, so the child is a whole copy, with no lock held by a thread that it does not have.
     match unsafe { libc::fork() } {
@@ -50,7 +73,7 @@ fn wait(reader: OwnedFd) -> u8 {
 
 impl Word {
     /// Tells the parent that the directory is usable, and leaves its terminal, session and directory.
-    pub fn usable(self) -> io::Result<()> {
+    fn usable(self) -> io::Result<()> {
         let null = File::options().read(true).write(true).open("/dev/null")?;
         // The parent may have been killed; then nobody waits for the word.
         let _ = setsid();
@@ -63,7 +86,7 @@ impl Word {
     }
 
     /// Tells the parent to leave with this code.
-    pub fn failed(self, code: u8) {
+    fn failed(self, code: u8) {
         self.say(code);
     }
 

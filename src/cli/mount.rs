@@ -11,14 +11,14 @@ use peelfs::mount::writable::find_snapshot;
 use peelfs::mount::{ImageMountError, Mounted, Prefetching, Pull, Request, prepare};
 use peelfs::store::{SnapshotName, Store};
 use peelfs_fuse::{MountOptions, Unmounter};
-use peelfs_registry::{ImageReference, Platform};
+use peelfs_registry::ImageReference;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::background;
 use super::log_file::LogFile;
-use super::network::NetworkArguments;
+use super::network::SourceArguments;
 use super::signals::{self, Held};
-use super::{environment, failure, memory, progress};
+use super::{environment, memory, progress};
 
 /// Mount an image as a directory
 ///
@@ -31,9 +31,6 @@ pub struct Arguments {
     /// An empty directory
     #[arg(value_name = "DIR")]
     mountpoint: PathBuf,
-    /// The platform to choose from an image index, such as linux/arm64 [default: this machine's]
-    #[arg(long)]
-    platform: Option<Platform>,
     /// Let DIR be written to: what is changed is kept in a snapshot of the store, which outlives the mount. Needs root
     #[arg(long)]
     writable: bool,
@@ -47,14 +44,10 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t = PullArgument::Missing)]
     pull: PullArgument,
     #[command(flatten)]
-    network: NetworkArguments,
+    source: SourceArguments,
     /// Seconds after which a read that waits for the registry fails with an I/O error
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     read_timeout: u64,
-    /// Believe SOCI indexes that only refer to the image: whoever may push to its repository may have put them there, and they decide what
-    /// its files are. Layers that come of them stay in the store
-    #[arg(long)]
-    trust_referrers: bool,
     /// What is fetched before it is read
     #[arg(long, value_enum, default_value_t = PrefetchArgument::Auto)]
     prefetch: PrefetchArgument,
@@ -119,19 +112,7 @@ pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<Ex
         serve(&arguments, &store, verbose, || Ok(()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut word = Some(background::fork().context("cannot start the serving process")?);
-    let told = serve(&arguments, &store, verbose, || match word.take() {
-        Some(word) => Ok(word.usable()?),
-        None => Ok(()),
-    });
-    if let Err(error) = told {
-        let code = failure::report(&error);
-        if let Some(word) = word {
-            word.failed(failure::code(&error));
-        }
-        return Ok(code);
-    }
-    Ok(ExitCode::SUCCESS)
+    background::run(|usable| serve(&arguments, &store, verbose, usable))
 }
 
 fn serve(
@@ -174,16 +155,16 @@ fn serve(
 fn request(arguments: &Arguments) -> Request {
     Request {
         reference: arguments.reference.clone(),
-        platform: environment::platform(arguments.platform.clone()),
+        platform: arguments.source.platform(),
         pinned: None,
         pull: match arguments.pull {
             PullArgument::Missing => Pull::Missing,
             PullArgument::Always => Pull::Always,
             PullArgument::Never => Pull::Never,
         },
-        client: arguments.network.client(),
+        client: arguments.source.client(),
         read_deadline: Duration::from_secs(arguments.read_timeout),
-        trust_referrers: arguments.trust_referrers,
+        trust_referrers: arguments.source.trust_referrers,
         records_profile: !arguments.no_profile,
         prefetching: arguments.prefetch.into(),
         progress: progress::to_terminal(arguments.quiet),

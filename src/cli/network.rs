@@ -4,7 +4,40 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::Context;
-use peelfs_registry::{ClientConfiguration, Timeouts};
+use peelfs_registry::{ClientConfiguration, Platform, Timeouts};
+
+use super::environment;
+
+/// Options of every command that brings images here.
+#[derive(clap::Args)]
+pub struct SourceArguments {
+    /// The platform to choose from an image index, such as linux/arm64 [default: this machine's]
+    #[arg(long)]
+    platform: Option<Platform>,
+    /// Believe SOCI indexes that only refer to the image: whoever may push to its repository may have put them there, and they decide what
+    /// its files are. Layers that come of them stay in the store
+    #[arg(long)]
+    pub trust_referrers: bool,
+    #[command(flatten)]
+    pub network: NetworkArguments,
+}
+
+impl SourceArguments {
+    /// The platform that is meant.
+    pub fn platform(&self) -> Platform {
+        environment::platform(self.platform.clone())
+    }
+
+    /// Whether it was asked for by name, so that an image for another is not what is wanted.
+    pub fn names_platform(&self) -> bool {
+        self.platform.is_some()
+    }
+
+    /// What a client is told.
+    pub fn client(&self) -> ClientConfiguration {
+        self.network.client()
+    }
+}
 
 /// Options of every command that asks registries.
 #[derive(clap::Args)]

@@ -13,7 +13,7 @@ use peelfs::store::Store;
 use peelfs_registry::{ImageReference, Platform};
 use serde::Serialize;
 
-use super::network::NetworkArguments;
+use super::network::SourceArguments;
 use super::output::{self, Align, ReportArguments};
 use super::{environment, progress};
 
@@ -45,15 +45,8 @@ pub struct PulledImage {
 /// How images are brought into the store.
 #[derive(clap::Args)]
 pub struct Bringing {
-    /// The platform to choose from an image index, such as linux/arm64 [default: this machine's]
-    #[arg(long)]
-    platform: Option<Platform>,
-    /// Believe SOCI indexes that only refer to the image: whoever may push to its repository may have put them there, and they decide what
-    /// its files are. Layers that come of them stay in the store
-    #[arg(long)]
-    trust_referrers: bool,
     #[command(flatten)]
-    network: NetworkArguments,
+    source: SourceArguments,
     #[command(flatten)]
     pub report: ReportArguments,
 }
@@ -115,7 +108,7 @@ pub fn keep_house(store: &Store) {
 impl Bringing {
     /// The platform that is meant.
     pub fn platform(&self) -> Platform {
-        environment::platform(self.platform.clone())
+        self.source.platform()
     }
 
     /// Brings an image into the store.
@@ -134,12 +127,12 @@ impl Bringing {
             reference: reference.clone(),
             platform: self.platform(),
             pull: when,
-            client: self.network.client(),
+            client: self.source.client(),
             read_deadline: READ_DEADLINE,
-            trust_referrers: self.trust_referrers,
+            trust_referrers: self.source.trust_referrers,
             progress: progress::to_terminal(self.report.quiet),
         };
-        let other = if self.platform.is_some() { OtherPlatform::Refuse } else { OtherPlatform::Warn };
+        let other = if self.source.names_platform() { OtherPlatform::Refuse } else { OtherPlatform::Warn };
         Ok(pull(store, threads, request, other)?)
     }
 }

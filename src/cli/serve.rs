@@ -17,7 +17,6 @@ use peelfs::mount::{Prefetching, Pull, Request};
 use peelfs::snapshotter::images::Images;
 use peelfs::snapshotter::{BoxError, RemoteStack, Snapshotter, store_fault};
 use peelfs::store::Store;
-use peelfs_registry::Platform;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -25,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::environment;
 use super::failure::Usage;
-use super::network::NetworkArguments;
+use super::network::SourceArguments;
 use super::{inherited, stack};
 
 /// A tree is mounted from what the store has, so this is long; but a table may be damaged, and made again over the network.
@@ -45,15 +44,8 @@ pub struct Arguments {
     /// Stream layers that cannot be read lazily, instead of leaving them to containerd
     #[arg(long)]
     stream: bool,
-    /// The platform to choose from an image index, such as linux/arm64 [default: this machine's]
-    #[arg(long)]
-    platform: Option<Platform>,
-    /// Believe SOCI indexes that only refer to the image: whoever may push to its repository may have put them there, and they decide what
-    /// its files are
-    #[arg(long)]
-    trust_referrers: bool,
     #[command(flatten)]
-    network: NetworkArguments,
+    source: SourceArguments,
     /// Seconds after which a read that waits for the registry fails with an I/O error
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     read_timeout: u64,
@@ -123,8 +115,8 @@ fn clean_up(snapshotter: &Arc<Snapshotter>) {
 }
 
 fn images(arguments: &Arguments, store: &Arc<Store>, threads: &NetworkThreads) -> anyhow::Result<Images> {
-    let platform = environment::platform(arguments.platform.clone());
-    let (client, trust_referrers) = (arguments.network.client(), arguments.trust_referrers);
+    let platform = arguments.source.platform();
+    let (client, trust_referrers) = (arguments.source.client(), arguments.source.trust_referrers);
     let read_deadline = Duration::from_secs(arguments.read_timeout);
     let request = move |reference| Request {
         reference,
@@ -141,7 +133,7 @@ fn images(arguments: &Arguments, store: &Arc<Store>, threads: &NetworkThreads) -
     let bringing = if arguments.stream { Bringing::OrStreamed } else { Bringing::Lazily };
     // This very program, even if another was installed in its place since.
     let program = PathBuf::from("/proc/self/exe");
-    let mut options = arguments.network.to_arguments();
+    let mut options = arguments.source.network.to_arguments();
     options.extend(["--read-timeout".into(), arguments.read_timeout.to_string().into()]);
     if trust_referrers {
         options.push("--trust-referrers".into());

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::Context;
 use peelfs::fetch::NetworkThreads;
 use peelfs::mount::{Prefetching, Pull, Request, prepare_lowest};
 use peelfs::snapshotter::RemoteStack;
@@ -18,7 +17,7 @@ use super::log_file::LogFile;
 use super::mount::{keep_house, stop_on_signals};
 use super::network::NetworkArguments;
 use super::signals::{self, Held};
-use super::{background, environment, failure};
+use super::{background, environment};
 
 /// The name of the command.
 pub const NAME: &str = "serve-stack";
@@ -62,19 +61,7 @@ pub fn command_line(stack: &RemoteStack, mount_point: &Path) -> Vec<OsString> {
 
 /// Runs the command. The process forks here, before it has a second thread.
 pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
-    let mut word = Some(background::fork().context("cannot start the serving process")?);
-    let served = serve(arguments, store, verbose, || match word.take() {
-        Some(word) => Ok(word.usable()?),
-        None => Ok(()),
-    });
-    if let Err(error) = served {
-        let code = failure::report(&error);
-        if let Some(word) = word {
-            word.failed(failure::code(&error));
-        }
-        return Ok(code);
-    }
-    Ok(ExitCode::SUCCESS)
+    background::run(|usable| serve(arguments, store, verbose, usable))
 }
 
 fn serve(

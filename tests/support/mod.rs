@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod blob;
 pub mod cases;
+pub mod clock;
 pub mod containerd;
 pub mod content;
 pub mod docker_registry;
@@ -15,5 +16,6 @@ pub mod random;
 pub mod registry;
 pub mod small_disk;
 pub mod soci;
+pub mod space;
 pub mod tools;
 pub mod tree;
