@@ -5,14 +5,13 @@
 mod exported;
 
 use self::exported::{export, has_a_link_above_a_marker};
-use crate::pulling::crashes;
 use crate::support::archive::TestEntry;
 use crate::support::blob::{Estargz, Footer, Form};
 use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::merged::{composed_tree, merged_tree};
 use crate::support::model::Model;
-use crate::support::peel::{Peel, kill_and_wait, wait_or_kill};
+use crate::support::peel::{Peel, duration_of, instants};
 use crate::support::random::stacks;
 use crate::support::registry::FakeRegistry;
 use crate::support::tools::{Unpacked, real_images};
@@ -21,7 +20,6 @@ use peelfs::store::Step;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::fs;
-use std::process::Stdio;
 
 const SMALL_CHUNKS: Form =
     Form::Estargz(Estargz { chunk_size: 64 << 10, footer: Footer::Modern, annotated: true, landmark: None });
@@ -316,22 +314,16 @@ fn a_merge_killed_at_any_instant_is_made_good_by_the_next() {
     }
     let merge = ["merge", "both", of(2), "localhost/apart"];
     made(&peel, &["diff", "apart", of(0), of(1)]);
-    let started = std::time::Instant::now();
-    let undisturbed = made(&peel, &merge);
-    let whole = started.elapsed();
-    let count = crashes();
-    for part in 0..count {
+    let mut undisturbed = Value::Null;
+    let whole = duration_of(|| undisturbed = made(&peel, &merge));
+    for instant in instants(whole) {
         peel.succeed(&["rm", "localhost/both", "--now"]);
-        let mut command = peel.command(&merge);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting peel");
-        std::thread::sleep(whole * part / count);
-        kill_and_wait(child.id() as i32);
-        wait_or_kill(child, "peel");
+        peel.killed_after(instant, &merge);
         let is_named = peel.run(&["show", "localhost/both"]).code == Some(0);
         if is_named {
             peel.mount("localhost/both").unmount();
         }
-        assert_eq!(peel.json(&["check", "--json"])["findings"], json!([]), "after part {part}");
+        peel.is_clean();
         assert_eq!(made(&peel, &merge)["manifest_digest"], undisturbed["manifest_digest"]);
     }
     peel.mount("localhost/both").unmount();

@@ -7,7 +7,7 @@ use crate::support::clock::next_second;
 use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::model::Model;
-use crate::support::peel::{Peel, kill_and_wait, wait_or_kill};
+use crate::support::peel::{Peel, duration_of, instants, wait_or_kill};
 use crate::support::registry::FakeRegistry;
 use crate::support::small_disk::SmallDisk;
 use crate::support::space::disk_usage;
@@ -212,19 +212,12 @@ fn a_collection_killed_at_any_instant_is_made_good_by_the_next() {
             peel.succeed(&["extract", reference, "--quiet"]);
         }
     };
-    let started = std::time::Instant::now();
     fill();
-    let collected = std::time::Instant::now();
-    peel.succeed(&["gc", "--keep-bytes", "0"]);
-    let (whole, _) = (collected.elapsed(), started);
-    let count = crate::pulling::crashes();
-    for part in 0..count {
+    let whole = duration_of(|| drop(peel.succeed(&["gc", "--keep-bytes", "0"])));
+    for instant in instants(whole) {
         fill();
-        let mut command = peel.command(&["gc", "--keep-bytes", "0"]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(whole * part / count);
-        kill_and_wait(child.id() as i32);
-        wait_or_kill(child, "peel gc");
+        peel.killed_after(instant, &["gc", "--keep-bytes", "0"]);
+        peel.is_clean();
         // Whatever is still named is whole.
         for reference in names(&peel.json(&["ls", "--json"]), "reference") {
             let layers: &[u64] = if reference == references[0] { &[1, 2] } else { &[2, 3] };

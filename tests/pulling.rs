@@ -7,7 +7,7 @@ use crate::support::cases::many_layers;
 use crate::support::content::Content;
 use crate::support::image::{Layout, this_architecture};
 use crate::support::model::Model;
-use crate::support::peel::{Peel, kill_and_wait, wait_or_kill};
+use crate::support::peel::{Peel, duration_of, instants, wait_or_kill};
 use crate::support::registry::{FakeRegistry, Fault};
 use crate::support::small_disk::SmallDisk;
 use crate::support::tools::real_images;
@@ -70,11 +70,6 @@ fn states(report: &Value) -> Vec<&str> {
 fn start(peel: &Peel, arguments: &[&str]) -> Child {
     let mut command = peel.command(arguments);
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting peel")
-}
-
-/// How often a process is killed at some moment.
-pub fn crashes() -> u32 {
-    std::env::var("PEEL_CRASHES").ok().and_then(|count| count.parse().ok()).unwrap_or(8)
 }
 
 #[test]
@@ -319,21 +314,20 @@ fn as_many_diff_ids_as_layers_or_an_error() {
     assert!(outcome.stderr.contains("1 layers") && outcome.stderr.contains("2 diff IDs"), "{outcome:?}");
 }
 
-/// Kills the command at instants spread over what an undisturbed one takes; then it must do its work.
+/// Kills the command at instants spread over what an undisturbed one takes; then it must do its work. Each kill finds what the ones
+/// before left, and every fourth an empty store.
 fn killed_at_any_instant(form: Form, command: &str) {
     let mut served = served(form);
     let undisturbed = Peel::new();
-    let started = std::time::Instant::now();
-    undisturbed.succeed(&[command, &served.reference]);
-    let whole = started.elapsed();
+    let whole = duration_of(|| drop(undisturbed.succeed(&[command, &served.reference])));
     let peel = Peel::new();
-    let count = crashes();
-    for part in 0..count {
-        let child = start(&peel, &[command, &served.reference]);
-        std::thread::sleep(whole * part / count);
-        kill_and_wait(child.id() as i32);
-        wait_or_kill(child, "peel");
+    for (part, instant) in instants(whole).enumerate() {
+        if part % 4 == 0 {
+            peel.run(&["rm", "--now", &served.reference]);
+        }
+        peel.killed_after(instant, &[command, &served.reference]);
         peel.json(&["ls", "--json"]);
+        peel.is_clean();
     }
     assert_eq!(states(&peel.json(&["extract", &served.reference, "--json"])), ["extracted"; 3]);
     is_readable_without_registry(&peel, &mut served);

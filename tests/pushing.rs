@@ -8,13 +8,13 @@ use crate::support::content::Content;
 use crate::support::docker_registry::{DockerRegistry, Options};
 use crate::support::image::{Layout, this_architecture};
 use crate::support::model::Model;
-use crate::support::peel::{Peel, kill_and_wait, wait_or_kill};
+use crate::support::peel::{Peel, duration_of, instants};
 use crate::support::registry::{Authentication, FakeRegistry, Fault};
 use crate::support::small_disk::SmallDisk;
 use crate::support::tree::{Tree, assert_same};
 use serde_json::Value;
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 const SMALL_CHUNKS: Form =
     Form::Estargz(Estargz { chunk_size: 64 << 10, footer: Footer::Modern, annotated: true, landmark: None });
@@ -405,19 +405,12 @@ fn a_full_disk_at_the_destination_is_an_error_and_space_makes_it_work() {
 #[test]
 fn a_push_killed_at_any_instant_is_made_good_by_the_next() {
     let Pulled { registry: _source_registry, reference: source, peel, .. } = pulled(Form::GZIP);
-    let started = std::time::Instant::now();
     let undisturbed = empty();
-    peel.succeed(&["push", &source, &reference(&undisturbed, "some/name")]);
-    let whole = started.elapsed();
+    let whole = duration_of(|| drop(peel.succeed(&["push", &source, &reference(&undisturbed, "some/name")])));
     let registry = empty();
     let destination = reference(&registry, "some/name");
-    let count = crate::pulling::crashes();
-    for part in 0..count {
-        let mut command = peel.command(&["push", &source, &destination]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(whole * part / count);
-        kill_and_wait(child.id() as i32);
-        wait_or_kill(child, "peel push");
+    for instant in instants(whole) {
+        peel.killed_after(instant, &["push", &source, &destination]);
         if registry.manifest("some/name", "pushed").is_some() {
             // It is named only if it is whole.
             is_the_image(&destination, &model());
@@ -425,4 +418,5 @@ fn a_push_killed_at_any_instant_is_made_good_by_the_next() {
     }
     peel.succeed(&["push", &source, &destination]);
     is_the_image(&destination, &model());
+    peel.is_clean();
 }

@@ -7,14 +7,13 @@ use crate::support::clock::next_second;
 use crate::support::content::Content;
 use crate::support::image::{Layout, this_architecture};
 use crate::support::model::Model;
-use crate::support::peel::{Peel, kill_and_wait, wait_or_kill};
+use crate::support::peel::{Peel, duration_of, instants};
 use crate::support::registry::FakeRegistry;
 use crate::support::space::disk_usage;
 use crate::support::tree::{Tree, assert_same};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::process::Stdio;
 
 const SMALL_CHUNKS: Form =
     Form::Estargz(Estargz { chunk_size: 64 << 10, footer: Footer::Modern, annotated: true, landmark: None });
@@ -433,27 +432,18 @@ fn whoever_is_killed_leaves_images_and_records_that_agree() {
         &["lease", "rm", "a"],
         &["gc", "--keep-bytes", "0"],
     ];
-    let start = |peel: &Peel, arguments: &[&str]| {
-        peel.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-    };
     // How long each takes that is not disturbed. A mount goes on for ever.
     let undisturbed = Peel::new();
-    let mut durations = Vec::new();
-    for command in commands {
-        let started = std::time::Instant::now();
-        match command[0] {
+    let durations = commands.map(|command| {
+        duration_of(|| match command[0] {
             "mount" => drop(undisturbed.mount(&two)),
             _ => drop(undisturbed.succeed(command)),
-        }
-        durations.push(started.elapsed());
-    }
-    let count = crate::pulling::crashes();
-    for part in 0..count {
-        for (command, whole) in commands.iter().zip(&durations) {
-            let child = start(peel, command);
-            std::thread::sleep(*whole * part / count);
-            kill_and_wait(child.id() as i32);
-            wait_or_kill(child, "peel");
+        })
+    });
+    let all = durations.map(|whole| instants(whole).collect::<Vec<_>>());
+    for part in 0..all[0].len() {
+        for (command, instants) in commands.iter().zip(&all) {
+            peel.killed_after(instants[part], command);
             peel.run(&["unmount", "--lazy", directory]);
             agree(&house);
         }

@@ -105,6 +105,22 @@ impl Peel {
         serde_json::from_str(&output).unwrap_or_else(|error| panic!("peel {arguments:?}: {error}: {output}"))
     }
 
+    /// Runs a command and kills it (-9) after that time, if it still runs.
+    pub fn killed_after(&self, instant: Duration, arguments: &[&str]) {
+        let mut command = self.command(arguments);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting peel");
+        std::thread::sleep(instant);
+        kill_and_wait(child.id() as i32);
+        wait_or_kill(child, "peel");
+    }
+
+    /// Whatever happened to the store, all in it is what it should be.
+    #[track_caller]
+    pub fn is_clean(&self) {
+        let report = self.json(&["check", "--json"]);
+        assert_eq!(report["findings"], serde_json::json!([]));
+    }
+
     /// An empty directory to mount at.
     pub fn mount_point(&self) -> PathBuf {
         tempfile::Builder::new()
@@ -209,6 +225,19 @@ impl Drop for Mount<'_> {
     fn drop(&mut self) {
         while is_mount_point(&self.path) && unmount(&self.path, UnmountFlags::DETACH).is_ok() {}
     }
+}
+
+/// Instants at which to kill what takes that long if it is not disturbed, from its first on: 8, or as many as `PEEL_CRASHES` says.
+pub fn instants(whole: Duration) -> impl Iterator<Item = Duration> {
+    let count = std::env::var("PEEL_CRASHES").ok().and_then(|count| count.parse().ok()).unwrap_or(8);
+    (0..count).map(move |part| whole * part / count)
+}
+
+/// How long that takes.
+pub fn duration_of(work: impl FnOnce()) -> Duration {
+    let started = std::time::Instant::now();
+    work();
+    started.elapsed()
 }
 
 /// Runs a command to its end, output and all; one that hangs is killed. Output goes through files, so that a process left
