@@ -12,6 +12,7 @@ mod docker_images;
 mod equality;
 mod external_toc;
 mod formats;
+mod full_disk;
 mod fuse;
 mod laziness;
 mod lower_store;

@@ -15,9 +15,33 @@ impl SmallDisk {
         SmallDisk(path.to_owned())
     }
 
+    /// Leaves so many pages of 4 KiB free, until what this gives is dropped.
+    pub fn fill_up_to(&self, pages: u64) -> Filler {
+        let free = rustix::fs::statvfs(&self.0).unwrap();
+        let length = (free.f_bavail * free.f_frsize).saturating_sub(pages * 4096);
+        let path = self.0.join("filler");
+        let file = fs::File::create(&path).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length).unwrap();
+        Filler { file, path }
+    }
+
     pub fn grow(&self, mebibytes: u64) {
         let options = format!("size={mebibytes}M");
         rustix::mount::mount_remount(&self.0, rustix::mount::MountFlags::empty(), options).unwrap();
+    }
+}
+
+/// What fills a disk.
+pub struct Filler {
+    file: fs::File,
+    path: PathBuf,
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        // Cut first: a process that another test starts may hold it open for an instant.
+        let _ = self.file.set_len(0);
+        let _ = fs::remove_file(&self.path);
     }
 }
 
