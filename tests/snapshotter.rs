@@ -3,6 +3,7 @@
 //! registry.
 
 mod claims;
+mod user_namespaces;
 
 use crate::support::archive::TestEntry;
 use crate::support::blob::{Form, sha256};

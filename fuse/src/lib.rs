@@ -12,6 +12,7 @@
 //!   ([`ReadReply::channel`]).
 //! - [`mount()`] makes the file system appear, complete: when it returns, the directory can be used. [`mount_writable`] lays an overlay
 //!   above it, whose changes go to a directory.
+//! - [`mount_mapped`] shows a directory at another place with other owners.
 //! - [`unmount()`] takes it away, whoever serves it, alive or dead; [`mounts`] lists what is there.
 //!
 //! Rules that hold in this crate: only it names a `fuser` type; no operation on metadata waits; handles carry
@@ -24,6 +25,7 @@ mod directory;
 mod errno;
 mod fusermount;
 mod kernel_mount;
+mod mapped;
 mod mount;
 mod mount_error;
 mod mountinfo;
@@ -36,6 +38,7 @@ mod unmount;
 mod users;
 
 pub use errno::Errno;
+pub use mapped::{IdMap, IdRange, MapError, mount_mapped, outside};
 pub use mount::{MountOptions, mount, mount_writable};
 pub use mount_error::MountError;
 pub use mountinfo::{FILESYSTEM_TYPE, MountEntry, is_mountpoint, mount_at, mounts};

@@ -193,6 +193,7 @@ fn containerd_configuration(address: &Path, store: &Path) -> String {
          [proxy_plugins.peel]\n\
          \x20 type = \"snapshot\"\n\
          \x20 address = \"{address}\"\n\
+         \x20 capabilities = [\"remap-ids\"]\n\
          \x20 [proxy_plugins.peel.exports]\n\
          \x20   root = \"{root}\"\n\
          \x20   enable_remote_snapshot_annotations = \"true\"\n\

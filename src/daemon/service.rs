@@ -174,7 +174,7 @@ fn status(name: &str, error: &SnapshotterError) -> Status {
         SnapshotterError::AlreadyExists { .. } => Code::AlreadyExists,
         SnapshotterError::FailedPrecondition { .. } => Code::FailedPrecondition,
         SnapshotterError::InvalidArgument { .. } | SnapshotterError::Filter(_) => Code::InvalidArgument,
-        SnapshotterError::Unavailable { .. } => Code::Unavailable,
+        SnapshotterError::Unavailable { .. } | SnapshotterError::Owners { .. } => Code::Unavailable,
         SnapshotterError::Store(error) if error.is_full() => Code::ResourceExhausted,
         SnapshotterError::Store(_) => Code::Unknown,
     };

@@ -51,6 +51,14 @@ pub enum SnapshotterError {
         /// Why, causes included.
         reason: String,
     },
+    /// What is below a snapshot cannot be shown with the owners of its container.
+    #[error("cannot map the owners of snapshot {name:?}: {reason}")]
+    Owners {
+        /// The snapshot's name.
+        name: String,
+        /// Why, causes included.
+        reason: String,
+    },
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -7,9 +7,11 @@
 //! | remove | its row goes |
 //! | clean up | directories without a row; mounts that nothing needs |
 
+use peelfs_fuse::IdMap;
+
 use super::{
-    Attempt, Labels, Mount, SnapshotKind, Snapshotter, SnapshotterError, check_labels, found, now, refuse,
-    without_empty,
+    Attempt, Labels, Mount, SnapshotKind, Snapshotter, SnapshotterError, check_labels, found, now, owners,
+    refuse, without_empty,
 };
 use crate::error::chain;
 use crate::store::StoreError;
@@ -51,6 +53,7 @@ impl Snapshotter {
             let reason = "it has no name".to_owned();
             return Err(SnapshotterError::InvalidArgument { operation, name: String::new(), reason });
         }
+        let map = owner_map(operation, key, labels)?;
         let (below, used) = self.read("look for a snapshot", |tables| {
             check_is_new(tables, key)?;
             let below = match committed_parent(tables, operation, key, parent)? {
@@ -62,10 +65,17 @@ impl Snapshotter {
         let lower = self.lower_directories(key, &below)?;
         let directories = self.store.container_snapshots();
         let directory = directories.create(used, kind == SnapshotKind::Active)?;
-        if let Some(highest) = lower.first() {
-            let (uid, gid) = directories.owner(highest)?;
-            directory.set_owner(uid, gid)?;
+        let owner = lower.first().map(|highest| directories.owner(highest)).transpose()?;
+        match (owner, &map) {
+            (Some((uid, gid)), None) => directory.set_owner(uid, gid)?,
+            (owner, Some(map)) => {
+                let (uid, gid) = owners::outside(map, owner.unwrap_or_default());
+                directory.set_owner(uid, gid)?;
+            }
+            (None, None) => {}
         }
+        // What cannot be mapped is said while there is no row yet.
+        self.mapped(key, directory.id(), map.as_ref(), lower)?;
         let now = now();
         let row = SnapshotRow {
             id: directory.id(),
@@ -84,7 +94,8 @@ impl Snapshotter {
             Ok(tables.insert(&row, &without_empty(labels))?)
         })?;
         // Since there is a row, nobody unmounts what is below; before it, somebody may have.
-        self.lower_directories(key, &below)?;
+        let lower = self.lower_directories(key, &below)?;
+        let lower = self.mapped(key, row.id, map.as_ref(), lower)?;
         Ok(self.mounts_of(&row, &lower))
     }
 
@@ -94,7 +105,7 @@ impl Snapshotter {
     /// [`SnapshotterError::NotFound`]; [`SnapshotterError::FailedPrecondition`] for a committed one;
     /// [`SnapshotterError::Unavailable`] if the tree of an image below cannot be mounted.
     pub fn mounts(&self, key: &str) -> Result<Vec<Mount>, SnapshotterError> {
-        let chain = self.read("look for a snapshot", |tables| {
+        let (chain, labels) = self.read("look for a snapshot", |tables| {
             let row = found(tables, key)?;
             if row.kind == SnapshotKind::Committed {
                 return refuse(SnapshotterError::FailedPrecondition {
@@ -103,13 +114,15 @@ impl Snapshotter {
                     reason: "it is committed",
                 });
             }
-            Ok(tables.chain(row.id)?)
+            Ok((tables.chain(row.id)?, tables.labels(row.id)?))
         })?;
         // The first is the one that was found.
         let Some((row, below)) = chain.split_first() else {
             return Err(SnapshotterError::NotFound { name: key.to_owned() });
         };
+        let map = owner_map("mount", key, &labels)?;
         let lower = self.lower_directories(key, below)?;
+        let lower = self.mapped(key, row.id, map.as_ref(), lower)?;
         Ok(self.mounts_of(row, &lower))
     }
 
@@ -203,15 +216,27 @@ impl Snapshotter {
         let directories = self.store.container_snapshots();
         for id in directories.list()? {
             let is_recorded = || self.read("look for a snapshot", |tables| Ok(tables.has(id)?));
+            let is_needed = || match is_recorded()? {
+                true => Ok(true),
+                // Nobody is about to write it: before it is removed, what lies below it must be out of reach.
+                false => self.unmap(id).map(|()| false),
+            };
             note(match is_recorded() {
                 Ok(true) => Ok(()),
-                Ok(false) => directories.remove_leftover(id, is_recorded).map(drop),
+                Ok(false) => directories.remove_leftover(id, is_needed).map(drop),
                 Err(error) => Err(error),
             });
         }
         note(self.store.database().shorten_log().map_err(<SnapshotterError as From<StoreError>>::from));
         first_error.map_or(Ok(()), Err)
     }
+}
+
+fn owner_map(operation: &'static str, key: &str, labels: &Labels) -> Result<Option<IdMap>, SnapshotterError> {
+    owners::of_labels(labels).map_err(|reason| {
+        let name = key.to_owned();
+        SnapshotterError::InvalidArgument { operation, name, reason }
+    })
 }
 
 fn check_is_new(tables: &SnapshotTables<'_>, name: &str) -> Attempt<()> {

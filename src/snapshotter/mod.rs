@@ -11,6 +11,8 @@
 //! - A *remote* snapshot is the lowest layers of an image, all of which are in the store lazily or as a whole. It has no directory. It
 //!   is committed while it is prepared, and containerd is told that it is there already: so nothing of the layer is pulled. Remote
 //!   snapshots lie on remote ones or on nothing; what is not lazy comes above them.
+//! - A container in a user namespace sees what is below its snapshot mapped to the owners of that namespace: mounted for it alone, and
+//!   shared all the same.
 //! - Rows are the truth. A directory without a row is nobody's, whatever it was: [`Snapshotter::clean_up`] removes it, and unmounts what
 //!   no active snapshot and no view needs. [`Snapshotter::remove`] only takes the row away, as containerd stands still meanwhile.
 //! - What containerd was told is on disk: it remembers it, too.
@@ -22,6 +24,7 @@ mod labels;
 mod lifecycle;
 mod locks;
 mod mounts;
+mod owners;
 mod remote;
 
 use std::collections::HashMap;

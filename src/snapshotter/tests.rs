@@ -451,3 +451,74 @@ fn snapshots_are_there_again_after_a_restart() {
     assert_eq!(house.snapshotter.list(&[]).unwrap(), before);
     assert_eq!(house.snapshotter.mounts("a").unwrap(), mounts);
 }
+
+/// Takes the mounts away that a test has left, whatever happened to it.
+struct Unmounting(PathBuf);
+
+impl Unmounting {
+    fn mounts(&self) -> Vec<PathBuf> {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+        points.filter(|point| point.starts_with(&self.0)).collect()
+    }
+}
+
+impl Drop for Unmounting {
+    fn drop(&mut self) {
+        for mount in self.mounts() {
+            let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
+#[test]
+fn what_lies_below_a_container_of_a_user_namespace_is_mapped_and_outlives_it() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let house = House::new();
+    let unmounting = Unmounting(house.directory.path().to_owned());
+    for (name, parent) in [("lower", ""), ("upper", "lower")] {
+        house.committed(name, parent);
+    }
+    for (id, uid) in [("1", 0), ("2", 7)] {
+        std::fs::write(house.path(&format!("{id}/fs/file{id}")), id).unwrap();
+        chown(house.path(&format!("{id}/fs/file{id}")), Some(uid), Some(uid)).unwrap();
+    }
+    chown(house.path("2/fs"), Some(9), Some(0)).unwrap();
+    let mapping = |users: &str| {
+        labels(&[
+            ("containerd.io/snapshot/uidmapping", users),
+            ("containerd.io/snapshot/gidmapping", "0:200000:65536"),
+        ])
+    };
+    let mounts = house.snapshotter.prepare("container", "upper", &mapping("0:100000:65536")).unwrap();
+    let lower = format!("{}:{}", house.path("3/lower/0"), house.path("3/lower/1"));
+    assert!(options(&mounts).ends_with(&format!("lowerdir={lower}")), "{mounts:?}");
+    let owner = |path: &str| std::fs::metadata(house.path(path)).map(|found| (found.uid(), found.gid())).ok();
+    let shown = [Some((100_007, 200_007)), Some((100_000, 200_000)), Some((100_009, 200_000))];
+    let looks = || [owner("3/lower/0/file2"), owner("3/lower/1/file1"), owner("3/fs")];
+    assert_eq!(looks(), shown);
+    // As after a restart of the machine, and as it is.
+    rustix::mount::unmount(house.path("3/lower/1"), rustix::mount::UnmountFlags::DETACH).unwrap();
+    for _ in 0..2 {
+        assert_eq!(house.snapshotter.mounts("container").unwrap(), mounts);
+        assert_eq!(looks(), shown);
+        assert_eq!(unmounting.mounts().len(), 2);
+    }
+    let view = house.snapshotter.view("view", "lower", &mapping("0:5:1")).unwrap();
+    assert_eq!(options(&view), format!("bind {} ro,rbind", house.path("4/lower/0")));
+    assert_eq!(owner("4/lower/0/file1"), Some((5, 200_000)));
+
+    for wrong in ["0:1", "0:100000:65536,0:100000:65536"] {
+        assert!(house.snapshotter.prepare("wrong", "upper", &mapping(wrong)).is_err());
+        assert!(matches!(house.snapshotter.stat("wrong"), Err(SnapshotterError::NotFound { .. })));
+    }
+    for name in ["container", "view"] {
+        house.snapshotter.remove(name).unwrap();
+    }
+    eventually("it is removed", || {
+        house.snapshotter.clean_up().unwrap();
+        house.snapshotter.store.container_snapshots().list().unwrap().len() == 2
+    });
+    assert!(unmounting.mounts().is_empty());
+    assert_eq!([owner("1/fs/file1"), owner("2/fs/file2")], [Some((0, 0)), Some((7, 7))]);
+}

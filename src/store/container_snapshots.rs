@@ -1,4 +1,4 @@
-//! The directories of containerd's snapshots: `snapshots/<number>/{fs,work}`, beside those of mutable records, which have other names.
+//! The directories of containerd's snapshots: `snapshots/<number>/{fs,work,lower}`, beside those of mutable records, which have other names.
 //!
 //! ```text
 //! made at its place, locked ──▶ its row is written, unlocked ──▶ in use ──▶ its row goes ──▶ moved to ingest/ ──▶ removed
@@ -7,6 +7,8 @@
 //!
 //! A number is given once while a process serves them, and never to two of those that are there. Whoever is killed between any two steps
 //! leaves a directory without a row, which the next clean-up removes.
+//!
+//! `lower/<n>` is there for a container in a user namespace: what lies below it, mounted with the owners that it sees.
 //!
 //! `snapshots/remote-<hex>` are the mount points of remote snapshots' trees.
 
@@ -27,6 +29,7 @@ use super::temporary::{Temporaries, lock_unused};
 
 const FS: &str = "fs";
 const WORK: &str = "work";
+const LOWER: &str = "lower";
 const MOUNT_POINT: &str = "remote-";
 
 /// What an overlay shows as its root is the snapshot's own directory.
@@ -116,6 +119,21 @@ impl ContainerSnapshots {
         self.path(id).join(WORK)
     }
 
+    /// A directory at which one of those below it is mounted for it alone.
+    pub fn lower(&self, id: i64, number: usize) -> Result<PathBuf, StoreError> {
+        let path = self.path(id).join(LOWER);
+        for path in [path.clone(), path.join(number.to_string())] {
+            ensure_directory(&path)?;
+        }
+        Ok(path.join(number.to_string()))
+    }
+
+    /// Those directories that are there.
+    pub fn lowers(&self, id: i64) -> Result<Vec<PathBuf>, StoreError> {
+        let path = self.path(id).join(LOWER);
+        Ok(names_in(&path)?.into_iter().map(|name| path.join(name)).collect())
+    }
+
     /// What its tree takes on disk.
     pub fn usage(&self, id: i64) -> Result<DiskUsage, StoreError> {
         disk_usage(&self.fs(id))
@@ -185,15 +203,7 @@ impl ContainerSnapshots {
     }
 
     fn names(&self) -> Result<Vec<String>, StoreError> {
-        let entries = match std::fs::read_dir(&self.directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.context("list", &self.directory)?,
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            names.extend(entry.context("list", &self.directory)?.file_name().into_string().ok());
-        }
-        Ok(names)
+        names_in(&self.directory)
     }
 
     fn ensure(&self) -> Result<(), StoreError> {
@@ -208,6 +218,18 @@ impl ContainerSnapshots {
     fn path(&self, id: i64) -> PathBuf {
         self.directory.join(id.to_string())
     }
+}
+
+fn names_in(directory: &Path) -> Result<Vec<String>, StoreError> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.context("list", directory)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.context("list", directory)?.file_name().into_string().ok());
+    }
+    Ok(names)
 }
 
 /// Enough of a tree's key: the paths of two hundred lower directories must fit into one page of memory.

@@ -128,6 +128,13 @@ impl Containerd {
         self.server = Some(Server::start(command, self.directory.path(), "containerd"));
     }
 
+    /// Lets users who are not root come to the containers' directories, as those of user namespaces must.
+    pub fn let_others_pass(&self) {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::Permissions::from_mode(0o711);
+        fs::set_permissions(self.directory.path(), mode).expect("setting the mode of a directory");
+    }
+
     /// Ends it and starts it again; containers run on.
     pub fn restart(&mut self) {
         self.server.take().expect("it runs").end(Signal::TERM);
