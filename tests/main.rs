@@ -8,6 +8,7 @@ mod check;
 mod commands;
 mod composing;
 mod convert;
+mod directories;
 mod docker_images;
 mod equality;
 mod external_toc;
