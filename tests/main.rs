@@ -25,6 +25,7 @@ mod pulling;
 mod pushing;
 mod records;
 mod registry;
+mod same_archives;
 mod shared_layers;
 mod snapshotter;
 mod soci;

@@ -219,9 +219,9 @@ impl Directories {
     /// Whether something is mounted in the directory of a record, or it is mounted somewhere, as far as this process sees.
     pub fn is_mounted(&self, record: &RecordId) -> Result<bool, StoreError> {
         const MOUNTS: &str = "/proc/self/mountinfo";
-        let mounts = std::fs::read_to_string(MOUNTS).context("read", MOUNTS)?;
+        let mounts = std::fs::read(MOUNTS).context("read", MOUNTS)?;
         // Nothing else is called so. Be it a mount point, the root of a bind mount, or a layer of an overlay.
-        Ok(mounts.contains(record.as_str()))
+        Ok(String::from_utf8_lossy(&mounts).contains(record.as_str()))
     }
 
     /// Removes the directory of a record. Its name is gone at once; what is in it, after a while.
