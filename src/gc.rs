@@ -20,7 +20,7 @@ pub use self::plan::{ImageUse, Inventory, LayerUse, Needs, Plan, Policy};
 use crate::cache::{Cache, CacheError};
 use crate::error::chain;
 use crate::fetch::index::open_local;
-use crate::fetch::{image_of_manifest, possible_names};
+use crate::fetch::{image_of_manifest, possible_names, twins};
 use crate::mount::live::{Liveness, live_mounts};
 use crate::mount::tree_key;
 use crate::store::record_tables::RecordId;
@@ -113,6 +113,7 @@ fn forget_what_is_gone(store: &Store) -> Result<(), StoreError> {
     store.notes().keep_only(NoteKind::Origin, &named)?;
     let layers: Vec<String> = store.database().layers()?.into_iter().map(|layer| layer.digest).collect();
     store.notes().keep_only(NoteKind::Variants, &layers)?;
+    twins::forget_gone(store)?;
     // An image without its manifest cannot be had, and where its layers were is of no use.
     store.origins().keep_only(&store.content().list()?)?;
     store.note_images()?;

@@ -5,6 +5,7 @@ pub mod commit;
 pub mod compose;
 pub mod convert;
 pub mod daemon;
+pub mod directory;
 pub mod error;
 pub mod fetch;
 pub mod gc;

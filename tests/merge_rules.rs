@@ -178,7 +178,7 @@ fn hides_what_it_entered(layer: &[TestEntry]) -> bool {
 }
 
 /// How umoci differs where the specification is silent.
-fn umoci_differs() -> Vec<Allowed> {
+pub fn umoci_differs() -> Vec<Allowed> {
     vec![
         Allowed::new(
             "missing parents: umoci makes them, and what holds them, as new as the unpacking",

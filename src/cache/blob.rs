@@ -16,6 +16,7 @@ use super::digests::blob_link;
 use super::refs::{ImmutableRef, Purpose, present};
 use super::truth::truth;
 use super::{Attempt, Cache, CacheError, LayerSource, apply, chain_id, now, or_refuse, refuse};
+use crate::fetch::twins::has_diff_id;
 use crate::store::record_tables::{CacheRecord, LayerBlob, RecordId, RecordKey, RecordKind, RecordTables};
 use crate::store::{LayerState, Store};
 
@@ -125,7 +126,15 @@ pub(super) fn ensure_layer(
         record.is_volatile = parent.is_volatile;
         record.boot.clone_from(&parent.boot);
     }
-    let twin = if description.layer.is_none() { proved_twin(store, tables, diff_id)? } else { None };
+    let is_of_other = description.layer.as_ref().is_some_and(|layer| *layer != description.blob.as_str());
+    let twin = match description.layer {
+        None => proved_twin(store, tables, diff_id)?,
+        // It may have been read in the data of another blob, or it is what an index beside its own made.
+        Some(_) if is_of_other => {
+            proved_twin(store, tables, diff_id)?.filter(|twin| twin.layer == record.layer)
+        }
+        Some(_) => None,
+    };
     if let Some(twin) = &twin {
         record.layer.clone_from(&twin.layer);
         record.is_proved = true;
@@ -174,7 +183,9 @@ fn proved_twin(store: &Store, tables: &RecordTables<'_>, diff_id: &str) -> Attem
         let Some(layer) = record.layer.as_ref().filter(|_| !record.is_volatile) else { continue };
         let truth = or_refuse(truth(store, layer))?;
         let is_usable = !matches!(truth.state, LayerState::Incomplete | LayerState::Poisoned);
-        if is_usable && (record.is_proved || truth.is_proved) {
+        // That it was proved by another's diff ID is no proof of this one.
+        let has_it = || or_refuse(has_diff_id(store, layer, diff_id));
+        if is_usable && (record.is_proved || (truth.is_proved && has_it()?)) {
             return Ok(Some(record));
         }
     }

@@ -5,6 +5,7 @@
 //! | parents of a record | the other records | the record is removed, with all that was made of it |
 //! | the snapshot of a record | `snapshots/` | likewise: what was written is nowhere else |
 //! | data kept with a record | `items/` | the record has them no more |
+//! | a plain directory | the records | removed: it can be made again |
 //! | a snapshot, a file in `items/` | the records | removed if nothing is in it, else recorded as what was written by nobody known |
 //!
 //! A layer that is not here is no fault: it is fetched again. What somebody holds at this moment is left alone. It may run while others
@@ -153,6 +154,18 @@ impl Cache {
                 faults.push(Fault {
                     kind: FindingKind::DataWithoutRecord,
                     path: root.join("snapshots").join(id.as_str()),
+                    what: "it belongs to no record".to_owned(),
+                    repair: Repair::Recover,
+                });
+            }
+        }
+        for id in self.store().directories().list()? {
+            let is_known =
+                self.read("look for the record of a directory", |tables| is_recorded(tables, &id))?;
+            if !is_known {
+                faults.push(Fault {
+                    kind: FindingKind::DataWithoutRecord,
+                    path: root.join("directories").join(id.as_str()),
                     what: "it belongs to no record".to_owned(),
                     repair: Repair::Recover,
                 });

@@ -11,7 +11,7 @@
 //! | a marked record | nothing |
 //! | a snapshot without a record, empty | nothing |
 //! | the same with something in it (the database was damaged) | a mutable record without parent, retained |
-//! | a file of no record | nothing |
+//! | a file of no record, a plain directory of none | nothing |
 
 use super::refs::{after_release, is_abandoned};
 use super::writable::finalize_in;
@@ -46,6 +46,7 @@ impl Cache {
         let removed = self.finish_removals()?;
         let adopted = self.look_at_snapshots()?;
         self.remove_files_of_no_record()?;
+        self.remove_directories_of_no_record()?;
         let recovered = Recovered { sessions, finalized, lost, removed, adopted };
         if recovered != Recovered::default() {
             tracing::info!(?recovered, "what other processes left unfinished is finished");
@@ -180,6 +181,16 @@ impl Cache {
 
     fn is_recorded(&self, id: &RecordId) -> Result<bool, CacheError> {
         self.read("look for the record of a snapshot", |tables| is_recorded(tables, id))
+    }
+
+    fn remove_directories_of_no_record(&self) -> Result<(), CacheError> {
+        let directories = self.store().directories();
+        for id in directories.list()? {
+            if !self.is_recorded(&id)? {
+                directories.remove_leftover(&id, || self.is_recorded(&id))?;
+            }
+        }
+        Ok(())
     }
 
     fn remove_files_of_no_record(&self) -> Result<(), CacheError> {

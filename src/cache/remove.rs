@@ -2,8 +2,8 @@
 
 use super::refs::present;
 use super::{Attempt, Cache, CacheError, now, or_refuse, refuse};
-use crate::store::Stop;
 use crate::store::record_tables::{CacheRecord, ItemPlace, LayerSharing, RecordId, RecordTables};
+use crate::store::{Removal, Stop};
 
 impl Cache {
     /// Removes a record, of a pair both, and what only it has of data.
@@ -60,7 +60,7 @@ impl Cache {
     }
 
     /// Removes data and row of a record that is marked; of one that is not, nothing. False if something made of it is to go
-    /// first.
+    /// first, or if its plain directory is mounted.
     pub(super) fn finish_removal(&self, id: &RecordId) -> Result<bool, CacheError> {
         let found = self.read("look at a marked record", |tables| {
             let Some(record) = tables.record(id)?.filter(|record| record.is_deleted) else { return Ok(None) };
@@ -69,6 +69,10 @@ impl Cache {
         })?;
         let Some((record, is_last, items)) = found else { return Ok(true) };
         if !is_last {
+            return Ok(false);
+        }
+        if self.store().directories().remove(id)? == Removal::Mounted {
+            tracing::warn!(record = %id, "a record that was removed stays as long as its directory is mounted");
             return Ok(false);
         }
         // Under its own id it lies if its finalization was cut off.

@@ -5,7 +5,7 @@ use peelfs_registry::Digest;
 use super::prune::{Filter, Rule};
 use super::*;
 use crate::store::record_tables::{LayerBlob, RecordKind, Retention};
-use crate::store::{LayerDraft, LayerState, Provenance, Publication, TableSource, Verdict};
+use crate::store::{LayerDraft, LayerState, NoteKind, Provenance, Publication, TableSource, Verdict};
 
 mod check;
 mod compose;
@@ -226,7 +226,12 @@ fn layers_of_one_diff_id_share_data_that_were_proved_to_have_it_and_no_others() 
     // What is in it was not held against anything.
     publish(cache, claimed.record().unwrap().layer.as_ref().unwrap());
     let honest_layer = honest.record().unwrap().layer.unwrap();
-    publish_streamed(cache, &honest_layer);
+    publish_streamed(cache, &honest_layer, "b");
+    // It was proved to be "b", and not whatever else somebody says of its blob.
+    let lie = LayerDescription { diff_id: digest("c"), ..layer("b", "zstd") };
+    cache.get_by_blob(&lie, None, Purpose::Look).unwrap();
+    let other = cache.get_by_blob(&layer("c", "gzip"), None, Purpose::Look).unwrap();
+    assert_ne!(other.record().unwrap().layer.as_ref(), Some(&honest_layer));
     let third = cache.get_by_blob(&layer("b", "plain"), None, Purpose::Look).unwrap();
     let (third_record, honest_record) = (third.record().unwrap(), honest.record().unwrap());
     assert_eq!(third_record.layer, honest_record.layer);
@@ -285,11 +290,15 @@ pub(super) fn publish(cache: &Cache, name: &str) {
 }
 
 /// The same, as if its archive had been read.
-fn publish_streamed(cache: &Cache, name: &str) {
+fn publish_streamed(cache: &Cache, name: &str, content: &str) {
     let draft = cache.store().layers().layer(name).unwrap().create().unwrap();
     let index = TableSource::Stream { because: "it is a test".to_owned() };
     draft.provenance(&Provenance { format: "tar".to_owned(), index, made_at: 1, landmark: None }).unwrap();
     finish(draft);
+    let found = serde_json::json!([{
+        "layer": name, "blob": name, "size": 1, "media_type": "", "image": "", "hides_bookkeeping": false,
+    }]);
+    cache.store().notes().put(NoteKind::Archive, digest(content).as_str(), &found).unwrap();
 }
 
 /// Says of a layer that is there that it is false.

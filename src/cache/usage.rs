@@ -44,15 +44,21 @@ impl Usage {
     }
 }
 
-/// Data of a record: of a snapshot, or of a layer. Records with parts of the same name have the same data.
+/// Data of a record: of a snapshot, of a layer, or of a plain directory. Records with parts of the same name have the same data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataPart {
-    /// Id of the snapshot, or name of the layer.
+    /// Id of the snapshot, name of the layer, or the directory's place in the store.
     pub name: String,
     /// Whether it is a layer, which others may have, too.
     pub is_layer: bool,
-    /// Bytes on disk.
+    /// Bytes on disk. Of a directory, those of files that one which was made before has, too, are left out.
     pub bytes: u64,
+}
+
+impl DataPart {
+    fn of_directory(id: &RecordId, bytes: u64) -> DataPart {
+        DataPart { name: format!("directories/{id}"), is_layer: false, bytes }
+    }
 }
 
 /// What comes of looking at the disk, for all who wait for it.
@@ -109,8 +115,10 @@ impl Cache {
         })?;
         let mut states = States::default();
         let mut usages = Vec::with_capacity(found.len());
+        let mut directories = self.directory_parts()?;
         for (record, uses, sharing, applied) in found {
-            let parts = self.parts_of(&record)?;
+            let mut parts = self.parts_of(&record)?;
+            parts.extend(directories.remove(&record.id));
             let state = match applied {
                 None => states.of(self.store(), &record)?,
                 Some(applied) => {
@@ -123,7 +131,16 @@ impl Cache {
         Ok(usages)
     }
 
-    /// A record's own data on disk. Of several who ask at the same time, one looks.
+    /// The plain directories that there are, by record: each with what it adds to those that were made before.
+    fn directory_parts(&self) -> Result<HashMap<RecordId, DataPart>, CacheError> {
+        let directories = self.store().directories();
+        let records = directories.list()?;
+        let bytes = directories.disk_bytes(&records)?;
+        let part = |(id, bytes): (RecordId, u64)| (id.clone(), DataPart::of_directory(&id, bytes));
+        Ok(records.into_iter().zip(bytes).map(part).collect())
+    }
+
+    /// A record's own data on disk, but for its directory. Of several who ask at the same time, one looks.
     fn parts_of(&self, record: &CacheRecord) -> Result<Vec<DataPart>, CacheError> {
         let snapshot = record.data_snapshot().map(|snapshot| (snapshot.to_string(), false));
         let layer = record.layer.clone().map(|layer| (layer, true));
@@ -171,7 +188,9 @@ impl Cache {
 impl ImmutableRef {
     /// Bytes of the record's own data on disk.
     pub fn size(&self) -> Result<u64, CacheError> {
-        Ok(together(self.cache().parts_of(&self.record()?)?.iter()))
+        let mut parts = self.cache().parts_of(&self.record()?)?;
+        parts.extend(self.cache().directory_parts()?.remove(self.id()));
+        Ok(together(parts.iter()))
     }
 
     /// Bytes on disk of all that the record was made of, data that are shared counted once.
@@ -182,6 +201,10 @@ impl ImmutableRef {
         for record in &records {
             parts.extend(self.cache().parts_of(record)?);
         }
+        // What only others have that are not among them does not count.
+        let ids: Vec<&RecordId> = records.iter().map(|record| &record.id).collect();
+        let bytes = self.cache().store().directories().disk_bytes(ids.iter().copied())?;
+        parts.extend(ids.iter().zip(bytes).map(|(id, bytes)| DataPart::of_directory(id, bytes)));
         Ok(together(parts.iter()))
     }
 }

@@ -20,6 +20,7 @@ use peelfs::cache::CacheError;
 use peelfs::commit::CommitError;
 use peelfs::compose::{ComposeError, DocumentError};
 use peelfs::convert::ConvertError;
+use peelfs::directory::DirectoryError;
 use peelfs::fetch::FetchError;
 use peelfs::fetch::extract::ExtractError;
 use peelfs::fetch::index::IndexError;
@@ -39,6 +40,11 @@ use peelfs_registry::ErrorKind;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct NotFound(pub String);
+
+/// What is mounted cannot go.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InUse(pub String);
 
 /// Options that do not go together.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +134,9 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     if as_type::<Usage>(error).is_some() {
         return Some(2);
     }
+    if as_type::<InUse>(error).is_some() {
+        return Some(7);
+    }
     if as_type::<ProfileError>(error).is_some() {
         return Some(6);
     }
@@ -175,6 +184,19 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         }
         // Their causes tell more.
         Some(ComposeError::Cache(_) | ComposeError::Tree(_)) | None => {}
+    }
+    match as_type::<DirectoryError>(error) {
+        Some(DirectoryError::WithoutLayers { .. }) => return Some(1),
+        Some(DirectoryError::NotExtracted { .. }) => return Some(3),
+        Some(DirectoryError::NotPermitted { .. } | DirectoryError::Attribute { .. }) => return Some(7),
+        Some(
+            DirectoryError::Evicted { .. }
+            | DirectoryError::NoRoom
+            | DirectoryError::Table { .. }
+            | DirectoryError::Store(_),
+        ) => return Some(8),
+        // Its cause tells more.
+        Some(DirectoryError::Content { .. }) | None => {}
     }
     match as_type::<CacheError>(error) {
         Some(CacheError::Unknown { .. }) => return Some(3),

@@ -8,6 +8,7 @@ mod check;
 mod commit;
 mod convert;
 mod diff;
+mod directory;
 mod environment;
 mod explain;
 mod extract;
@@ -86,6 +87,8 @@ enum Command {
     Commit(commit::Arguments),
     Merge(merge::Arguments),
     Diff(diff::Arguments),
+    #[command(subcommand)]
+    Directory(directory::Command),
     Serve(serve::Arguments),
     #[command(name = stack::NAME, hide = true)]
     Stack(stack::Arguments),
@@ -118,6 +121,7 @@ pub fn run() -> ExitCode {
         Command::Commit(command) => commit::run(command, &store, arguments.verbose),
         Command::Merge(command) => merge::run(&command, &store, arguments.verbose),
         Command::Diff(command) => diff::run(&command, &store, arguments.verbose),
+        Command::Directory(command) => directory::run(&command, &store, arguments.verbose),
         Command::Snapshot(command) => snapshot::run(command, &store),
         Command::Serve(command) => serve::run(&command, &store, arguments.verbose),
         Command::Stack(command) => stack::run(&command, &store, arguments.verbose),

@@ -169,6 +169,11 @@ impl PulledImage {
         Ok(())
     }
 
+    /// Whether JSON is asked for.
+    pub fn prints_json(&self) -> bool {
+        self.bringing.report.json
+    }
+
     /// Says what is in the store now.
     pub fn report(&self, pulled: &Pulled) -> anyhow::Result<ExitCode> {
         let statistics = pulled.statistics();

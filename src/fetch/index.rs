@@ -25,6 +25,7 @@ use super::soci::{ByZtoc, index_by_ztoc};
 use super::source::{OriginBlob, feed};
 use super::stored::ancestors;
 use super::toc_image::TocImage;
+use super::twins;
 use crate::error::chain;
 use crate::image::origin::Origin;
 use crate::image::{IndexSource, Layer};
@@ -165,6 +166,7 @@ impl Indexer {
         let _ = self.image.set(ImageTrust { manifest: manifest.clone(), ancestors, trusts_referrers });
     }
 
+    /// By what the layer may be kept that was made for it.
     fn names(&self, layer: &Layer) -> Vec<Digest> {
         match self.image.get() {
             Some(image) => {
@@ -178,7 +180,12 @@ impl Indexer {
     /// What a layer is kept by that was opened here.
     pub fn name_of(&self, layer: &Layer, content: &LayerContent) -> Digest {
         let is_it = |name: &Digest| identity(name) == *content.table().identity();
-        self.names(layer).into_iter().find(is_it).unwrap_or_else(|| names::streamed(layer))
+        let shared = || {
+            let twins = twins::twins_of(&self.store, layer).unwrap_or_default();
+            twins.iter().filter_map(twins::Twin::name).find(is_it)
+        };
+        let own = self.names(layer).into_iter().find(is_it);
+        own.or_else(shared).unwrap_or_else(|| names::streamed(layer))
     }
 
     /// What a layer is kept as if it is made of an index beside it; nothing if that is not believed.
@@ -193,7 +200,7 @@ impl Indexer {
         &self.origin
     }
 
-    /// Opens a layer that is in the store.
+    /// Opens a layer that is in the store, or another whose archive is the same and all of which is here.
     ///
     /// # Errors
     /// [`IndexError::Store`], [`IndexError::Poisoned`].
@@ -206,16 +213,44 @@ impl Indexer {
                 return Ok(Some(self.content(layer, &name, table, files)));
             }
         }
+        Ok(self.open_twin(layer)?)
+    }
+
+    /// Opens a layer of another blob, whose archive was found to be that of this layer. What of it is discarded later comes again from that
+    /// blob, as it would not fit into this one.
+    fn open_twin(&self, layer: &Layer) -> Result<Option<Arc<LayerContent>>, StoreError> {
+        for twin in twins::twins_of(&self.store, layer)? {
+            let (Some(name), Some((descriptor, image))) = (twin.name(), twin.blob()) else { continue };
+            let Some((table, files)) = open_own_files(&self.store, &name)? else { continue };
+            let is_complete = files.chunk_map.as_ref().is_none_or(|map| map.present() >= map.len());
+            if is_complete && twins::is_proved(&files)? {
+                tracing::info!(layer = %layer.descriptor.digest, same = %name, "its archive is here, from another blob");
+                let blob = OriginBlob::of_other(self.origin.clone(), descriptor, image);
+                return Ok(Some(self.content_from(layer, &name, table, files, blob)));
+            }
+        }
         Ok(None)
     }
 
     /// The content of a layer that is kept by that name.
     fn content(&self, layer: &Layer, name: &Digest, table: Table, files: LayerFiles) -> Arc<LayerContent> {
+        let blob = OriginBlob::new(self.origin.clone(), layer.descriptor.clone());
+        self.content_from(layer, name, table, files, blob)
+    }
+
+    /// The same, of which what is missing is in that blob.
+    fn content_from(
+        &self,
+        layer: &Layer,
+        name: &Digest,
+        table: Table,
+        files: LayerFiles,
+        blob: OriginBlob,
+    ) -> Arc<LayerContent> {
         let descriptor = &layer.descriptor;
         if files.chunk_map.is_none() {
             return LayerContent::local(descriptor.digest.as_str(), table, files);
         }
-        let blob = OriginBlob::new(self.origin.clone(), descriptor.clone());
         let (store, fetcher) = (self.store.clone(), self.fetcher.clone());
         let prover = Prover::new(layer.clone(), name.clone(), store, blob.clone(), fetcher);
         let (source, fetcher) = (Arc::new(blob), self.fetcher.clone());
@@ -271,6 +306,7 @@ impl Indexer {
     /// Makes a layer usable that was indexed, or streams it. The lock ends when it is on disk.
     async fn bring(&self, layer: &Layer, begun: Begun) -> Result<Arc<LayerContent>, IndexError> {
         let Begun { lock, blob, indexed } = begun;
+        let is_streamed = matches!(indexed, Indexed::Not { .. });
         let (name, (files, pending)) = match indexed {
             Indexed::Lazily(brought) => *brought,
             Indexed::Not { whole_blob, because } => {
@@ -280,10 +316,14 @@ impl Indexer {
             }
         };
         let table = Table::open(&files.table, &identity(&name))?;
+        let (store, brought, kept_as) = (self.store.clone(), layer.clone(), name.clone());
         // Not after the last layer: two processes that each held a layer for which the other waits would never end.
         let commit = tokio::task::spawn_blocking(move || {
             // If something stands there it is damaged: else it would have been opened.
             pending.commit_replacing()?;
+            if is_streamed {
+                twins::note(&store, &brought, &kept_as, blob.reference());
+            }
             drop(lock);
             Ok(())
         });
@@ -504,7 +544,8 @@ pub fn open_local(store: &Store, layer: &Digest) -> Result<Option<Arc<LayerConte
     Ok(files.map(|(table, files)| LayerContent::local(layer.as_str(), table, files)))
 }
 
-/// Opens a layer of the image with that manifest, whatever it was made of. Otherwise as [`open_local`].
+/// Opens a layer of the image with that manifest, whatever it was made of, or another with the same archive. Otherwise as
+/// [`open_local`].
 pub fn open_local_of(
     store: &Store,
     image: &Digest,
@@ -513,6 +554,13 @@ pub fn open_local_of(
     let ancestors = ancestors(store, image)?;
     for name in names::names_of_made(layer, std::iter::once(image).chain(&ancestors), true) {
         if let Some((table, files)) = open_files(store, &name)? {
+            return Ok(Some(LayerContent::local(layer.descriptor.digest.as_str(), table, files)));
+        }
+    }
+    for name in twins::twins_of(store, layer)?.iter().filter_map(twins::Twin::name) {
+        if let Some((table, files)) = open_own_files(store, &name)?
+            && twins::is_proved(&files)?
+        {
             return Ok(Some(LayerContent::local(layer.descriptor.digest.as_str(), table, files)));
         }
     }

@@ -35,6 +35,7 @@ mod span;
 mod stored;
 mod threads;
 mod toc_image;
+pub mod twins;
 
 pub use content::LayerContent;
 pub use lazy::{FetchError, Fetcher};

@@ -7,6 +7,8 @@
 //! | a table of contents in its blob | digest, size, diff ID, what is claimed of the table | say the same of the layer |
 //! | one in another image, or a zTOC | digest, the image's manifest, and who says so | are that image; the third kind: if referrers are trusted |
 //!
+//! A layer that is kept by none of its names may be read in one that is kept by another's ([`twins`](super::twins)).
+//!
 //! The rule behind it: whatever an image says of a layer, beside its digest, and that decides what is shown of the layer or whether it
 //! counts as false, is part of the name. Else an image that lists an honest layer of somebody else's could decide what that one's
 //! files are. A table of contents in the blob is no exception: it is the image's manifest that says where in the blob it is, and any file of

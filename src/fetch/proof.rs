@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 use super::content::LayerContent;
 use super::lazy::Fetcher;
 use super::source::OriginBlob;
+use super::twins;
 use crate::error::chain;
 use crate::image::Layer;
 use crate::layer::builder::BuildError;
@@ -161,6 +162,9 @@ impl Prover {
         }
         let verdict = self.judge(content)?;
         files.record_verdict(verdict.clone())?;
+        if twins::is_proved(files)? {
+            twins::note(&self.store, &self.layer, &self.name, self.blob.reference());
+        }
         content.remove_rests();
         Ok(Standing::Judged(verdict))
     }

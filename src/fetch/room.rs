@@ -118,6 +118,11 @@ impl Room {
         })
     }
 
+    /// To be asked before so many bytes are written that are never evicted. May take as long as evicting takes.
+    pub fn has_room_for(&self, bytes: u64) -> bool {
+        self.admit(bytes, Urgency::Spare).is_some()
+    }
+
     /// Evicts what is too much, if anything is.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use peelfs_registry::{Blob, BlobDescriptor};
+use peelfs_registry::{Blob, BlobDescriptor, ImageReference};
 use tokio::sync::{OnceCell, mpsc};
 
 use crate::image::origin::Origin;
@@ -44,13 +44,26 @@ pub struct OriginBlob(Arc<Unopened>);
 struct Unopened {
     origin: Arc<Origin>,
     descriptor: BlobDescriptor,
+    /// Where it is, if the origin does not say so.
+    place: Option<ImageReference>,
     blob: OnceCell<Blob>,
 }
 
 impl OriginBlob {
     /// The blob of that descriptor.
     pub fn new(origin: Arc<Origin>, descriptor: BlobDescriptor) -> OriginBlob {
-        OriginBlob(Arc::new(Unopened { origin, descriptor, blob: OnceCell::new() }))
+        OriginBlob(Arc::new(Unopened { origin, descriptor, place: None, blob: OnceCell::new() }))
+    }
+
+    /// A blob of another image, which can be had where that is.
+    pub fn of_other(origin: Arc<Origin>, descriptor: BlobDescriptor, image: ImageReference) -> OriginBlob {
+        OriginBlob(Arc::new(Unopened { origin, descriptor, place: Some(image), blob: OnceCell::new() }))
+    }
+
+    /// The image by which it is got.
+    pub fn reference(&self) -> &ImageReference {
+        let Unopened { origin, descriptor, place, .. } = &*self.0;
+        place.as_ref().unwrap_or_else(|| origin.reference_of(&descriptor.digest))
     }
 
     /// The blob itself.
@@ -59,8 +72,14 @@ impl OriginBlob {
     ///
     /// Those of [`Origin::repository`].
     pub async fn open(&self) -> Result<&Blob, peelfs_registry::Error> {
-        let Unopened { origin, descriptor, blob } = &*self.0;
-        let open = || async { Ok(origin.repository_of(&descriptor.digest).await?.blob_of(descriptor)) };
+        let Unopened { origin, descriptor, place, blob } = &*self.0;
+        let open = || async {
+            let repository = match place {
+                Some(image) => origin.repository_at(image).await?,
+                None => origin.repository_of(&descriptor.digest).await?,
+            };
+            Ok(repository.blob_of(descriptor))
+        };
         blob.get_or_try_init(open).await
     }
 }

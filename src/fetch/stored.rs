@@ -3,6 +3,7 @@
 use peelfs_registry::Digest;
 
 use super::names;
+use super::twins::{Twin, twins_of};
 use crate::image::Image;
 use crate::store::{Store, StoreError};
 
@@ -21,9 +22,20 @@ pub(super) fn ancestors(store: &Store, image: &Digest) -> Result<Vec<Digest>, St
     Ok(ancestors.filter_map(|digest| digest.parse().ok()).collect())
 }
 
-/// For each layer of an image, the lowest first, all names by which it may be kept in the store, the one to be preferred first.
+/// For each layer of an image, the lowest first, all names by which it may be kept in the store, the one to be preferred first. If none is
+/// there, that of a layer with the same archive may be.
 pub fn possible_names(store: &Store, image: &Image) -> Result<Vec<Vec<Digest>>, StoreError> {
     let ancestors = ancestors(store, &image.manifest_digest)?;
     let images = || std::iter::once(&image.manifest_digest).chain(&ancestors);
-    Ok(image.layers.iter().map(|layer| names::names_of_made(layer, images(), true)).collect())
+    let all_names = |layer| {
+        let mut names = names::names_of_made(layer, images(), true);
+        for name in &names {
+            if store.layers().layer(name.as_str())?.is_there()? {
+                return Ok(names);
+            }
+        }
+        names.extend(twins_of(store, layer)?.iter().filter_map(Twin::name));
+        Ok(names)
+    };
+    image.layers.iter().map(all_names).collect()
 }

@@ -82,6 +82,11 @@ impl Origin {
         }
     }
 
+    /// The repository of another image. Otherwise as [`repository`](Self::repository).
+    pub async fn repository_at(&self, image: &ImageReference) -> Result<Repository, Error> {
+        self.open().await?.0.repository(image)
+    }
+
     /// The repository, opened if it was not yet.
     ///
     /// # Errors

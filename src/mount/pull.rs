@@ -108,6 +108,11 @@ impl Pulled {
         &self.brought.layers
     }
 
+    /// Its tree.
+    pub fn tree(&self) -> &MergedTree {
+        &self.tree
+    }
+
     /// What has crossed the network for it so far.
     pub fn statistics(&self) -> Statistics {
         self.brought.origin.statistics()

@@ -11,6 +11,7 @@
 //! writable/        what was changed in writable mounts
 //! origins/<algorithm>/<hex>   where the layers of images come from that were made here
 //! snapshots/<id>/  fs/ and work/ of mutable records, and of containerd's snapshots, whose ids are numbers
+//! directories/<id>/    plain directories of records
 //! items/<name>     data kept with a record
 //! lower            stores whose layers are used, too
 //! budget           how many bytes all of it may take, if that is limited
@@ -40,6 +41,7 @@ mod data_files;
 mod database;
 mod descriptors;
 mod digest;
+mod directories;
 mod draft;
 mod durable;
 mod error;
@@ -80,6 +82,7 @@ pub use content::Content;
 pub use content_index::NamedDescriptor;
 pub use data_files::{DataFile, DataFiles};
 pub use database::{Access, Database, Stop};
+pub use directories::{Directories, KnownDirectory, MadeOf, NewDirectory, Removal};
 pub use draft::{LayerDraft, PendingPublish, Publication};
 pub use error::StoreError;
 pub use eviction::ChunkPlace;
@@ -116,6 +119,7 @@ pub struct Store {
     notes: Notes,
     snapshots: Snapshots,
     container_snapshots: ContainerSnapshots,
+    directories: Directories,
     items: Items,
     writable: WritableSnapshots,
     origins: Origins,
@@ -138,6 +142,7 @@ impl Store {
             profiles: Profiles::new(path.join("profiles"), locks.clone()),
             snapshots: Snapshots::new(path.join("snapshots")),
             container_snapshots: ContainerSnapshots::new(path.join("snapshots"), locks.clone()),
+            directories: Directories::new(path.join("directories"), locks.clone()),
             items: Items::new(path.join("items")),
             database: Database::new(path.join("peel.db"), locks.join("database"), notes),
             lower: OnceLock::new(),
@@ -184,6 +189,11 @@ impl Store {
     /// Directories of containerd's snapshots.
     pub fn container_snapshots(&self) -> &ContainerSnapshots {
         &self.container_snapshots
+    }
+
+    /// Plain directories of records.
+    pub fn directories(&self) -> &Directories {
+        &self.directories
     }
 
     /// What was changed in writable mounts.
@@ -235,6 +245,7 @@ impl Store {
         }
         removed += self.profiles.sweep()?;
         removed += self.snapshots.sweep()? + self.items.sweep()? + self.writable.sweep()?;
+        removed += self.directories.sweep()?;
         // Idle lock files are no leftovers, but there would be one for every layer there ever was.
         lock::sweep(&self.locks)?;
         Ok(removed)

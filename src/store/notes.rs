@@ -21,6 +21,8 @@ pub enum NoteKind {
     Origin,
     /// What a layer became when it was compressed otherwise.
     Variants,
+    /// Layers that were found to be of an archive, by its digest.
+    Archive,
     /// What the name of an image stands for: the database says it, too, but may be lost.
     Image,
 }
@@ -30,6 +32,7 @@ impl NoteKind {
         match self {
             NoteKind::Origin => "origins",
             NoteKind::Variants => "variants",
+            NoteKind::Archive => "archives",
             NoteKind::Image => "images",
         }
     }
@@ -83,6 +86,11 @@ impl Notes {
 
     /// All that is noted of a kind; what cannot be read is left out.
     pub fn list<T: DeserializeOwned>(&self, kind: NoteKind) -> Result<Vec<T>, StoreError> {
+        Ok(self.all(kind)?.into_iter().map(|(_, says)| says).collect())
+    }
+
+    /// The same, with what they are about.
+    pub fn all<T: DeserializeOwned>(&self, kind: NoteKind) -> Result<Vec<(String, T)>, StoreError> {
         let directory = self.directory.join(kind.directory());
         let entries = match std::fs::read_dir(&directory) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -96,7 +104,7 @@ impl Notes {
                 serde_json::from_slice::<Note<T>>(&bytes).map_err(|error| error.to_string())
             });
             match note {
-                Ok(note) if self.path(kind, &note.about) == path => notes.push(note.says),
+                Ok(note) if self.path(kind, &note.about) == path => notes.push((note.about, note.says)),
                 _ => tracing::warn!(path = %path.display(), "cannot be read; it counts as missing"),
             }
         }

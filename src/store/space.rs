@@ -41,63 +41,76 @@ pub fn allocated_bytes(path: &Path) -> Result<u64, StoreError> {
 
 /// As [`allocated_bytes`], with the number of inodes.
 pub fn disk_usage(path: &Path) -> Result<DiskUsage, StoreError> {
-    let mut counter = Counter { usage: DiskUsage::default(), linked: HashSet::new() };
-    let root = match openat(CWD, path, FLAGS, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(DiskUsage::default()),
-        // A file, or a link.
-        Err(Errno::NOTDIR | Errno::LOOP) => {
-            let found = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).context("look at", path)?;
-            counter.add(&found);
-            return Ok(counter.usage);
-        }
-        root => root.context("open", path)?,
-    };
-    let found = rustix::fs::fstat(&root).context("look at", path)?;
-    let device = found.st_dev;
-    counter.add(&found);
-    // From the root down, each is listed.
-    let mut levels = vec![Dir::new(root).context("list", path)?];
-    while let Some(level) = levels.last_mut() {
-        let Some(entry) = level.read() else {
-            levels.pop();
-            continue;
-        };
-        let entry = entry.context("list", path)?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
-        }
-        let directory = level.fd().context("list", path)?;
-        let found = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => continue,
-            // The file system of a process that was killed: mounted there, as the next case.
-            Err(Errno::NOTCONN | Errno::CONNABORTED) => continue,
-            found => found.context("look at", path)?,
-        };
-        if found.st_dev != device {
-            continue;
-        }
-        counter.add(&found);
-        if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
-            match openat(directory, name, FLAGS, Mode::empty()) {
-                // Gone, or another file by now.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                below => levels.push(Dir::new(below.context("open", path)?).context("list", path)?),
-            }
-        }
-    }
+    let mut counter = Counter::default();
+    counter.add_tree(path)?;
     Ok(counter.usage)
 }
 
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-struct Counter {
+/// Counts what several directories take together: a file that has names in more than one of them once.
+#[derive(Default)]
+pub(super) struct Counter {
     usage: DiskUsage,
     /// Files of several names that were counted.
     linked: HashSet<(u64, u64)>,
 }
 
 impl Counter {
+    /// What was counted so far.
+    pub(super) fn usage(&self) -> DiskUsage {
+        self.usage
+    }
+
+    /// Adds a directory and all below it, as [`disk_usage`].
+    pub(super) fn add_tree(&mut self, path: &Path) -> Result<(), StoreError> {
+        let root = match openat(CWD, path, FLAGS, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(()),
+            // A file, or a link.
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                let found = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).context("look at", path)?;
+                self.add(&found);
+                return Ok(());
+            }
+            root => root.context("open", path)?,
+        };
+        let found = rustix::fs::fstat(&root).context("look at", path)?;
+        let device = found.st_dev;
+        self.add(&found);
+        // From the root down, each is listed.
+        let mut levels = vec![Dir::new(root).context("list", path)?];
+        while let Some(level) = levels.last_mut() {
+            let Some(entry) = level.read() else {
+                levels.pop();
+                continue;
+            };
+            let entry = entry.context("list", path)?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let directory = level.fd().context("list", path)?;
+            let found = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => continue,
+                // The file system of a process that was killed: mounted there, as the next case.
+                Err(Errno::NOTCONN | Errno::CONNABORTED) => continue,
+                found => found.context("look at", path)?,
+            };
+            if found.st_dev != device {
+                continue;
+            }
+            self.add(&found);
+            if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+                match openat(directory, name, FLAGS, Mode::empty()) {
+                    // Gone, or another file by now.
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                    below => levels.push(Dir::new(below.context("open", path)?).context("list", path)?),
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn add(&mut self, found: &Stat) {
         let is_directory = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
         if !is_directory && found.st_nlink > 1 && !self.linked.insert((found.st_dev, found.st_ino)) {
