@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["tree"],
     &["cache"],
     &["mount", "convert", "commit"],
-    &["push", "gc", "compose", "snapshotter"],
+    &["push", "gc", "compose", "changes", "snapshotter"],
     &["daemon"],
 ];
 

@@ -17,10 +17,12 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use peelfs::cache::CacheError;
+use peelfs::changes::ChangesError;
 use peelfs::commit::CommitError;
 use peelfs::compose::{ComposeError, DocumentError};
 use peelfs::convert::ConvertError;
 use peelfs::fetch::FetchError;
+use peelfs::fetch::archive::ArchiveError;
 use peelfs::fetch::extract::ExtractError;
 use peelfs::fetch::index::IndexError;
 use peelfs::fetch::profile::format::ProfileError;
@@ -175,6 +177,27 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         }
         // Their causes tell more.
         Some(ComposeError::Cache(_) | ComposeError::Tree(_)) | None => {}
+    }
+    match as_type::<ArchiveError>(error) {
+        Some(ArchiveError::Missing { .. }) => return Some(3),
+        Some(
+            ArchiveError::Unproved { .. }
+            | ArchiveError::WithoutFraming { .. }
+            | ArchiveError::Evicted { .. }
+            | ArchiveError::Write(_),
+        ) => return Some(1),
+        Some(ArchiveError::Poisoned { .. }) => return Some(6),
+        Some(ArchiveError::Framing { .. } | ArchiveError::DiffId { .. } | ArchiveError::Read { .. }) => {
+            return Some(8);
+        }
+        // Its cause tells more.
+        Some(ArchiveError::Store(_)) | None => {}
+    }
+    match as_type::<ChangesError>(error) {
+        Some(ChangesError::Absent { .. } | ChangesError::Missing { .. }) => return Some(3),
+        Some(ChangesError::Poisoned { .. } | ChangesError::Merge(_)) => return Some(6),
+        Some(ChangesError::Table(_) | ChangesError::Record { .. }) => return Some(8),
+        _ => {}
     }
     match as_type::<CacheError>(error) {
         Some(CacheError::Unknown { .. }) => return Some(3),

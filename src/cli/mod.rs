@@ -4,6 +4,7 @@
 //! turns into an exit code.
 
 mod background;
+mod changes;
 mod check;
 mod commit;
 mod convert;
@@ -86,6 +87,7 @@ enum Command {
     Commit(commit::Arguments),
     Merge(merge::Arguments),
     Diff(diff::Arguments),
+    Changes(changes::Arguments),
     Serve(serve::Arguments),
     #[command(name = stack::NAME, hide = true)]
     Stack(stack::Arguments),
@@ -118,6 +120,7 @@ pub fn run() -> ExitCode {
         Command::Commit(command) => commit::run(command, &store, arguments.verbose),
         Command::Merge(command) => merge::run(&command, &store, arguments.verbose),
         Command::Diff(command) => diff::run(&command, &store, arguments.verbose),
+        Command::Changes(command) => changes::run(&command, &store, arguments.verbose),
         Command::Snapshot(command) => snapshot::run(command, &store),
         Command::Serve(command) => serve::run(&command, &store, arguments.verbose),
         Command::Stack(command) => stack::run(&command, &store, arguments.verbose),
