@@ -88,7 +88,7 @@ pub enum ChangesError {
         reason: String,
     },
     /// A layer's own archive.
-    #[error("the archive of {record} cannot be written{}", extract(image))]
+    #[error("the archive of record {record} cannot be written{}", remedy(cause, image))]
     Archive {
         /// The record.
         record: RecordId,
@@ -123,6 +123,18 @@ fn extract(image: &Option<String>) -> String {
     image.as_ref().map(|image| format!("; `peel extract {image}` brings all of it")).unwrap_or_default()
 }
 
+fn remedy(cause: &ArchiveError, image: &Option<String>) -> String {
+    let Some(image) = image else { return String::new() };
+    match cause {
+        ArchiveError::Missing { .. } => format!("; `peel extract {image}` brings all of it"),
+        ArchiveError::Unproved { .. } => format!("; `peel explain --prove {image}` does that"),
+        ArchiveError::WithoutFraming { .. } | ArchiveError::Framing { .. } => {
+            format!("; `peel rm --now {image}` and `peel extract {image}` bring it anew")
+        }
+        _ => String::new(),
+    }
+}
+
 /// A side of a comparison; nothing is the empty tree.
 pub type Side<'a> = Option<&'a ImmutableRef>;
 
@@ -151,11 +163,16 @@ struct Own {
 /// sides with each other. The second is the record itself, or what stands for it.
 ///
 /// # Errors
-/// [`CacheError::Unknown`] if its parent is gone.
+/// [`CacheError::ParentGone`].
 pub fn against_parent(
     record: &ImmutableRef,
 ) -> Result<(Option<ImmutableRef>, Option<ImmutableRef>), CacheError> {
-    let get = |id: &RecordId| record.cache().get(id, Purpose::Look);
+    let get = |id: &RecordId| match record.cache().get(id, Purpose::Look) {
+        Err(CacheError::Unknown { .. }) => {
+            Err(CacheError::ParentGone { record: record.id().clone(), parent: id.clone() })
+        }
+        found => found,
+    };
     Ok(match record.record()?.kind {
         RecordKind::Base => (None, Some(record.clone())),
         RecordKind::Layer { parent } => (Some(get(&parent)?), Some(record.clone())),

@@ -4,6 +4,7 @@
 mod architecture;
 mod bad_input;
 mod budget;
+mod changes;
 mod check;
 mod commands;
 mod composing;
@@ -13,6 +14,7 @@ mod equality;
 mod external_toc;
 mod formats;
 mod fuse;
+mod labels;
 mod laziness;
 mod lower_store;
 mod merge_rules;

@@ -24,6 +24,7 @@ mod directory;
 mod errno;
 mod fusermount;
 mod kernel_mount;
+mod label;
 mod mount;
 mod mount_error;
 mod mountinfo;
@@ -36,6 +37,7 @@ mod unmount;
 mod users;
 
 pub use errno::Errno;
+pub use label::{Label, LabelError};
 pub use mount::{MountOptions, mount, mount_writable};
 pub use mount_error::MountError;
 pub use mountinfo::{FILESYSTEM_TYPE, MountEntry, is_mountpoint, mount_at, mounts};

@@ -204,7 +204,9 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         Some(CacheError::Ambiguous { .. } | CacheError::InvalidName { .. } | CacheError::Nothing(_)) => {
             return Some(2);
         }
-        Some(CacheError::Store(_) | CacheError::WithoutData { .. }) => return Some(8),
+        Some(CacheError::Store(_) | CacheError::WithoutData { .. } | CacheError::ParentGone { .. }) => {
+            return Some(8);
+        }
         Some(_) | None => {}
     }
     if let Some(ImageExtractError::NoSuchPath { .. }) = as_type(error) {

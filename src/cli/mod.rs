@@ -21,6 +21,7 @@ mod known;
 mod lease;
 mod log_file;
 mod ls;
+mod meant;
 mod memory;
 mod merge;
 mod mount;
