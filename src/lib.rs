@@ -1,6 +1,7 @@
 //! peelfs: mounts a container image the moment it is named, and fetches its bytes when they are read.
 
 pub mod cache;
+pub mod changes;
 pub mod commit;
 pub mod compose;
 pub mod convert;

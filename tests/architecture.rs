@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["tree"],
     &["cache"],
     &["mount", "convert", "commit"],
-    &["push", "gc", "compose", "directory", "snapshotter"],
+    &["push", "gc", "compose", "directory", "changes", "snapshotter"],
     &["daemon"],
 ];
 

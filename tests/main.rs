@@ -4,6 +4,7 @@
 mod architecture;
 mod bad_input;
 mod budget;
+mod changes;
 mod check;
 mod commands;
 mod composing;
@@ -15,6 +16,7 @@ mod external_toc;
 mod formats;
 mod full_disk;
 mod fuse;
+mod labels;
 mod laziness;
 mod lower_store;
 mod merge_rules;

@@ -478,3 +478,223 @@ fn agree(house: &House) {
     }
     peel.succeed(&["check"]);
 }
+
+#[test]
+fn commands_find_an_image_that_is_here_by_its_record_too() {
+    let mut house = House::new();
+    let one = house.image("one", &[1, 2], SMALL_CHUNKS);
+    let two = house.image("two", &[1, 3], SMALL_CHUNKS);
+    let peel = &house.peel;
+    for reference in [&one, &two] {
+        peel.succeed(&["pull", reference]);
+    }
+    let (of_one, of_two) = (house.chain(&one), house.chain(&two));
+    let digest = |record: &Value, key: &str| text(record, key);
+    let requests = house.registry.requests().len();
+    for key in [
+        text(&of_one[1], "id"),
+        text(&of_one[1], "id")[..12].to_owned(),
+        digest(&of_one[1], "blob"),
+        digest(&of_one[1], "diff_id"),
+        digest(&of_one[1], "chain_id"),
+        digest(&of_one[1], "toc_digest"),
+    ] {
+        assert_eq!(peel.json(&["records", &key, "--json"])["id"], of_one[1]["id"], "{key}");
+        assert_eq!(peel.json(&["changes", &key, "--json"])["upper"], of_one[1]["id"], "{key}");
+        let made = peel.json(&["merge", "made", &key, &two, "--json"]);
+        assert_eq!(made["layers"], json!([house.digests("one"), house.digests("two")].concat()), "{key}");
+        peel.succeed(&["diff", "difference", &key, &digest(&of_two[1], "toc_digest")]);
+        peel.succeed(&["lease", "create", "kept", &key]);
+        assert_eq!(peel.json(&["lease", "ls", "--json"])[0]["records"], json!([of_one[1]["id"]]));
+        peel.succeed(&["lease", "rm", "kept"]);
+        let extracted = peel.json(&["extract", "--quiet", &key, "/1/first", "--json"]);
+        assert_eq!(extracted["reference"], one, "{key}");
+    }
+    assert!(house.registry.requests().len() > requests, "what is extracted is fetched");
+
+    // A layer that is no image, and one that several images are.
+    let outcome = peel.run(&["extract", &text(&of_one[0], "id")]);
+    assert!(outcome.code == Some(2) && outcome.stderr.contains(&one), "{outcome:?}");
+    let zstd = house.image("zstd", &[1, 2], Form::ZSTD);
+    let gzip = house.image("gzip", &[1, 2], Form::GZIP);
+    let peel = &house.peel;
+    for reference in [&zstd, &gzip] {
+        peel.succeed(&["pull", reference]);
+    }
+    let diff_id = digest(&house.record(&gzip), "diff_id");
+    let candidates = [house.record(&zstd), house.record(&gzip)].map(|record| text(&record, "id"));
+    for command in [
+        &["records", &diff_id][..],
+        &["changes", &diff_id],
+        &["changes", &one, &diff_id],
+        &["extract", &diff_id],
+        &["merge", "made", &one, &diff_id],
+        &["diff", "made", &diff_id, &one],
+        &["lease", "create", "x", &diff_id],
+    ] {
+        let outcome = peel.run(command);
+        assert_eq!(outcome.code, Some(2), "{command:?} {outcome:?}");
+        for candidate in &candidates {
+            assert!(outcome.stderr.contains(candidate), "{command:?} {outcome:?}");
+        }
+    }
+    assert_eq!(peel.json(&["lease", "ls", "--json"]), json!([]), "no lease is made of what is not found");
+}
+
+#[test]
+fn a_record_whose_parent_is_gone_is_told_by_check_and_by_whoever_needs_it() {
+    let mut house = House::new();
+    let one = house.image("one", &[1, 2, 3], SMALL_CHUNKS);
+    let peel = &house.peel;
+    peel.succeed(&["pull", &one]);
+    let chain = house.chain(&one);
+    let (bottom, middle, top) = (text(&chain[0], "id"), text(&chain[1], "id"), text(&chain[2], "id"));
+    let database = rusqlite::Connection::open(peel.store().join("peel.db")).unwrap();
+    let sql = format!("PRAGMA foreign_keys = OFF; DELETE FROM cache_records WHERE id = '{bottom}'");
+    database.execute_batch(&sql).unwrap();
+    drop(database);
+    for command in [&["changes", &middle][..], &["changes", &top], &["changes", "scratch", &one]] {
+        let outcome = peel.run(command);
+        assert_eq!(outcome.code, Some(8), "{command:?} {outcome:?}");
+        for named in [&bottom, &middle, "peel check --repair"] {
+            assert!(outcome.stderr.contains(named), "{named} in {outcome:?}");
+        }
+    }
+    let outcome = peel.run(&["check"]);
+    assert_ne!(outcome.code, Some(0));
+    assert!(outcome.stdout.contains(&middle) || outcome.stderr.contains(&middle), "{outcome:?}");
+    peel.run(&["check", "--repair"]);
+    peel.succeed(&["check"]);
+    house.is_whole(&one, &[1, 2, 3]);
+    assert_eq!(column(&house.chain(&one), "blob"), house.digests("one"));
+    house.peel.succeed(&["changes", &one]);
+}
+
+/// Who mounts is counted by the refs of its process, and where it is mounted by a row: neither is believed once the kernel says otherwise.
+#[test]
+fn mounts_are_counted_as_the_kernel_has_them() {
+    let mut house = House::new();
+    let reference = house.image("one", &[1], SMALL_CHUNKS);
+    let peel = &house.peel;
+    let mounts: Vec<_> = (0..3).map(|_| peel.mount(&reference)).collect();
+    let id = text(&house.record(&reference), "id");
+    let count = || {
+        (
+            house.record(&id)["held_by"].as_array().unwrap().len(),
+            peel.json(&["status", "--json"]).as_array().unwrap().len(),
+        )
+    };
+    assert_eq!(count(), (3, 3));
+    // Unmounted without our command: the process notices, and ends.
+    rustix::mount::unmount(mounts[0].path(), rustix::mount::UnmountFlags::empty()).unwrap();
+    peel.wait_for(|| count() == (2, 2));
+    // Killed: it counts no more, but is told of as long as the kernel has the mount.
+    assert_eq!(peel.kill_servers(), 2);
+    assert_eq!(count(), (0, 2));
+    let states = peel.json(&["status", "--json"]);
+    assert!(states.as_array().unwrap().iter().all(|mount| mount["state"] == "dead"), "{states}");
+    // And taken away by somebody else: its row goes when it is next looked at.
+    rustix::mount::unmount(mounts[1].path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!(count(), (0, 1));
+    peel.succeed(&["check", "--repair"]);
+    assert_eq!(count(), (0, 0), "a dead mount is taken away by repair");
+    let database = rusqlite::Connection::open(peel.store().join("peel.db")).unwrap();
+    let rows = |table: &str| {
+        database.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    assert_eq!((rows("mounts"), rows("record_refs")), (0, 0), "no row is left of them");
+}
+
+#[test]
+fn a_layer_that_is_not_whole_is_never_used_and_is_made_again_by_who_needs_it() {
+    for (form, missing) in
+        [(SMALL_CHUNKS, "data"), (SMALL_CHUNKS, "table"), (Form::GZIP, "data"), (Form::GZIP, "table")]
+    {
+        let mut house = House::new();
+        let reference = house.image("one", &[1, 2], form);
+        let peel = &house.peel;
+        peel.succeed(&["extract", "--quiet", &reference]);
+        let layer = text(&house.record(&reference), "layer");
+        let folder = peel.store().join("layers").join(layer.replace(':', "/"));
+        fs::remove_file(folder.join(missing)).unwrap();
+        // What a process that was killed was making.
+        let half = peel.store().join("layers/ingest/half");
+        fs::create_dir_all(&half).unwrap();
+        fs::write(half.join("table"), "half of a table").unwrap();
+        assert_eq!(house.record(&reference)["state"], "incomplete", "{form:?} {missing}");
+        let outcome = peel.run(&["changes", &reference]);
+        assert_eq!(outcome.code, Some(3), "{outcome:?}");
+        house.is_whole(&reference, &[1, 2]);
+        assert_ne!(house.record(&reference)["state"], "incomplete");
+        peel.succeed(&["gc"]);
+        assert_eq!(
+            fs::read_dir(peel.store().join("layers/ingest")).unwrap().count(),
+            0,
+            "{form:?} {missing}"
+        );
+        peel.succeed(&["check"]);
+    }
+}
+
+/// Bytes on the disk of folders, as `du` counts them.
+fn du(paths: &[std::path::PathBuf]) -> u64 {
+    let output = std::process::Command::new("du")
+        .args(["--summarize", "--total", "--block-size=1"])
+        .args(paths)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().last().unwrap().split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn sizes_of_images_and_records_agree_with_du() {
+    let mut house = House::new();
+    let one = house.image("one", &[1, 2], SMALL_CHUNKS);
+    let two = house.image("two", &[1, 3], SMALL_CHUNKS);
+    let gzip = house.image("gzip", &[1, 4], Form::GZIP);
+    let peel = &house.peel;
+    let images = [&one, &two, &gzip];
+    let agree = |what: &str| {
+        let records: BTreeMap<String, Value> =
+            house.records().into_iter().map(|record| (text(&record, "id"), record)).collect();
+        let folder =
+            |record: &Value| peel.store().join("layers").join(text(record, "layer").replace(':', "/"));
+        for record in records.values() {
+            assert_eq!(record["disk_bytes"], du(&[folder(record)]), "{what}: {record:#}");
+        }
+        for line in peel.json(&["ls", "--json"]).as_array().unwrap() {
+            let folders: Vec<_> = house.chain(&text(line, "reference")).iter().map(folder).collect();
+            assert_eq!(line["disk_bytes"], du(&folders), "{what}: {line:#}");
+        }
+        // What several have counts once.
+        let told: u64 = records.values().map(|record| record["disk_bytes"].as_u64().unwrap()).sum();
+        let all: BTreeSet<_> = records.values().map(folder).collect();
+        assert_eq!(told, du(&all.into_iter().collect::<Vec<_>>()), "{what}");
+    };
+    for reference in images {
+        peel.succeed(&["pull", reference]);
+    }
+    agree("pulled");
+    let shared = house.chain(&one)[0].clone();
+    assert_eq!((&shared["id"], &shared["shared"]), (&house.chain(&two)[0]["id"], &json!(true)));
+    let mount = peel.mount_with(&one, &["--prefetch", "none", "--no-profile"]);
+    fs::read(mount.join("1/first")).unwrap();
+    mount.unmount();
+    peel.wait_for_servers_to_end();
+    let after_read = house.record(shared["id"].as_str().unwrap());
+    assert!(after_read["disk_bytes"].as_u64() > shared["disk_bytes"].as_u64(), "what is read takes room");
+    assert_eq!(after_read["state"], "partial");
+    agree("partly read");
+    for reference in images {
+        peel.succeed(&["extract", "--quiet", reference]);
+    }
+    agree("extracted");
+    // All at once: one looks, and they say the same.
+    let children: Vec<_> = (0..6)
+        .map(|_| peel.command(&["records", "--json"]).stdout(Stdio::piped()).spawn().unwrap())
+        .collect();
+    let outputs: BTreeSet<Vec<u8>> =
+        children.into_iter().map(|child| child.wait_with_output().unwrap().stdout).collect();
+    assert_eq!(outputs.len(), 1);
+}

@@ -26,6 +26,8 @@ use fuser::{
 use crate::attr::{self, FOREVER};
 use crate::directory;
 use crate::errno::Errno;
+use crate::label::{self, Label};
+use crate::mount::MountOptions;
 use crate::opens::{Mode, Opens};
 use crate::read_reply::ReadReply;
 use crate::tree::{DataOrHole, Tree};
@@ -60,17 +62,20 @@ pub(crate) struct Adapter<T> {
     /// Whether whole files are passed through. Turned off for good when the kernel refuses it.
     passthrough: AtomicBool,
     default_permissions: bool,
+    /// Value of the attribute with the label, if all files have the same.
+    label: Option<Vec<u8>>,
     opens: Opens<BackingId>,
     opens_without_us: bool,
     opens_directories_without_us: bool,
 }
 
 impl<T: Tree> Adapter<T> {
-    pub(crate) fn new(tree: Arc<T>, passthrough: bool, default_permissions: bool) -> Self {
+    pub(crate) fn new(tree: Arc<T>, options: &MountOptions) -> Self {
         Adapter {
             tree,
-            passthrough: AtomicBool::new(passthrough),
-            default_permissions,
+            passthrough: AtomicBool::new(options.passthrough),
+            default_permissions: options.default_permissions,
+            label: options.label.as_ref().map(Label::value),
             opens: Opens::new(),
             opens_without_us: false,
             opens_directories_without_us: false,
@@ -332,7 +337,12 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.ask(|tree| tree.xattr(inode.0, name.as_bytes())) {
+        let label = self.label.as_deref().filter(|_| name.as_bytes() == label::ATTRIBUTE);
+        let answer = match label {
+            Some(label) => Ok(label),
+            None => self.ask(|tree| tree.xattr(inode.0, name.as_bytes())),
+        };
+        match answer {
             Ok(value) => answer_xattr(value, size, reply),
             Err(errno) => reply.error(errno.into()),
         }
@@ -340,10 +350,16 @@ impl<T: Tree> Filesystem for Adapter<T> {
 
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         let mut list = Vec::new();
+        if self.label.is_some() {
+            list.extend_from_slice(label::ATTRIBUTE);
+            list.push(0);
+        }
         let listed = self.ask(|tree| {
             tree.xattr_names(inode.0, &mut |name| {
+                // What the tree says of it counts for nothing.
+                let is_label = self.label.is_some() && name == label::ATTRIBUTE;
                 // A name that is empty or cut by a NUL would make the kernel refuse the whole list.
-                if !name.is_empty() && !name.contains(&0) {
+                if !name.is_empty() && !name.contains(&0) && !is_label {
                     list.extend_from_slice(name);
                     list.push(0);
                 }

@@ -18,6 +18,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
+use crate::label::Label;
 use crate::mount::MountOptions;
 
 pub(crate) const DEVICE: &str = "/dev/fuse";
@@ -76,6 +77,7 @@ fn configure(
     fsconfig_set_string(context, "user_id", rustix::process::geteuid().as_raw().to_string())?;
     fsconfig_set_string(context, "group_id", rustix::process::getegid().as_raw().to_string())?;
     fsconfig_set_flag(context, "ro")?;
+    set_label(context, options)?;
     if options.default_permissions {
         fsconfig_set_flag(context, "default_permissions")?;
     }
@@ -83,6 +85,14 @@ fn configure(
         fsconfig_set_flag(context, "allow_other")?;
     }
     Ok(())
+}
+
+/// Says which label all files have.
+pub(crate) fn set_label(context: BorrowedFd<'_>, options: &MountOptions) -> rustix::io::Result<()> {
+    match Label::option(options.label.as_ref(), Label::is_enforced_here()) {
+        Some((name, value)) => fsconfig_set_string(context, name, value),
+        None => Ok(()),
+    }
 }
 
 /// What a mount refuses beyond writing.

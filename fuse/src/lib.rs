@@ -25,6 +25,7 @@ mod directory;
 mod errno;
 mod fusermount;
 mod kernel_mount;
+mod label;
 mod mapped;
 mod mount;
 mod mount_error;
@@ -38,6 +39,7 @@ mod unmount;
 mod users;
 
 pub use errno::Errno;
+pub use label::{Label, LabelError};
 pub use mapped::{IdMap, IdRange, MapError, mount_mapped, outside};
 pub use mount::{MountOptions, mount, mount_writable};
 pub use mount_error::MountError;

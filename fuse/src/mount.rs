@@ -21,6 +21,7 @@ use crate::claim::claim;
 use crate::errno;
 use crate::fusermount;
 use crate::kernel_mount::{self, Failure};
+use crate::label::Label;
 use crate::mount_error::MountError;
 use crate::mountinfo::{MountEntry, device_of, mount_at, mount_id};
 use crate::overlay::{self, Upper};
@@ -42,6 +43,8 @@ pub struct MountOptions {
     pub nosuid: bool,
     /// Whether device nodes cannot be opened.
     pub nodev: bool,
+    /// The SELinux label that all files show, instead of what the tree says of them.
+    pub label: Option<Label>,
     /// How many threads take requests; at least 1.
     pub threads: usize,
     /// Whether the kernel reads whole local files itself ([`Tree::whole_file`]). Needs root and Linux 6.9;
@@ -63,6 +66,7 @@ impl MountOptions {
             default_permissions: true,
             nosuid: true,
             nodev: true,
+            label: None,
             threads: processors().clamp(2, 8),
             passthrough: false,
             readahead_bytes: 1 << 20,
@@ -161,6 +165,9 @@ fn mount_with_helper(
     refusal: Errno,
 ) -> Result<Session, MountError> {
     let mountpoint = || options.mountpoint.clone();
+    if options.label.is_some() && Label::is_enforced_here() {
+        return Err(MountError::LabelNotPermitted { mountpoint: mountpoint(), error: refusal.into() });
+    }
     let device = match fusermount::mount(options) {
         Ok(device) => device,
         Err(fusermount::Failure::Absent) => {

@@ -108,6 +108,17 @@ pub enum MountError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// This process may not mount, and the helper does not know of labels.
+    #[error(
+        "cannot mount at {} with an SELinux label: this process may not mount ({error}), and fusermount3 passes no label on; run as root",
+        mountpoint.display()
+    )]
+    LabelNotPermitted {
+        /// Where it was to be mounted.
+        mountpoint: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
     /// `fusermount3` refused.
     #[error("cannot mount at {}: fusermount3 refused: {message}", mountpoint.display())]
     Fusermount {

@@ -26,7 +26,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, unmount,
 };
 
-use crate::kernel_mount::{attach, attributes, explain};
+use crate::kernel_mount::{attach, attributes, explain, set_label};
 use crate::mount::MountOptions;
 use crate::mount_error::MountError;
 
@@ -165,6 +165,7 @@ fn create_of(layers: &Layers<'_>, options: &MountOptions, upper: &Upper) -> Resu
     if upper.attributes == OverlayAttributes::User {
         fsconfig_set_flag(context, "userxattr").map_err(failed("fsconfig userxattr"))?;
     }
+    set_label(context, options).map_err(failed("fsconfig context"))?;
     fsconfig_create(context).map_err(failed("fsconfig"))?;
     fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes(options)).map_err(failed("fsmount"))
 }

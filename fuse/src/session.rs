@@ -171,7 +171,7 @@ pub(crate) fn serve(
     device: OwnedFd,
     options: &MountOptions,
 ) -> io::Result<Arc<Service>> {
-    let adapter = Adapter::new(tree, options.passthrough, options.default_permissions);
+    let adapter = Adapter::new(tree, options);
     let mut config = fuser::Config::default();
     config.n_threads = Some(options.threads.max(1));
     config.clone_fd = can_open_device();

@@ -7,7 +7,7 @@
 //!                                           else: the difference of two trees, to be calculated
 //! ```
 
-use super::refs::present;
+use super::refs::{present, present_parent};
 use super::truth::together;
 use super::{Attempt, Cache, CacheError, ImmutableRef, refuse};
 use crate::store::LayerState;
@@ -86,8 +86,8 @@ fn applied(record: CacheRecord) -> Attempt<Application> {
 }
 
 enum Step {
-    /// All that a record stands for.
-    All(RecordId),
+    /// All that a record stands for, of which another was made, unless it is where this began.
+    All { record: RecordId, of: Option<RecordId> },
     /// A record's own layer.
     Own(Box<CacheRecord>),
 }
@@ -124,7 +124,7 @@ fn collect(
     budget: &mut Budget,
 ) -> Attempt<Vec<Application>> {
     // The last is next.
-    let mut left: Vec<Step> = records.rev().map(Step::All).collect();
+    let mut left: Vec<Step> = records.rev().map(|record| Step::All { record, of: None }).collect();
     let mut applications = Vec::new();
     while let Some(step) = left.pop() {
         let record = match step {
@@ -133,18 +133,23 @@ fn collect(
                 applications.push(applied(*record)?);
                 continue;
             }
-            Step::All(id) => present(tables, &id)?,
+            Step::All { record, of: None } => present(tables, &record)?,
+            Step::All { record, of: Some(of) } => present_parent(tables, &of, &record)?,
         };
+        let below = |parent: RecordId| Step::All { record: parent, of: Some(record.id.clone()) };
         budget.spend(false, &record.id)?;
         match record.kind.clone() {
             RecordKind::Base => left.push(Step::Own(record.into())),
-            RecordKind::Layer { parent } => left.extend([Step::Own(record.into()), Step::All(parent)]),
-            RecordKind::Merge { parents } => left.extend(parents.into_iter().rev().map(Step::All)),
+            RecordKind::Layer { parent } => {
+                let parent = below(parent);
+                left.extend([Step::Own(record.into()), parent]);
+            }
+            RecordKind::Merge { parents } => left.extend(parents.into_iter().rev().map(below)),
             RecordKind::Diff { lower: None, upper: None } => {}
-            RecordKind::Diff { lower: None, upper: Some(upper) } => left.push(Step::All(upper)),
+            RecordKind::Diff { lower: None, upper: Some(upper) } => left.push(below(upper)),
             RecordKind::Diff { lower: Some(lower), upper: Some(upper) } if lower == upper => {}
             RecordKind::Diff { lower: Some(lower), upper } => {
-                let upper = upper.map(|upper| present(tables, &upper)).transpose()?;
+                let upper = upper.map(|upper| present_parent(tables, &record.id, &upper)).transpose()?;
                 match upper {
                     Some(upper) if matches!(&upper.kind, RecordKind::Layer { parent } if *parent == lower) => {
                         left.push(Step::Own(upper.into()));
@@ -154,6 +159,7 @@ fn collect(
                             return refuse(CacheError::TooManyLayers { record: record.id });
                         };
                         let upper = upper.map(|upper| upper.id).into_iter();
+                        present_parent(tables, &record.id, &lower)?;
                         applications.push(Application::Diff {
                             record: record.id,
                             lower: collect(tables, [lower].into_iter(), depth, budget)?,

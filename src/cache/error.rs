@@ -19,6 +19,17 @@ pub enum CacheError {
         /// As given.
         value: String,
     },
+    /// Something that a record was made of is gone, as in a database that was damaged.
+    #[error(
+        "record {record} was made of record {parent}, which is gone; `peel check --repair` removes what cannot be used any more, and what it \
+         was made of is brought again when it is pulled or mounted"
+    )]
+    ParentGone {
+        /// The record.
+        record: RecordId,
+        /// What is gone.
+        parent: RecordId,
+    },
     /// Several records fit.
     #[error(
         "{count} records have the {key} {value:?}: {}{}; name one of them by its id",

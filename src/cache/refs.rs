@@ -238,6 +238,18 @@ impl Cache {
     }
 }
 
+/// What a record was made of.
+pub(super) fn present_parent(
+    tables: &RecordTables<'_>,
+    record: &RecordId,
+    parent: &RecordId,
+) -> Attempt<CacheRecord> {
+    match tables.record(parent)? {
+        Some(found) if !found.is_deleted => Ok(found),
+        _ => refuse(CacheError::ParentGone { record: record.clone(), parent: parent.clone() }),
+    }
+}
+
 /// The record of that id, unless it is being removed.
 pub(super) fn present(tables: &RecordTables<'_>, id: &RecordId) -> Attempt<CacheRecord> {
     match tables.record(id)? {

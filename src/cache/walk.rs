@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::refs::present;
+use super::refs::{present, present_parent};
 use super::{CacheError, ImmutableRef, leaves, refuse};
 use crate::store::record_tables::CacheRecord;
 
@@ -26,10 +26,14 @@ impl ImmutableRef {
     pub fn walk_ancestors(&self, mut visit: impl FnMut(&CacheRecord)) -> Result<(), CacheError> {
         let records = self.cache().read("walk over a record's ancestors", |tables| {
             let (mut records, mut met) = (Vec::new(), HashSet::from([self.id().clone()]));
-            let mut left = VecDeque::from([self.id().clone()]);
-            while let Some(id) = left.pop_front() {
-                let record = present(tables, &id)?;
-                left.extend(record.kind.parents().filter(|parent| met.insert((*parent).clone())).cloned());
+            let mut left = VecDeque::from([(self.id().clone(), None)]);
+            while let Some((id, child)) = left.pop_front() {
+                let record = match &child {
+                    None => present(tables, &id)?,
+                    Some(child) => present_parent(tables, child, &id)?,
+                };
+                let parents = record.kind.parents().filter(|parent| met.insert((*parent).clone()));
+                left.extend(parents.map(|parent| (parent.clone(), Some(record.id.clone()))));
                 records.push(record);
                 if met.len() > MAXIMUM_WALK {
                     return refuse(CacheError::TooManyLayers { record: self.id().clone() });

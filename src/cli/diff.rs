@@ -4,11 +4,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use peelfs::compose::Operation;
-use peelfs_registry::ImageReference;
 
+use super::failure;
+use super::meant::MeantImage;
 use super::merge::make;
 use super::pull::Bringing;
-use super::{environment, failure};
 
 /// Make an image of what leads from one image to another
 ///
@@ -32,31 +32,31 @@ pub struct Arguments {
 #[derive(Clone, Debug)]
 enum Side {
     Nothing,
-    Image(ImageReference),
+    Image(MeantImage),
 }
 
 impl Side {
-    fn reference(&self) -> Option<&ImageReference> {
+    fn image(&self) -> Option<&MeantImage> {
         match self {
             Side::Nothing => None,
-            Side::Image(reference) => Some(reference),
+            Side::Image(image) => Some(image),
         }
     }
 }
 
 /// Nobody can give an image of the registry this name: Docker Hub keeps it.
 fn side(text: &str) -> anyhow::Result<Side> {
-    if text == "scratch" { Ok(Side::Nothing) } else { environment::reference(text).map(Side::Image) }
+    if text == "scratch" { Ok(Side::Nothing) } else { MeantImage::parse(text).map(Side::Image) }
 }
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
     let Arguments { name, lower, upper, bringing } = arguments;
-    let references = [lower.reference(), upper.reference()];
-    if references == [None, None] {
+    let sides = [lower.image(), upper.image()];
+    if sides == [None, None] {
         return Err(failure::Usage("nothing leads from scratch to scratch; name an image".to_owned()).into());
     }
-    make(name, &references, bringing, store, verbose, |images| match references {
+    make(name, &sides, bringing, store, verbose, |images| match sides {
         [Some(_), Some(_)] => Operation::Diff { lower: images.first(), upper: images.last() },
         [Some(_), None] => Operation::Diff { lower: images.first(), upper: None },
         [None, _] => Operation::Diff { lower: None, upper: images.first() },

@@ -17,11 +17,13 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use peelfs::cache::CacheError;
+use peelfs::changes::ChangesError;
 use peelfs::commit::CommitError;
 use peelfs::compose::{ComposeError, DocumentError};
 use peelfs::convert::ConvertError;
 use peelfs::directory::DirectoryError;
 use peelfs::fetch::FetchError;
+use peelfs::fetch::archive::ArchiveError;
 use peelfs::fetch::extract::ExtractError;
 use peelfs::fetch::index::IndexError;
 use peelfs::fetch::profile::format::ProfileError;
@@ -198,12 +200,35 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         // Its cause tells more.
         Some(DirectoryError::Content { .. }) | None => {}
     }
+    match as_type::<ArchiveError>(error) {
+        Some(ArchiveError::Missing { .. }) => return Some(3),
+        Some(
+            ArchiveError::Unproved { .. }
+            | ArchiveError::WithoutFraming { .. }
+            | ArchiveError::Evicted { .. }
+            | ArchiveError::Write(_),
+        ) => return Some(1),
+        Some(ArchiveError::Poisoned { .. }) => return Some(6),
+        Some(ArchiveError::Framing { .. } | ArchiveError::DiffId { .. } | ArchiveError::Read { .. }) => {
+            return Some(8);
+        }
+        // Its cause tells more.
+        Some(ArchiveError::Store(_)) | None => {}
+    }
+    match as_type::<ChangesError>(error) {
+        Some(ChangesError::Absent { .. } | ChangesError::Missing { .. }) => return Some(3),
+        Some(ChangesError::Poisoned { .. } | ChangesError::Merge(_)) => return Some(6),
+        Some(ChangesError::Table(_) | ChangesError::Record { .. }) => return Some(8),
+        _ => {}
+    }
     match as_type::<CacheError>(error) {
         Some(CacheError::Unknown { .. }) => return Some(3),
         Some(CacheError::Ambiguous { .. } | CacheError::InvalidName { .. } | CacheError::Nothing(_)) => {
             return Some(2);
         }
-        Some(CacheError::Store(_) | CacheError::WithoutData { .. }) => return Some(8),
+        Some(CacheError::Store(_) | CacheError::WithoutData { .. } | CacheError::ParentGone { .. }) => {
+            return Some(8);
+        }
         Some(_) | None => {}
     }
     if let Some(ImageExtractError::NoSuchPath { .. }) = as_type(error) {

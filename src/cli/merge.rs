@@ -11,10 +11,10 @@ use peelfs::fetch::NetworkThreads;
 use peelfs::mount::Pull;
 use peelfs::mount::pull::Pulled;
 use peelfs::store::Store;
-use peelfs_registry::ImageReference;
 use serde::Serialize;
 
 use super::commit::local_name;
+use super::meant::MeantImage;
 use super::pull::{Bringing, keep_house};
 use super::{environment, output};
 
@@ -27,9 +27,9 @@ pub struct Arguments {
     /// The name of the new image; without a host, it is one of localhost/
     #[arg(value_name = "NAME")]
     name: String,
-    /// The images, the lowest first
-    #[arg(value_name = "REF", value_parser = environment::reference, required = true)]
-    references: Vec<ImageReference>,
+    /// The images, the lowest first; those that are in the store also by the ids or digests of their records
+    #[arg(value_name = "REF", value_parser = MeantImage::parse, required = true)]
+    references: Vec<MeantImage>,
     #[command(flatten)]
     bringing: Bringing,
 }
@@ -51,14 +51,14 @@ struct Report {
 /// Runs the command.
 pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
     let Arguments { name, references, bringing } = arguments;
-    let references: Vec<Option<&ImageReference>> = references.iter().map(Some).collect();
+    let references: Vec<Option<&MeantImage>> = references.iter().map(Some).collect();
     make(name, &references, bringing, store, verbose, |images| Operation::Merge(images))
 }
 
 /// Makes an image of others, which are brought in first; `operation` is told of those that there are.
 pub(super) fn make(
     name: &str,
-    references: &[Option<&ImageReference>],
+    references: &[Option<&MeantImage>],
     bringing: &Bringing,
     store: &Path,
     verbose: u8,
@@ -68,8 +68,9 @@ pub(super) fn make(
     let name = local_name(name)?;
     let store = Arc::new(Store::open(store)?);
     let threads = NetworkThreads::new(|| {});
-    let pull = |reference: &&ImageReference| {
-        bringing.pull(reference, store.clone(), threads.starter(), Pull::Missing)
+    let pull = |image: &&MeantImage| {
+        let reference = image.find(&store, &bringing.platform())?;
+        bringing.pull(&reference, store.clone(), threads.starter(), Pull::Missing)
     };
     let images = references.iter().flatten().map(pull).collect::<Result<Vec<_>, _>>()?;
     let request =

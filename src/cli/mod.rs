@@ -4,6 +4,7 @@
 //! turns into an exit code.
 
 mod background;
+mod changes;
 mod check;
 mod commit;
 mod convert;
@@ -21,6 +22,7 @@ mod known;
 mod lease;
 mod log_file;
 mod ls;
+mod meant;
 mod memory;
 mod merge;
 mod mount;
@@ -89,6 +91,7 @@ enum Command {
     Diff(diff::Arguments),
     #[command(subcommand)]
     Directory(directory::Command),
+    Changes(changes::Arguments),
     Serve(serve::Arguments),
     #[command(name = stack::NAME, hide = true)]
     Stack(stack::Arguments),
@@ -122,6 +125,7 @@ pub fn run() -> ExitCode {
         Command::Merge(command) => merge::run(&command, &store, arguments.verbose),
         Command::Diff(command) => diff::run(&command, &store, arguments.verbose),
         Command::Directory(command) => directory::run(&command, &store, arguments.verbose),
+        Command::Changes(command) => changes::run(&command, &store, arguments.verbose),
         Command::Snapshot(command) => snapshot::run(command, &store),
         Command::Serve(command) => serve::run(&command, &store, arguments.verbose),
         Command::Stack(command) => stack::run(&command, &store, arguments.verbose),

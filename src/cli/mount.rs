@@ -1,5 +1,6 @@
 //! `peel mount REF DIR`
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -10,7 +11,7 @@ use peelfs::fetch::{NetworkThreads, ThreadStarter};
 use peelfs::mount::writable::find_snapshot;
 use peelfs::mount::{ImageMountError, Mounted, Prefetching, Pull, Request, prepare};
 use peelfs::store::{SnapshotName, Store};
-use peelfs_fuse::{MountOptions, Unmounter};
+use peelfs_fuse::{Label, LabelError, MountOptions, Unmounter};
 use peelfs_registry::ImageReference;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -63,6 +64,10 @@ pub struct Arguments {
     /// Let device nodes of the image be opened
     #[arg(long)]
     dev: bool,
+    /// The SELinux label that all files show, such as system_u:object_r:container_file_t:s0, whatever the image says of them (mount(8),
+    /// "context=")
+    #[arg(long, value_name = "LABEL", visible_alias = "mount-label", value_parser = label)]
+    label: Option<Label>,
     /// Write the log to FILE [default in the background: log/ in the store]
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
@@ -104,10 +109,23 @@ impl From<PrefetchArgument> for Prefetching {
     }
 }
 
+/// A label, also as it is written where options are separated by commas: `context="…"`.
+fn label(text: &str) -> Result<Label, LabelError> {
+    let text = text.strip_prefix("context=").unwrap_or(text);
+    let quoted = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+    quoted.unwrap_or(text).parse()
+}
+
 /// Runs the command. The process forks here, before it has a second thread.
 pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
     // The serving process leaves the current directory.
     let store = std::path::absolute(store)?;
+    if arguments.label.is_some() && !arguments.quiet && !Label::is_enforced_here() {
+        let told =
+            "SELinux is not enabled on this machine: files show the label, but nothing is forbidden by it";
+        // If it cannot be said, the mount is as good.
+        let _ = writeln!(anstream::stderr(), "peel: {told}");
+    }
     if arguments.foreground {
         serve(&arguments, &store, verbose, || Ok(()))?;
         return Ok(ExitCode::SUCCESS);
@@ -176,6 +194,7 @@ fn options(arguments: &Arguments) -> MountOptions {
         allow_other: arguments.allow_other || rustix::process::geteuid().is_root(),
         nosuid: !arguments.suid,
         nodev: !arguments.dev,
+        label: arguments.label.clone(),
         ..MountOptions::new(&arguments.mountpoint, arguments.reference.to_string())
     }
 }
@@ -233,4 +252,20 @@ pub fn keep_house(store: &Store, mounted: &Mounted) {
     }
     mounted.recover_records();
     mounted.prove();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::label;
+
+    #[test]
+    fn a_label_is_typed_as_it_is_or_as_a_mount_option() {
+        let plain = "system_u:object_r:container_file_t:s0:c1,c2";
+        for typed in [plain.to_owned(), format!("context={plain}"), format!("context=\"{plain}\"")] {
+            assert_eq!(label(&typed).unwrap().to_string(), plain);
+        }
+        for wrong in ["", "context=", "container_file_t", "fscontext=u:r:t", "context=\"u:r:t"] {
+            assert!(label(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -90,6 +90,18 @@ pub fn percent(part: u64, whole: u64) -> String {
     if part < whole && percent > 99.9 { "99.9 %".to_owned() } else { format!("{percent:.1} %") }
 }
 
+/// The type of a file by its mode: as `ls -l` writes it, and as a word.
+pub fn kind(mode: u32) -> (char, &'static str) {
+    match mode & libc::S_IFMT {
+        libc::S_IFDIR => ('d', "directory"),
+        libc::S_IFLNK => ('l', "symlink"),
+        libc::S_IFCHR => ('c', "character device"),
+        libc::S_IFBLK => ('b', "block device"),
+        libc::S_IFIFO => ('p', "fifo"),
+        _ => ('-', "file"),
+    }
+}
+
 /// The beginning of an id, enough to tell it from others.
 pub fn short_hex(hex: &str) -> &str {
     hex.get(..12).unwrap_or(hex)

@@ -13,6 +13,7 @@ use peelfs::store::Store;
 use peelfs_registry::{ImageReference, Platform};
 use serde::Serialize;
 
+use super::meant::MeantImage;
 use super::network::SourceArguments;
 use super::output::{self, Align, ReportArguments};
 use super::{environment, progress};
@@ -35,9 +36,10 @@ pub struct Arguments {
 /// How commands name an image that they bring into the store, and what they say of it.
 #[derive(clap::Args)]
 pub struct PulledImage {
-    /// The image: a registry reference such as python:3.12 or host:5000/name@sha256:…, or oci:PATH[:TAG]
-    #[arg(value_name = "REF", value_parser = environment::reference)]
-    reference: ImageReference,
+    /// The image: a registry reference such as python:3.12 or host:5000/name@sha256:…, or oci:PATH[:TAG]; one that is in the store also by
+    /// the id or a digest of its record
+    #[arg(value_name = "REF", value_parser = MeantImage::parse)]
+    image: MeantImage,
     #[command(flatten)]
     bringing: Bringing,
 }
@@ -140,7 +142,8 @@ impl Bringing {
 impl PulledImage {
     /// Brings the image into the store.
     pub fn pull(&self, store: Arc<Store>, threads: &ThreadStarter, when: Pull) -> anyhow::Result<Pulled> {
-        self.bringing.pull(&self.reference, store, threads, when)
+        let reference = self.image.find(&store, &self.bringing.platform())?;
+        self.bringing.pull(&reference, store, threads, when)
     }
 
     /// Extracts the image, or what lies at these paths. SIGINT ends the process, and what was fetched stays.
@@ -179,7 +182,7 @@ impl PulledImage {
         let statistics = pulled.statistics();
         let layers = pulled.image().layers.iter().zip(pulled.layers());
         let report = Report {
-            reference: self.reference.to_string(),
+            reference: pulled.reference().to_string(),
             platform: self.bringing.platform().to_string(),
             manifest_digest: pulled.image().manifest_digest.to_string(),
             layers: layers

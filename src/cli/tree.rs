@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::failure::NotFound;
 use super::known::KnownImage;
+use super::output;
 
 /// List the files of an image: their size, and where their bytes are
 #[derive(clap::Args)]
@@ -109,7 +110,7 @@ fn line(
     let line = FileLine {
         path: &text,
         path_bytes: std::str::from_utf8(path).is_err().then_some(path),
-        r#type: kind(inode.mode.get()).1,
+        r#type: output::kind(inode.mode.get()).1,
         mode: format!("{:04o}", inode.mode.get() & 0o7777),
         uid: inode.uid.get(),
         gid: inode.gid.get(),
@@ -130,20 +131,9 @@ fn content(tree: &MergedTree, inode: &InodeRecord) -> (u64, u64) {
     })
 }
 
-fn kind(mode: u32) -> (char, &'static str) {
-    match mode & libc::S_IFMT {
-        libc::S_IFDIR => ('d', "directory"),
-        libc::S_IFLNK => ('l', "symlink"),
-        libc::S_IFCHR => ('c', "character device"),
-        libc::S_IFBLK => ('b', "block device"),
-        libc::S_IFIFO => ('p', "fifo"),
-        _ => ('-', "file"),
-    }
-}
-
 /// `-rwsr-xr-x`, as `ls -l` writes it.
 fn mode_text(mode: u32) -> String {
-    let mut text = String::from(kind(mode).0);
+    let mut text = String::from(output::kind(mode).0);
     for (shift, special, set, unset) in [(6, 0o4000, 's', 'S'), (3, 0o2000, 's', 'S'), (0, 0o1000, 't', 'T')]
     {
         let bits = mode >> shift;

@@ -12,6 +12,7 @@
 //! Two readers of one missing chunk cause one fetch. What arrives is decoded, verified, written, and then marked in the chunk
 //! map, in that order, so that no crash leaves a marked chunk that is not whole.
 
+pub mod archive;
 pub mod content;
 mod draft_sink;
 #[cfg(test)]

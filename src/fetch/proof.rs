@@ -11,8 +11,12 @@
 //!   wait for it on such threads and take over what it found.
 //! - The archive is put together from what is here ([`rebuild`](super::rebuild)), or the blob is streamed from its origin again; a
 //!   reader who waits for chunks of any layer of this process goes first.
+//! - Of a layer that holds, what its archive has beside its files is kept, so that the archive can be written again
+//!   ([`archive`](super::archive)).
 //! - Only a blob that has its digest can poison a layer. A registry that sends something else is told of, and asked again some day.
 
+use std::fs::File;
+use std::io::{BufWriter, Seek};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -30,11 +34,16 @@ use super::twins;
 use crate::error::chain;
 use crate::image::Layer;
 use crate::layer::builder::BuildError;
-use crate::layer::entry::Chunk;
+use crate::layer::entry::{Chunk, Entry};
+use crate::layer::framing::FramingRecorder;
 use crate::layer::lookup::Lookup;
 use crate::layer::proof::{ArchiveSink, CompareError, hash_zeros};
 use crate::layer::stream::{self, StreamError, StreamExpectation};
-use crate::store::{LayerDirectory, LayerState, Provenance, Store, StoreError, TableSource, Verdict};
+use crate::layer::tar::{SinkError, TarSink};
+use crate::store::{
+    LayerDirectory, LayerState, NewFraming, Provenance, Store, StoreError, TableSource, Verdict,
+    maximum_rests,
+};
 use crate::table::Codec;
 use crate::table::format::InodeRecord;
 
@@ -170,42 +179,67 @@ impl Prover {
     }
 
     fn judge(&self, content: &LayerContent) -> Result<Verdict, ProofError> {
-        let new_sink = || ArchiveSink::new(self.layer.descriptor.annotations.clone());
+        let framing = new_framing(content);
+        let (reason, is_recorded) = self.compare(content, framing.as_ref())?;
+        if let (None, true, Some(framing)) = (&reason, is_recorded, framing)
+            && let Err(error) = framing.keep()
+        {
+            tracing::debug!(layer = %content.layer(), %error, "no framing is kept");
+        }
+        self.fetcher.observed();
+        let at = now();
+        Ok(reason.map_or(Verdict::Proved { at }, |reason| Verdict::Poisoned { at, reason }))
+    }
+
+    /// Why the layer is false, if it is; and whether what its archive has beside its files was recorded.
+    fn compare(
+        &self,
+        content: &LayerContent,
+        framing: Option<&NewFraming>,
+    ) -> Result<(Option<String>, bool), ProofError> {
+        let new_sink = || ProofSink {
+            archive: ArchiveSink::new(self.layer.descriptor.annotations.clone()),
+            framing: framing.and_then(|new| recorder(content, new)),
+        };
         let mut sink = new_sink();
         let streamed = match self.rebuild(content, &mut sink) {
             Ok(()) => Ok(()),
             Err(error) => {
                 tracing::info!(layer = %content.layer(), %error, "the layer is proved by streaming its blob again");
+                // What it still holds back is written when it is dropped, and must not come after what the next one writes.
+                drop(sink);
                 sink = new_sink();
                 self.stream(&mut sink)
             }
         };
         let reason = match streamed {
             Ok(()) => {
+                let ProofSink { archive, framing } = sink;
                 let differences =
-                    sink.differences(content.table(), |inode| digest_of_content(content, inode));
+                    archive.differences(content.table(), |inode| digest_of_content(content, inode));
                 match differences {
-                    Ok(differences) => differences.first().map(ToString::to_string),
+                    Ok(differences) => {
+                        let is_recorded = framing.and_then(FramingRecorder::finish).is_some();
+                        return Ok((differences.first().map(ToString::to_string), is_recorded));
+                    }
                     Err(CompareError::Build(error)) => {
-                        Some(format!("its archive cannot be used: {}", chain(&error)))
+                        format!("its archive cannot be used: {}", chain(&error))
                     }
                     Err(error) => return Err(error.into()),
                 }
             }
             // The last thing to be compared: the blob has its digest.
-            Err(error @ StreamError::DiffId { .. }) => Some(error.to_string()),
+            Err(error @ StreamError::DiffId { .. }) => error.to_string(),
             Err(error) if is_of_archive(&error) && self.has_digest() => {
-                Some(format!("its archive cannot be used: {}", chain(&error)))
+                format!("its archive cannot be used: {}", chain(&error))
             }
             Err(error) => return Err(Box::new(error).into()),
         };
-        self.fetcher.observed();
-        let at = now();
-        Ok(reason.map_or(Verdict::Proved { at }, |reason| Verdict::Poisoned { at, reason }))
+        Ok((Some(reason), false))
     }
 
     /// Gives the archive to `sink`, and proves blob digest and diff ID.
-    fn stream(&self, sink: &mut ArchiveSink) -> Result<(), StreamError> {
+    fn stream(&self, sink: &mut ProofSink<'_>) -> Result<(), StreamError> {
         let descriptor = &self.layer.descriptor;
         let expectation = StreamExpectation {
             blob_digest: descriptor.digest.clone(),
@@ -252,6 +286,53 @@ impl Prover {
         });
         Ok(std::iter::from_fn(move || receiver.blocking_recv()))
     }
+}
+
+/// Takes in the archive of a layer: to compare it, and to keep what of it is in no file.
+pub(super) struct ProofSink<'a> {
+    archive: ArchiveSink,
+    framing: Option<FramingRecorder<'a, BufWriter<&'a File>>>,
+}
+
+impl TarSink for ProofSink<'_> {
+    fn entry(&mut self, entry: Entry) -> Result<(), SinkError> {
+        if let Some(framing) = &mut self.framing {
+            framing.entry(entry.clone())?;
+        }
+        self.archive.entry(entry)
+    }
+
+    fn payload(&mut self, decoded_offset: u64, bytes: &[u8]) -> Result<(), SinkError> {
+        if let Some(framing) = &mut self.framing {
+            framing.payload(decoded_offset, bytes)?;
+        }
+        self.archive.payload(decoded_offset, bytes)
+    }
+
+    fn framing(&mut self, decoded_offset: u64, bytes: &[u8]) -> Result<(), SinkError> {
+        self.framing.as_mut().map_or(Ok(()), |framing| framing.framing(decoded_offset, bytes))
+    }
+}
+
+/// A place for what of the archive is in no file. Nobody needs it to read files, so that there is none is no error.
+fn new_framing(content: &LayerContent) -> Option<NewFraming> {
+    if content.is_the_archive() {
+        return None;
+    }
+    let new = content.files().new_framing();
+    new.inspect_err(|error| tracing::debug!(layer = %content.layer(), %error, "no framing is kept")).ok()
+}
+
+fn recorder<'a>(
+    content: &'a LayerContent,
+    new: &'a NewFraming,
+) -> Option<FramingRecorder<'a, BufWriter<&'a File>>> {
+    let mut file = new.file();
+    // There may be something of an attempt that failed.
+    file.set_len(0).and_then(|()| file.rewind()).ok()?;
+    // A quarter of the room that the layer takes, as rests.
+    let limit = maximum_rests(content.decoded_length());
+    Some(FramingRecorder::new(content.table(), BufWriter::new(file), limit))
 }
 
 /// Whether a stream failed by what is in it, and not by how it came.
@@ -307,6 +388,12 @@ impl LayerContent {
         let first = missing(from).or_else(|| missing(0));
         self.trust().first_missing.store(first.unwrap_or(map.len()), Ordering::Relaxed);
         first.is_none()
+    }
+
+    /// Where the layer's decoded space ends.
+    pub(super) fn decoded_length(&self) -> u64 {
+        let last = self.table().chunks().last();
+        last.map_or(0, |chunk| chunk.decoded_offset.get().saturating_add(chunk.decoded_length.get()))
     }
 
     /// Whether the layer is still to be proved, as far as this process knows.

@@ -12,16 +12,15 @@ use peelfs_registry::digest::Digester;
 
 use super::content::LayerContent;
 use super::planner::Request;
-use super::proof::Prover;
+use super::proof::{ProofSink, Prover};
 use super::source::BlobSource;
 use crate::layer::chunk::Stretch;
 use crate::layer::compression::Compression;
 use crate::layer::entry::Chunk;
-use crate::layer::proof::ArchiveSink;
 use crate::layer::rebuild::{Step, blob_bytes, next_stored, rest_of, steps};
 use crate::layer::stream::MAXIMUM_DECODED;
-use crate::layer::tar::{Limits, SinkError, TarReader};
-use crate::store::{MAXIMUM_REST, Rest, RestWriter, Rests, maximum_rests};
+use crate::layer::tar::{Limits, SinkError, TarReader, TarSink};
+use crate::store::{MAXIMUM_REST, Rest, RestWriter, Rests, TableSource, maximum_rests};
 use crate::table::Codec;
 use crate::table::format::ChunkRecord;
 
@@ -58,12 +57,7 @@ impl LayerContent {
                 });
             // Another process may have proved the layer since this one looked.
             let is_open = is_wanted && matches!(self.files().verdict(), Ok(None));
-            let decoded = self
-                .table()
-                .chunks()
-                .last()
-                .map_or(0, |chunk| chunk.decoded_offset.get().saturating_add(chunk.decoded_length.get()));
-            let writer = is_open.then(|| self.files().rest_writer(maximum_rests(decoded)))?;
+            let writer = is_open.then(|| self.files().rest_writer(maximum_rests(self.decoded_length())))?;
             // Without them its blob is fetched twice, and that is all.
             writer
                 .inspect_err(|error| tracing::debug!(layer = %self.layer(), %error, "no rests are kept"))
@@ -120,8 +114,12 @@ pub(super) enum RebuildError {
 
 impl Prover {
     /// Gives the archive to `sink`, which has the layer's diff ID if this succeeds.
-    pub(super) fn rebuild(&self, content: &LayerContent, sink: &mut ArchiveSink) -> Result<(), RebuildError> {
-        if is_the_archive(content.table().chunks()) {
+    pub(super) fn rebuild(
+        &self,
+        content: &LayerContent,
+        sink: &mut ProofSink<'_>,
+    ) -> Result<(), RebuildError> {
+        if content.is_the_archive() {
             return self.read_archive(content, sink);
         }
         let missing = |error: &dyn std::fmt::Display| RebuildError::Missing(error.to_string());
@@ -162,7 +160,7 @@ impl Prover {
     }
 
     /// The same where all of it is here as it is.
-    fn read_archive(&self, content: &LayerContent, sink: &mut ArchiveSink) -> Result<(), RebuildError> {
+    fn read_archive(&self, content: &LayerContent, sink: &mut ProofSink<'_>) -> Result<(), RebuildError> {
         let diff_id = &self.layer().diff_id;
         let mut archive = Archive::new(diff_id, sink);
         let mut buffer = vec![0; PIECE];
@@ -198,13 +196,21 @@ impl Prover {
     }
 }
 
-/// Whether the decoded space is the archive itself, byte for byte, as it is for a layer with a zTOC. If it is not, the diff ID tells.
-fn is_the_archive(chunks: &[ChunkRecord]) -> bool {
-    let spans = [Codec::Raw, Codec::GzipSpan, Codec::SealedGzipSpan].map(|codec| codec as u8);
-    let follows = |pair: &[ChunkRecord]| decoded_end(&pair[0]) == pair[1].decoded_offset.get();
-    chunks.first().is_some_and(|first| first.decoded_offset.get() == 0)
-        && chunks.iter().all(|chunk| spans.contains(&chunk.codec))
-        && chunks.windows(2).all(follows)
+impl LayerContent {
+    /// Whether the decoded space is the archive itself, byte for byte: of a layer that was streamed, and of one with a zTOC. If it is not,
+    /// the diff ID tells.
+    pub(super) fn is_the_archive(&self) -> bool {
+        let was_streamed = || match self.provenance() {
+            Ok(Some(provenance)) => matches!(provenance.index, TableSource::Stream { .. }),
+            _ => false,
+        };
+        let spans = [Codec::Raw, Codec::GzipSpan, Codec::SealedGzipSpan].map(|codec| codec as u8);
+        let chunks = self.table().chunks();
+        let follows = |pair: &[ChunkRecord]| decoded_end(&pair[0]) == pair[1].decoded_offset.get();
+        chunks.first().is_some_and(|first| first.decoded_offset.get() == 0)
+            && chunks.windows(2).all(follows)
+            && (chunks.iter().all(|chunk| spans.contains(&chunk.codec)) || was_streamed())
+    }
 }
 
 fn decoded_end(chunk: &ChunkRecord) -> u64 {
@@ -212,15 +218,15 @@ fn decoded_end(chunk: &ChunkRecord) -> u64 {
 }
 
 /// An archive while it is put together.
-struct Archive<'a> {
+struct Archive<'a, S> {
     reader: TarReader,
     hasher: Digester,
     length: u64,
-    sink: &'a mut ArchiveSink,
+    sink: &'a mut S,
 }
 
-impl<'a> Archive<'a> {
-    fn new(diff_id: &Digest, sink: &'a mut ArchiveSink) -> Archive<'a> {
+impl<'a, S: TarSink> Archive<'a, S> {
+    fn new(diff_id: &Digest, sink: &'a mut S) -> Archive<'a, S> {
         Archive { reader: TarReader::new(Limits::default()), hasher: diff_id.digester(), length: 0, sink }
     }
     fn push(&mut self, bytes: &[u8]) -> Result<(), RebuildError> {

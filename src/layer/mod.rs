@@ -7,7 +7,7 @@
 //! SOCI:                 zTOC beside the blob ─▶ entries, chunks    soci
 //!                       blob range ─▶ chunk ─▶ verified bytes    chunk, whenever somebody reads
 //! the other way:        entries ─▶ pieces ─▶ blob, annotations    write, and the writer in each format's folder
-//! once all is here:     archive ─▶ is it what the table says?    proof
+//! once all is here:     archive ─▶ is it what the table says?    proof; what of it is in no file    framing
 //! ```
 
 pub mod arrange;
@@ -16,6 +16,7 @@ pub mod chunk;
 pub mod compression;
 pub mod entry;
 pub mod estargz;
+pub mod framing;
 pub mod gzip;
 pub mod lookup;
 pub mod ordered;

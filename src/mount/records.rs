@@ -39,6 +39,12 @@ pub fn find(
             Err(error) => return Err(error),
         }
     }
+    match cache.find(Key::Any(text), purpose) {
+        Err(CacheError::Unknown { .. }) => {}
+        found => return found,
+    }
+    // It may be a layer of an image that has no record yet.
+    record_all(cache)?;
     cache.find(Key::Any(text), purpose)
 }
 

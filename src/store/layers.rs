@@ -9,6 +9,7 @@
 //! provenance    where the table came from     ┐ see provenance
 //! verdict       whether the layer was proved   ┘
 //! rests         what came between the chunks of a layer that is not proved yet: see rests
+//! framing       what its archive has beside its files, once it is proved: see framing
 //! touched       which chunks were read of late, made when somebody needs it
 //! checkpoints   of a gzip layer read by spans: its decoder's states, in the format that the layer's reader gave it
 //! headers    of a layer whose index lies beside it: what is to be proved of its files, likewise

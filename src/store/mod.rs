@@ -46,6 +46,7 @@ mod draft;
 mod durable;
 mod error;
 mod eviction;
+mod framing;
 mod items;
 mod layers;
 mod lock;
@@ -86,6 +87,7 @@ pub use directories::{Directories, KnownDirectory, MadeOf, NewDirectory, Removal
 pub use draft::{LayerDraft, PendingPublish, Publication};
 pub use error::StoreError;
 pub use eviction::ChunkPlace;
+pub use framing::NewFraming;
 pub use items::{Items, NewItem};
 pub use layers::{LayerDirectory, LayerFiles, LayerLock, LayerStore, WithdrawnLayer, table_identity};
 pub use lock::FileLock;

@@ -43,9 +43,19 @@ const RELEASE_AFTER: u64 = 1 << 16;
 
 /// Some bytes of a file: a hole, or a part of its layer's decoded space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Segment {
-    Hole { length: u64 },
-    Data { decoded_offset: u64, length: u64 },
+pub enum Segment {
+    /// Zeros, of which nothing is stored.
+    Hole {
+        /// How many.
+        length: u64,
+    },
+    /// Bytes of the layer that holds the file's content.
+    Data {
+        /// The first, in the layer's decoded space.
+        decoded_offset: u64,
+        /// How many.
+        length: u64,
+    },
 }
 
 thread_local! {
@@ -158,6 +168,15 @@ impl MergedTree {
             });
         }
         ranges
+    }
+
+    /// All of a regular file, from its first byte to its last.
+    pub fn segments(&self, record: &InodeRecord) -> Vec<Segment> {
+        let mut found = Vec::new();
+        if let Some(layer) = self.layer(record) {
+            segments(layer, record, 0..record.size.get(), |segment| found.push(segment));
+        }
+        found
     }
 
     /// Where it is noted that a file was proved, if it must be and was not yet.
