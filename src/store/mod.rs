@@ -8,9 +8,9 @@
 //! trees/<hex>      merged inode tables
 //! profiles/<algorithm>/<hex>  what mounts of an image read
 //! notes/<kind>/<hex>   facts that belong to a name, made when there is one
-//! writable/        what was changed in writable mounts
 //! origins/<algorithm>/<hex>   where the layers of images come from that were made here
-//! snapshots/<id>/  fs/ and work/ of mutable records, and of containerd's snapshots, whose ids are numbers
+//! snapshots/<id>/  fs/ and work/ of mutable records, among them what was changed in writable mounts; and of containerd's snapshots, whose
+//!                  ids are numbers
 //! items/<name>     data kept with a record
 //! lower            stores whose layers are used, too
 //! budget           how many bytes all of it may take, if that is limited
@@ -42,6 +42,7 @@ mod descriptors;
 mod digest;
 mod draft;
 mod durable;
+mod earlier_snapshots;
 mod error;
 mod eviction;
 mod items;
@@ -60,13 +61,14 @@ mod rests;
 mod schema;
 mod sessions;
 mod shared_words;
+mod snapshot_note;
+mod snapshot_root;
 pub mod snapshot_tables;
 mod snapshots;
 pub mod space;
 mod temporary;
 mod touched;
 mod trees;
-mod writable;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -81,6 +83,7 @@ pub use content_index::NamedDescriptor;
 pub use data_files::{DataFile, DataFiles};
 pub use database::{Access, Database, Stop};
 pub use draft::{LayerDraft, PendingPublish, Publication};
+pub use earlier_snapshots::EarlierSnapshots;
 pub use error::StoreError;
 pub use eviction::ChunkPlace;
 pub use items::{Items, NewItem};
@@ -94,12 +97,11 @@ pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
 pub use rests::{MAXIMUM_REST, Rest, RestWriter, Rests, maximum_rests};
 pub use sessions::Session;
-pub use snapshots::{Leftover, NewSnapshot, Snapshots};
-pub use trees::{PendingTree, Trees};
-pub use writable::{
-    AttributeSpace, NewWritableSnapshot, RootAttributes, Snapshot, SnapshotName, SnapshotNameError,
-    SnapshotRecord, WritableSnapshots,
+pub use snapshot_note::{
+    AttributeSpace, NewSnapshotNote, RootAttributes, SnapshotName, SnapshotNameError, SnapshotNote,
 };
+pub use snapshots::{Leftover, NewSnapshot, OpenSnapshot, Snapshots};
+pub use trees::{PendingTree, Trees};
 
 /// Where temporaries are made, within each part of the store.
 const INGEST: &str = "ingest";
@@ -117,7 +119,7 @@ pub struct Store {
     snapshots: Snapshots,
     container_snapshots: ContainerSnapshots,
     items: Items,
-    writable: WritableSnapshots,
+    earlier_snapshots: EarlierSnapshots,
     origins: Origins,
     database: Database,
     lower: OnceLock<Vec<LowerStore>>,
@@ -131,7 +133,7 @@ impl Store {
         Store {
             notes: notes.clone(),
             origins: Origins::new(path.join("origins"), content.temporaries().clone()),
-            writable: WritableSnapshots::new(path.join("writable"), locks.clone()),
+            earlier_snapshots: EarlierSnapshots::new(path.join("writable"), locks.clone()),
             content,
             layers: LayerStore::new(path.join("layers"), locks.clone()),
             trees: Trees::new(path.join("trees")),
@@ -186,9 +188,9 @@ impl Store {
         &self.container_snapshots
     }
 
-    /// What was changed in writable mounts.
-    pub fn writable_snapshots(&self) -> &WritableSnapshots {
-        &self.writable
+    /// What was changed in writable mounts of earlier versions.
+    pub fn earlier_snapshots(&self) -> &EarlierSnapshots {
+        &self.earlier_snapshots
     }
 
     /// Where the layers of images come from that were made here.
@@ -234,7 +236,7 @@ impl Store {
             removed += temporaries.sweep()?;
         }
         removed += self.profiles.sweep()?;
-        removed += self.snapshots.sweep()? + self.items.sweep()? + self.writable.sweep()?;
+        removed += self.snapshots.sweep()? + self.items.sweep()?;
         // Idle lock files are no leftovers, but there would be one for every layer there ever was.
         lock::sweep(&self.locks)?;
         Ok(removed)
