@@ -1,9 +1,18 @@
 //! What was changed in a writable mount, made a layer, and with it a new image of this store.
 //!
 //! ```text
-//!  writable/NAME/fs ─▶ upper: names sorted, whiteouts ─▶ archive ─▶ writer of the format ─▶ content/   the layer's blob
-//!                                                       spool file                     └─▶ documents: config, manifest
-//!                                                                                              └─▶ origins ─▶ database: the name
+//!  snapshots/M/fs ─▶ upper: names sorted, whiteouts ─▶ archive ─▶ writer of the format ─▶ content/   the layer's blob
+//!                                                     spool file                     └─▶ documents: config, manifest
+//!                                                                                            └─▶ origins ─▶ database: the name
+//!                                                                 before it: M becomes I, snapshots/M snapshots/I, and the layer I's
+//! ```
+//!
+//! What is mounted goes on taking changes, and the layer's record is one of its own. What is not mounted is not copied: its mutable record M
+//! becomes the immutable record I of the layer, which has the name from then on ([`crate::cache`], pairs), and the next mount of that name
+//! lies on it. Each step of that is a transaction, and what is there between any two of them can be mounted, committed and removed:
+//!
+//! ```text
+//!  M ──commit──▶ M and I, a pair ──finalize──▶ I, with the snapshot ──set_layer──▶ I, the layer ──▶ the image is I, and has its name
 //! ```
 //!
 //! Rules
@@ -28,16 +37,18 @@ use peelfs_registry::{Digest, Reference};
 use self::archive::Archive;
 pub(crate) use self::documents::oci_layer_type;
 pub use self::error::CommitError;
-use crate::cache::{BroughtImage, Cache, layer_names};
+use crate::cache::{BroughtImage, Cache, CacheError, ImmutableRef, MutableRef, Purpose, layer_names};
+use crate::fetch::image_of_manifest;
 use crate::image::Image;
 use crate::layer::compression::Compression;
 use crate::layer::estargz::writer::{DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, EstargzOptions, write_estargz};
 use crate::layer::spool::Spool;
 use crate::layer::write::plain::write_plain;
 use crate::layer::write::{WriteError, WrittenLayer};
+use crate::store::record_tables::{LayerBlob, RecordId};
 use crate::store::{
-    ImageOrigins, ImageRecord, LayerOrigin, LayerRecord, LayerState, RootAttributes, Snapshot, Step, Store,
-    StoreError,
+    ImageOrigins, ImageRecord, LayerOrigin, LayerRecord, LayerState, OpenSnapshot, RootAttributes, Step,
+    Store, StoreError,
 };
 
 /// In which format the layer is written.
@@ -49,12 +60,20 @@ pub enum Format {
     Estargz,
 }
 
-/// What is to be done.
-pub struct Request {
-    /// What was changed.
-    pub snapshot: Snapshot,
-    /// The name of the new image, which has a tag.
-    pub name: Reference,
+/// Where the changes are.
+#[derive(Debug)]
+pub enum Source {
+    /// In a mutable record that somebody has mounted: it stays what it is.
+    Mounted(RecordId),
+    /// In one that nobody else writes to: it becomes the layer's immutable record.
+    Mutable(MutableRef),
+    /// In what became of one.
+    Committed(ImmutableRef),
+}
+
+/// How a layer is made.
+#[derive(Clone, Debug)]
+pub struct LayerRequest {
     /// How the layer is written.
     pub format: Format,
     /// What the config's history says of it.
@@ -82,14 +101,59 @@ pub struct Committed {
     pub left_out: Vec<Vec<u8>>,
 }
 
-/// Makes a layer of what was changed, and an image that has it above those of the image below.
+/// Makes a layer of what was changed, and an image of that name that has it above those of the image below.
 ///
 /// # Errors
-/// [`CommitError`]; what the name stood for before it stands for then.
-pub fn commit(cache: &Cache, request: &Request) -> Result<Committed, CommitError> {
+/// [`CommitError`]; what the name stood for before it stands for then, and what was changed is where it was, or its record is immutable and has
+/// the same name: then the same again goes on.
+pub fn commit(
+    cache: &Cache,
+    source: Source,
+    name: &Reference,
+    request: &LayerRequest,
+) -> Result<Committed, CommitError> {
+    make(cache, source, Some(name), request)
+}
+
+/// The image that a committed record is, by its manifest; made, without a name, if there is none. Its layer need not be read from anywhere.
+///
+/// # Errors
+/// As of [`commit`].
+pub fn image_of(
+    cache: &Cache,
+    committed: &ImmutableRef,
+    threads: NonZeroUsize,
+) -> Result<Digest, CommitError> {
+    let store = cache.store();
+    for manifest in cache.manifests_of(committed.id())? {
+        let Ok(digest) = manifest.parse::<Digest>() else { continue };
+        let Some(image) = image_of_manifest(store, &digest)? else { continue };
+        let Some(own) = image.layers.last() else { continue };
+        let name = layer_names(store, &image)?.pop();
+        let is_made = match name {
+            Some(name) => store.layers().layer(name.as_str())?.is_there()?,
+            None => false,
+        };
+        if is_made || store.content().has(own.descriptor.digest.as_str())? {
+            return Ok(digest);
+        }
+    }
+    let format = Format::Plain(Compression::Gzip);
+    let request = LayerRequest { format, message: None, created: now(), threads };
+    let made = make(cache, Source::Committed(committed.clone()), None, &request)?;
+    Ok(made.manifest_digest)
+}
+
+fn make(
+    cache: &Cache,
+    source: Source,
+    name: Option<&Reference>,
+    request: &LayerRequest,
+) -> Result<Committed, CommitError> {
     let store = cache.store().as_ref();
-    let parent = Parent::find(store, &request.snapshot)?;
-    let (spool, left_out) = archive_of(store, &request.snapshot)?;
+    let snapshot = open(store, &source)?;
+    let parent = Parent::find(store, &snapshot)?;
+    let (spool, left_out) = archive_of(store, &snapshot)?;
     let mut draft = store.content().draft()?;
     let written = write_layer(&spool, request, &mut draft)?;
     drop(spool);
@@ -107,8 +171,55 @@ pub fn commit(cache: &Cache, request: &Request) -> Result<Committed, CommitError
     store.content().put(config_digest.as_str(), &config)?;
     store.content().put(manifest_digest.as_str(), &manifest)?;
     store.origins().put(manifest_digest.as_str(), &parent.origins_with(&layer_digest))?;
-    remember(cache, request, &image)?;
+    let note = snapshot.note.clone();
+    // It is given another place.
+    drop(snapshot);
+    let record = settle(cache, source, &image)?;
+    match name {
+        Some(name) => remember(cache, name, &note.platform, &image)?,
+        None => drop(cache.record_image(&image, &note.reference, Purpose::Look)?),
+    }
+    // What it keeps, the image keeps from now on, or the name.
+    drop(record);
     Ok(Committed { manifest_digest, config_digest, layer_digest, layer_size, written, left_out })
+}
+
+fn open(store: &Store, source: &Source) -> Result<OpenSnapshot, CommitError> {
+    let id = match source {
+        Source::Mounted(id) => id.clone(),
+        Source::Mutable(mutable) => mutable.id().clone(),
+        Source::Committed(committed) => {
+            committed.finalize()?;
+            committed.id().clone()
+        }
+    };
+    store.snapshots().open(&id)?.ok_or(CommitError::NotMounted { record: id })
+}
+
+/// Makes what nobody writes to the record of the layer that was made of it: the uppermost of that image.
+fn settle(cache: &Cache, source: Source, image: &Image) -> Result<Option<ImmutableRef>, CommitError> {
+    let committed = match source {
+        Source::Mounted(_) => return Ok(None),
+        Source::Mutable(mutable) => {
+            mutable.commit().map_err(|not_committed| CommitError::Records(not_committed.cause))?
+        }
+        Source::Committed(committed) => committed,
+    };
+    committed.finalize()?;
+    let name = layer_names(cache.store(), image)?.pop();
+    if let (Some(layer), Some(name)) = (image.layers.last(), name) {
+        let blob = LayerBlob {
+            digest: layer.descriptor.digest.to_string(),
+            media_type: layer.descriptor.media_type.clone(),
+            size: layer.descriptor.size,
+        };
+        match committed.set_layer(&blob, &layer.diff_id, Some(name.as_str())) {
+            // It was committed before, in a format that needs an archive of its own: what is made now is a record of its own.
+            Err(CacheError::Immutable { .. }) => {}
+            result => result?,
+        }
+    }
+    Ok(Some(committed))
 }
 
 /// The image below.
@@ -122,8 +233,8 @@ struct Parent {
 }
 
 impl Parent {
-    fn find(store: &Store, snapshot: &Snapshot) -> Result<Parent, CommitError> {
-        let record = &snapshot.record;
+    fn find(store: &Store, snapshot: &OpenSnapshot) -> Result<Parent, CommitError> {
+        let record = &snapshot.note;
         let gone = || CommitError::ParentGone {
             image: record.reference.clone(),
             digest: record.manifest_digest.clone(),
@@ -159,12 +270,12 @@ impl Parent {
 }
 
 /// The uncompressed layer, in a file without a name, and what it could not hold.
-fn archive_of(store: &Store, snapshot: &Snapshot) -> Result<(Spool, Vec<Vec<u8>>), CommitError> {
+fn archive_of(store: &Store, snapshot: &OpenSnapshot) -> Result<(Spool, Vec<Vec<u8>>), CommitError> {
     let mut archive = Archive::new(store.content().scratch()?);
-    let root = upper::walk(&snapshot.changes(), snapshot.record.attributes, &mut archive)?;
-    let is_root_changed = !is_same_root(&root, &snapshot.record.root);
+    let root = upper::walk(&snapshot.changes(), snapshot.note.attributes, &mut archive)?;
+    let is_root_changed = !is_same_root(&root, &snapshot.note.root);
     if archive.is_empty() && !is_root_changed {
-        return Err(CommitError::NothingChanged { name: snapshot.name.to_string() });
+        return Err(CommitError::NothingChanged { name: snapshot.note.name.to_string() });
     }
     archive.finish()
 }
@@ -180,7 +291,7 @@ fn is_same_root(root: &upper::Attributes, before: &RootAttributes) -> bool {
 
 fn write_layer(
     spool: &Spool,
-    request: &Request,
+    request: &LayerRequest,
     output: &mut dyn Write,
 ) -> Result<WrittenLayer, CommitError> {
     let written = match request.format {
@@ -203,12 +314,11 @@ fn write_layer(
 }
 
 /// Gives the image its name, and its layers their records.
-fn remember(cache: &Cache, request: &Request, image: &Image) -> Result<(), CommitError> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let now = now.map_or(0, |elapsed| elapsed.as_secs() as i64);
+fn remember(cache: &Cache, name: &Reference, platform: &str, image: &Image) -> Result<(), CommitError> {
+    let now = now();
     let record = ImageRecord {
-        reference: request.name.to_string(),
-        platform: request.snapshot.record.platform.clone(),
+        reference: name.to_string(),
+        platform: platform.to_owned(),
         manifest_digest: image.manifest_digest.to_string(),
         index_digest: None,
         config_digest: image.config.digest.to_string(),
@@ -239,4 +349,9 @@ fn remember(cache: &Cache, request: &Request, image: &Image) -> Result<(), Commi
         mount: None,
     })?;
     Ok(cache.store().note_images()?)
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs() as i64)
 }

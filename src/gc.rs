@@ -23,6 +23,7 @@ use crate::fetch::index::open_local;
 use crate::fetch::{image_of_manifest, possible_names, twins};
 use crate::mount::live::{Liveness, live_mounts};
 use crate::mount::tree_key;
+use crate::mount::writable::bring_over;
 use crate::store::record_tables::RecordId;
 use crate::store::{ImageRecord, LayerState, NoteKind, Store, StoreError, Verdict};
 
@@ -45,7 +46,7 @@ pub fn collect(cache: &Cache, policy: &Policy, is_dry_run: bool) -> Result<Colle
     let store = cache.store();
     // Who only looks waits for nobody who brings an image: what is being brought is open.
     let lock = if is_dry_run { store.lock_for_bringing()? } else { store.lock_for_collecting()? };
-    but_for_a_full_disk(cache.recover().map(drop))?;
+    but_for_a_full_disk(cache.recover().map(drop).and_then(|()| bring_over(cache)))?;
     if !is_dry_run {
         but_for_a_full_disk(cache.tidy())?;
     }
@@ -145,13 +146,19 @@ fn look(cache: &Cache) -> Result<Inventory, CacheError> {
         mounted.trees.insert(mount.record.tree);
         mounted_images.insert(mount.record.manifest_digest);
     }
-    // What was changed in a writable mount is worth nothing without the image that it was changed in.
-    let snapshots = store.writable_snapshots();
-    for name in snapshots.names()? {
-        if let Some(snapshot) = snapshots.open(&name)? {
-            mounted.extend(&needs_of(store, &snapshot.record.manifest_digest)?);
-            mounted_images.insert(snapshot.record.manifest_digest.clone());
-        }
+    // What was changed in a writable mount is worth nothing without the image that it was changed in; nor, once it is committed, without
+    // the image that it became, as long as it has its name.
+    let mut images_below: BTreeSet<String> = BTreeSet::new();
+    for named in cache.named_snapshots()? {
+        images_below.insert(named.snapshot.note.manifest_digest.clone());
+        images_below.extend(cache.manifests_of(&named.record.id)?);
+    }
+    for name in store.earlier_snapshots().names()? {
+        images_below.extend(store.earlier_snapshots().manifest_of(&name));
+    }
+    for manifest in images_below {
+        mounted.extend(&needs_of(store, &manifest)?);
+        mounted_images.insert(manifest);
     }
     for stack in store.database().remote_stacks()? {
         mounted.extend(&needs_of(store, &stack.manifest_digest)?);

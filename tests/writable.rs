@@ -3,6 +3,7 @@
 //! wrong words are errors that leave what was there as it was.
 
 mod changing;
+mod kept;
 mod lifecycle;
 
 use crate::support::archive::TestEntry;

@@ -53,6 +53,14 @@ pub enum CacheError {
         /// What keeps it.
         by: Vec<String>,
     },
+    /// A name that another record has.
+    #[error("{name:?} is the name of record {record}; choose another")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The record that has it.
+        record: RecordId,
+    },
     /// It may still change.
     #[error("record {record} is mutable; commit it first")]
     Mutable {

@@ -10,14 +10,19 @@
 //! | a mutable record whose lease has expired | nothing, unless it is retained |
 //! | a marked record | nothing |
 //! | a snapshot without a record, empty | nothing |
-//! | the same with something in it (the database was damaged) | a mutable record without parent, retained |
+//! | the same with something in it (the database was damaged, or an earlier version left it) | a mutable record, retained; if it is noted of which image it is and what it is called, on that image, and with that name |
+//! | a snapshot that its record has given up for a layer | nothing |
 //! | a file of no record, a plain directory of none | nothing |
 
+use std::cmp::Reverse;
+
+use super::named::is_given_up;
 use super::refs::{after_release, is_abandoned};
 use super::writable::finalize_in;
 use super::{Attempt, Cache, CacheError, now, or_refuse};
-use crate::store::record_tables::{CacheRecord, RecordId, RecordKind, RecordTables, Retention};
-use crate::store::{LayerState, Leftover};
+use crate::error::chain;
+use crate::store::Leftover;
+use crate::store::record_tables::{CacheRecord, RecordId, RecordTables};
 
 /// What was done about what others left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -154,27 +159,30 @@ impl Cache {
         })
     }
 
-    fn look_at_snapshots(&self) -> Result<u64, CacheError> {
+    pub(super) fn look_at_snapshots(&self) -> Result<u64, CacheError> {
         let snapshots = self.store().snapshots();
-        let mut adopted = 0;
+        let (mut adopted, mut lost) = (0, Vec::new());
         for id in snapshots.list()? {
+            if self.read("look for a snapshot that was given up", |tables| is_given_up(tables, &id))? {
+                snapshots.remove(&id)?;
+                continue;
+            }
             if self.is_recorded(&id)?
                 || snapshots.remove_leftover(&id, || self.is_recorded(&id))? != Leftover::Filled
             {
                 continue;
             }
-            adopted += u64::from(self.write_durably("adopt a snapshot", |tables| {
-                // It may have been finalized, or removed, since it was listed.
-                if is_recorded(tables, &id)? || !or_refuse(snapshots.has(&id))? {
-                    return Ok(false);
-                }
-                let mut record = CacheRecord::new(id.clone(), RecordKind::Base, now());
-                "a snapshot whose record was lost".clone_into(&mut record.description);
-                (record.retention, record.state) = (Retention::Retain, LayerState::Extracted);
-                (record.snapshot, record.is_mutable) = (Some(id.clone()), true);
-                tables.insert_record(&record)?;
-                Ok(true)
-            })?);
+            // One whose note cannot be read comes back without a name; what is in it is there.
+            let note = snapshots.note(&id).unwrap_or_else(|error| {
+                tracing::warn!(record = %id, error = %chain(&error), "what was noted of a snapshot is lost");
+                None
+            });
+            lost.push((note.as_ref().map_or(0, |note| note.generation), id, note));
+        }
+        // Of several of one name, that of the latest generation is meant.
+        lost.sort_by_key(|(generation, id, _)| (Reverse(*generation), id.clone()));
+        for (_, id, note) in lost {
+            adopted += u64::from(self.adopt(&id, note)?);
         }
         Ok(adopted)
     }
@@ -205,7 +213,7 @@ impl Cache {
     }
 }
 
-/// Whether some record's data are in that snapshot: it has the record's own id.
+/// Whether some record's data are in that snapshot: it has the record's own id, unless the record has given it up.
 pub(super) fn is_recorded(tables: &RecordTables<'_>, id: &RecordId) -> Attempt<bool> {
-    Ok(tables.record(id)?.is_some())
+    Ok(tables.record(id)?.is_some() && !is_given_up(tables, id)?)
 }

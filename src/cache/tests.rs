@@ -12,6 +12,7 @@ mod compose;
 mod full;
 mod kill;
 mod model;
+mod named;
 mod world;
 mod writable;
 

@@ -103,6 +103,7 @@ impl Cache {
                     let other = tables.uses(mutable, now)?;
                     uses.refs += other.refs;
                     uses.leases += other.leases;
+                    uses.names += other.names;
                 }
                 let sharing = match &record.layer {
                     Some(layer) => tables.layer_sharing(layer, &record.id)?,

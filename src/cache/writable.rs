@@ -16,7 +16,7 @@ use super::{Attempt, Cache, CacheError, now, or_refuse, refuse};
 use crate::store::record_tables::{
     CacheRecord, ItemPlace, RecordId, RecordKind, RecordTables, RecordType, Retention,
 };
-use crate::store::{Access, LayerState, Snapshots};
+use crate::store::{Access, LayerState, NewSnapshot, Snapshots, StoreError};
 
 /// What a new mutable record is.
 #[derive(Clone, Debug)]
@@ -49,11 +49,22 @@ impl Cache {
         parent: Option<&ImmutableRef>,
         new: &NewMutable,
     ) -> Result<MutableRef, CacheError> {
+        self.record_mutable(parent, new, |id| self.store().snapshots().create(id), |_, _| Ok(()))
+    }
+
+    /// The same with a snapshot that `make` makes; `also` is done in the transaction that records it.
+    pub(super) fn record_mutable(
+        &self,
+        parent: Option<&ImmutableRef>,
+        new: &NewMutable,
+        make: impl FnOnce(&RecordId) -> Result<NewSnapshot, StoreError>,
+        also: impl Fn(&RecordTables<'_>, &RecordId) -> Attempt<()>,
+    ) -> Result<MutableRef, CacheError> {
         if let Some(parent) = parent {
             parent.finalize()?;
         }
         let id = RecordId::random()?;
-        let snapshot = self.store().snapshots().create(&id)?;
+        let snapshot = make(&id)?;
         let kind =
             parent.map_or(RecordKind::Base, |parent| RecordKind::Layer { parent: parent.id().clone() });
         let mut record = CacheRecord::new(id.clone(), kind, now());
@@ -67,6 +78,7 @@ impl Cache {
             record.is_volatile = new.is_volatile || parent.is_some_and(|parent| parent.is_volatile);
             record.boot = record.is_volatile.then(|| self.boot().to_owned());
             tables.insert_record(&record)?;
+            also(tables, &id)?;
             Ok(self.hold(tables, &id, true, Purpose::Use)?)
         });
         // Without a record, the snapshot is removed when the cache is next opened.
@@ -99,10 +111,10 @@ fn separate(tables: &RecordTables<'_>, id: &RecordId) -> Attempt<(RecordId, Vec<
         return refuse(CacheError::Immutable { record: id.clone() });
     };
     for record in &pair {
-        // Leases keep a mutable record, but from being removed only.
+        // Leases and names keep a mutable record, but from being removed only.
         let uses = tables.uses(&record.id, now())?;
-        let is_held = uses.refs + uses.children + uses.names > 0;
-        if is_held || (!record.is_mutable && uses.leases > 0) {
+        let is_held = uses.refs + uses.children > 0;
+        if is_held || (!record.is_mutable && uses.leases + uses.names > 0) {
             let by = keepers(tables, &record.id, now())?;
             return refuse(CacheError::InUse { record: record.id.clone(), by });
         }
@@ -196,6 +208,7 @@ pub(super) fn finalize_in(
     }
     tables.update_record(&record)?;
     tables.move_leases(&mutable, &record.id)?;
+    tables.move_names(&mutable, &record.id)?;
     Ok(tables.remove_record(&mutable)?)
 }
 

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use peelfs::cache::Cache;
-use peelfs::commit::{self, Committed, Format, Request};
+use peelfs::cache::{Cache, CacheError, Key, Purpose};
+use peelfs::commit::{self, Committed, Format, LayerRequest, Source};
 use peelfs::layer::compression::Compression;
-use peelfs::mount::writable::snapshot_at;
-use peelfs::store::{Snapshot, SnapshotName, Store};
+use peelfs::mount::writable::{open_cache, places_of, snapshot_at};
+use peelfs::store::record_tables::RecordId;
+use peelfs::store::{SnapshotName, Store};
 use peelfs_registry::{ImageReference, Reference};
 use serde::Serialize;
 
@@ -21,10 +22,11 @@ use super::{environment, output, unmount};
 /// Make an image of what was changed in a writable mount
 ///
 /// The changes become a layer above those of the image that was mounted, which stay as they are and are not fetched. The mount may be in
-/// use: a file that changes while it is read is read again.
+/// use: a file that changes while it is read is read again. What is not mounted is not copied: its record becomes that of the layer, and
+/// what is changed from then on lies above it.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The directory of a writable mount; or the name of a snapshot, as `peel snapshot ls` lists them
+    /// The directory of a writable mount; or the name of a snapshot, as `peel snapshot ls` lists them, or the id of its record
     #[arg(value_name = "DIR")]
     changed: PathBuf,
     /// The name of the new image; without a host, it is one of localhost/ [default: localhost/ and the snapshot's name]
@@ -74,15 +76,13 @@ pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<Ex
     environment::log(verbose, std::io::stderr);
     let named = arguments.tag.as_deref().map(local_name).transpose()?;
     let created = created()?;
-    let store = Arc::new(Store::open(store)?);
-    let snapshot = snapshot(&store, &arguments.changed)?;
+    let cache = open_cache(Arc::new(Store::open(store)?))?;
+    let (source, snapshot) = source(&cache, &arguments.changed)?;
     let name = match named {
         Some(name) => name,
-        None => local_name(&format!("localhost/{}", snapshot.name.as_str().to_ascii_lowercase()))?,
+        None => local_name(&format!("localhost/{}", snapshot.as_str().to_ascii_lowercase()))?,
     };
-    let request = Request {
-        snapshot,
-        name,
+    let request = LayerRequest {
         format: match arguments.format {
             FormatArgument::Gzip => Format::Plain(Compression::Gzip),
             FormatArgument::Zstd => Format::Plain(Compression::Zstd),
@@ -92,9 +92,9 @@ pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<Ex
         created,
         threads: std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN),
     };
-    let committed = commit::commit(&Cache::open(store)?, &request)
-        .with_context(|| format!("{} cannot be made", request.name))?;
-    let report = report(&request.name, &committed);
+    let committed =
+        commit::commit(&cache, source, &name, &request).with_context(|| format!("{name} cannot be made"))?;
+    let report = report(&name, &committed);
     for path in &report.left_out {
         tracing::warn!(path, "a socket is left out: no layer can hold one");
     }
@@ -115,18 +115,53 @@ pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// The snapshot that is mounted at a directory, or that has that name.
-fn snapshot(store: &Store, changed: &Path) -> anyhow::Result<Snapshot> {
-    let mountpoint = unmount::resolved(changed)?;
-    let mounted = snapshot_at(store, &mountpoint).ok().flatten();
-    let name = mounted.or_else(|| changed.to_str()?.parse::<SnapshotName>().ok());
-    let snapshot = name.map(|name| store.writable_snapshots().open(&name)).transpose()?.flatten();
-    Ok(snapshot.ok_or_else(|| {
+/// The changes in what is mounted at a directory, or has that name or id; and the snapshot's name.
+fn source(cache: &Cache, changed: &Path) -> anyhow::Result<(Source, SnapshotName)> {
+    let store = cache.store();
+    let missing = || {
         NotFound(format!(
             "{} is neither a writable mount of this store nor a snapshot in it; `peel mount --writable` makes one, `peel snapshot ls` lists them",
             changed.display()
         ))
-    })?)
+    };
+    let mountpoint = unmount::resolved(changed)?;
+    let id = match snapshot_at(store, &mountpoint).ok().flatten() {
+        Some(mounted) => mounted,
+        None => meant(cache, changed)?.ok_or_else(missing)?,
+    };
+    let name = |id: &RecordId| anyhow::Ok(store.snapshots().note(id)?.ok_or_else(missing)?.name);
+    // Not even a process that was killed leaves a mount that nobody writes through.
+    if !places_of(store, &id).is_empty() {
+        return Ok((Source::Mounted(id.clone()), name(&id)?));
+    }
+    match cache.get_mutable(&id) {
+        Ok(mutable) => {
+            let name = name(mutable.id())?;
+            Ok((Source::Mutable(mutable), name))
+        }
+        // In a mount that this process does not see.
+        Err(CacheError::InUse { .. }) => Ok((Source::Mounted(id.clone()), name(&id)?)),
+        Err(CacheError::Immutable { .. }) => {
+            let committed = cache.get(&id, Purpose::Use)?;
+            Ok((Source::Committed(committed), name(&id)?))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The record of that name or id.
+fn meant(cache: &Cache, changed: &Path) -> anyhow::Result<Option<RecordId>> {
+    let Some(text) = changed.to_str() else { return Ok(None) };
+    if let Ok(name) = text.parse::<SnapshotName>()
+        && let Some(found) = cache.named_snapshot(&name)?
+    {
+        return Ok(Some(found.record.id));
+    }
+    match cache.look_up(Key::Id(text)) {
+        Ok(record) => Ok(Some(record.id)),
+        Err(CacheError::Unknown { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The name of an image that is made here. What would be taken for one of Docker Hub's is one of localhost's, unless it says so.

@@ -169,7 +169,7 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     }
     match as_type::<CommitError>(error) {
         Some(CommitError::NothingChanged { .. }) => return Some(1),
-        Some(CommitError::ParentGone { .. }) => return Some(3),
+        Some(CommitError::ParentGone { .. } | CommitError::NotMounted { .. }) => return Some(3),
         // Its cause tells more.
         Some(CommitError::Write(_) | CommitError::Records(_)) | None => {}
         Some(CommitError::Store(_)) => return Some(8),
@@ -226,6 +226,7 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         Some(CacheError::Ambiguous { .. } | CacheError::InvalidName { .. } | CacheError::Nothing(_)) => {
             return Some(2);
         }
+        Some(CacheError::InUse { .. } | CacheError::NameTaken { .. }) => return Some(7),
         Some(CacheError::Store(_) | CacheError::WithoutData { .. } | CacheError::ParentGone { .. }) => {
             return Some(8);
         }

@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
+use peelfs::cache::Cache;
+use peelfs::commit::image_of;
 use peelfs::fetch::{NetworkThreads, ThreadStarter};
-use peelfs::mount::writable::find_snapshot;
+use peelfs::mount::writable::{self, WritablePlan};
 use peelfs::mount::{ImageMountError, Mounted, Prefetching, Pull, Request, prepare};
 use peelfs::store::{SnapshotName, Store};
 use peelfs_fuse::{Label, LabelError, MountOptions, Unmounter};
@@ -145,20 +147,13 @@ fn serve(
         signals::hold();
     });
     let request = request(arguments);
-    let existing = match &arguments.snapshot {
-        Some(name) => find_snapshot(&store, name, &request.reference, &request.platform)
-            .map_err(ImageMountError::from)?,
-        None => None,
-    };
-    let (existing, pinned) = existing.unzip();
+    let writable = writable_plan(arguments, &store, &request)?;
+    let pinned = writable.as_ref().and_then(WritablePlan::pinned).cloned();
     let prepared = prepare(store.clone(), threads.starter(), Request { pinned, ..request })?;
     let held = Held::new();
-    let mounted = match (&arguments.snapshot, arguments.writable) {
-        (None, false) => prepared.mount(&options(arguments))?,
-        (name, _) => {
-            let name = name.clone().unwrap_or_default();
-            prepared.mount_writable(&options(arguments), &name, existing)?
-        }
+    let mounted = match writable {
+        None => prepared.mount(&options(arguments))?,
+        Some(plan) => prepared.mount_writable(&options(arguments), plan)?,
     };
     usable()?;
     stop_on_signals(threads.starter(), mounted.session().unmounter())?;
@@ -168,6 +163,31 @@ fn serve(
     keep_house(&store, &mounted);
     mounted.wait();
     Ok(())
+}
+
+/// What takes the changes, if the mount is to be written to.
+fn writable_plan(
+    arguments: &Arguments,
+    store: &Arc<Store>,
+    request: &Request,
+) -> anyhow::Result<Option<WritablePlan>> {
+    let name = arguments.snapshot.as_ref();
+    if name.is_none() && !arguments.writable {
+        return Ok(None);
+    }
+    let cache = match name {
+        Some(_) => writable::open_cache(store.clone())?,
+        // What others have left is looked at once it is mounted.
+        None => Cache::open_as_it_is(store.clone())?,
+    };
+    let plan = writable::plan(cache, name, &request.reference, &request.platform);
+    let mut plan = plan.map_err(ImageMountError::from)?;
+    if let Some(committed) = plan.committed() {
+        let threads = std::thread::available_parallelism().unwrap_or(std::num::NonZeroUsize::MIN);
+        let image = image_of(plan.cache(), committed, threads);
+        plan.stand_on(image.context("what was committed cannot be mounted")?);
+    }
+    Ok(Some(plan))
 }
 
 fn request(arguments: &Arguments) -> Request {

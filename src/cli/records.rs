@@ -9,6 +9,7 @@ use std::sync::Arc;
 use peelfs::cache::{Cache, CacheError, Key, Purpose, Usage};
 use peelfs::fetch::index::open_local;
 use peelfs::mount::records::{find, record_all};
+use peelfs::mount::writable::bring_over;
 use peelfs::store::record_tables::{RecordId, Retention};
 use peelfs::store::{LayerState, Store};
 use peelfs_registry::Platform;
@@ -131,6 +132,7 @@ struct Line {
 pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     let cache = Cache::open_as_it_is(Arc::new(Store::open(store)?))?;
     record_all(&cache)?;
+    bring_over(&cache)?;
     if let Some(key) = &arguments.key {
         let id = meant(&cache, key, arguments)?;
         let line = lines(&cache, |usage| usage.record.id == id)?.pop();
@@ -179,12 +181,15 @@ fn lines(cache: &Cache, is_meant: impl Fn(&Usage) -> bool) -> anyhow::Result<Vec
         let beside = cache.beside(&usage.record)?;
         let present = present_bytes(cache, &usage)?;
         let Usage { record, uses, state, sharing, parts } = usage;
+        // Of a pair, the mutable one has the names until the other is finalized.
+        let ids = std::iter::once(&record.id).chain(&record.equal_mutable);
+        let names_of: Vec<String> = ids.flat_map(|id| names.remove(id).unwrap_or_default()).collect();
         lines.push(Line {
             kind: record.kind.name(),
             state: state.name(),
             parents: record.kind.parents().map(RecordId::to_string).collect(),
             r#type: record.record_type.name(),
-            names: names.remove(&record.id).unwrap_or_default(),
+            names: names_of,
             images: beside.images,
             leases: beside.leases,
             created_at: record.created_at,

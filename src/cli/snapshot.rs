@@ -2,8 +2,10 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use peelfs::mount::writable::{hold, mounted_snapshots};
+use peelfs::cache::{Cache, Unnamed};
+use peelfs::mount::writable::{mounted_snapshots, open_cache, refuse_mounted};
 use peelfs::store::{SnapshotName, Store};
 use serde::Serialize;
 
@@ -19,7 +21,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Discard a snapshot that is not mounted
+    /// Discard a snapshot that is not mounted; an image that was committed of it stays
     Rm {
         /// Its name
         #[arg(value_name = "NAME")]
@@ -30,6 +32,10 @@ pub enum Command {
 #[derive(Serialize)]
 struct SnapshotLine {
     name: String,
+    /// Id of its cache record.
+    record: String,
+    /// Whether it became a layer; what is changed from now on lies above that.
+    committed: bool,
     reference: String,
     platform: String,
     manifest_digest: String,
@@ -42,45 +48,55 @@ struct SnapshotLine {
 
 /// Runs the command.
 pub fn run(command: Command, store: &Path) -> anyhow::Result<ExitCode> {
-    let store = Store::open(store)?;
+    let cache = open_cache(Arc::new(Store::open(store)?))?;
     match command {
         Command::Ls { json } => {
-            let lines = lines(&store)?;
+            let lines = lines(&cache)?;
             if json {
                 output::json(&lines)?;
             } else {
                 output::print(&table(&lines))?;
             }
         }
-        Command::Rm { name } => discard(&store, &name)?,
+        Command::Rm { name } => discard(&cache, &name)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Discards a snapshot, which must be there and not mounted.
-pub fn discard(store: &Store, name: &SnapshotName) -> anyhow::Result<()> {
+pub fn discard(cache: &Cache, name: &SnapshotName) -> anyhow::Result<()> {
     let missing = || NotFound(format!("there is no snapshot {name}; `peel snapshot ls` lists them"));
-    let snapshot = store.writable_snapshots().open(name)?.ok_or_else(missing)?;
-    let lock = hold(store, name, &snapshot.record.reference)?;
-    drop(snapshot);
-    if store.writable_snapshots().remove(name, &lock)? { Ok(()) } else { Err(missing().into()) }
+    let found = cache.named_snapshot(name)?.ok_or_else(missing)?;
+    refuse_mounted(cache.store(), &found)?;
+    // What is open is removed by a later sweep alone.
+    drop(found);
+    let unnamed = cache.remove_named(name)?.ok_or_else(missing)?;
+    if let Unnamed::Kept { record, by } = unnamed {
+        output::print(&format!(
+            "{name} is no name any more; record {record} stays, for {}\n",
+            by.join(", ")
+        ))?;
+    }
+    Ok(())
 }
 
-fn lines(store: &Store) -> anyhow::Result<Vec<SnapshotLine>> {
-    let mounted = mounted_snapshots(store).unwrap_or_default();
+fn lines(cache: &Cache) -> anyhow::Result<Vec<SnapshotLine>> {
+    let mounted = mounted_snapshots(cache.store()).unwrap_or_default();
     let mut lines = Vec::new();
-    for name in store.writable_snapshots().names()? {
-        // It may have been discarded since it was listed.
-        let Some(snapshot) = store.writable_snapshots().open(&name)? else { continue };
-        let place = mounted.iter().find(|(mounted, _)| *mounted == name).map(|(_, place)| place);
+    for found in cache.named_snapshots()? {
+        let place = mounted.iter().find(|(mounted, _)| *mounted == found.snapshot.id).map(|(_, place)| place);
+        let changed_bytes = found.snapshot.changed_bytes()?;
+        let note = &found.snapshot.note;
         lines.push(SnapshotLine {
-            name: name.to_string(),
-            changed_bytes: snapshot.changed_bytes()?,
+            name: found.name.to_string(),
+            record: found.record.id.to_string(),
+            committed: !found.record.is_mutable,
+            changed_bytes,
             mountpoint: place.map(|place| place.display().to_string()),
-            reference: snapshot.record.reference,
-            platform: snapshot.record.platform,
-            manifest_digest: snapshot.record.manifest_digest,
-            created_at: snapshot.record.created_at,
+            reference: note.reference.clone(),
+            platform: note.platform.clone(),
+            manifest_digest: note.manifest_digest.clone(),
+            created_at: note.created_at,
         });
     }
     Ok(lines)
@@ -93,6 +109,7 @@ fn table(lines: &[SnapshotLine]) -> String {
         ("PLATFORM", Align::Left),
         ("MADE (UTC)", Align::Left),
         ("CHANGED", Align::Right),
+        ("RECORD", Align::Left),
         ("MOUNTED AT", Align::Left),
     ];
     let rows: Vec<_> = lines
@@ -104,6 +121,11 @@ fn table(lines: &[SnapshotLine]) -> String {
                 line.platform.clone(),
                 output::time(line.created_at),
                 output::bytes(line.changed_bytes),
+                format!(
+                    "{}{}",
+                    output::short_hex(&line.record),
+                    if line.committed { ", committed" } else { "" }
+                ),
                 line.mountpoint.clone().unwrap_or_else(|| "-".to_owned()),
             ]
         })

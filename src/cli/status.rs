@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use peelfs::fetch::index::open_local_of;
 use peelfs::mount::live::{LiveMount, Liveness, live_mounts};
 use peelfs::mount::recorded_image;
-use peelfs::store::{ImageRecord, Snapshot, Store};
+use peelfs::store::{ImageRecord, OpenSnapshot, Store};
 use serde::Serialize;
 
 use super::output::{self, Align};
@@ -73,11 +73,10 @@ fn line(store: &Store, images: &[ImageRecord], mount: &LiveMount) -> anyhow::Res
             present_bytes += content.blob_bytes_present(layer.descriptor.size);
         }
     }
-    let snapshot =
-        mount.snapshot.as_ref().map(|name| store.writable_snapshots().open(name)).transpose()?.flatten();
-    let changed_bytes = snapshot.as_ref().map(Snapshot::changed_bytes).transpose()?;
+    let snapshot = mount.snapshot.as_ref().map(|id| store.snapshots().open(id)).transpose()?.flatten();
+    let changed_bytes = snapshot.as_ref().map(OpenSnapshot::changed_bytes).transpose()?;
     Ok(MountLine {
-        snapshot: mount.snapshot.as_ref().map(ToString::to_string),
+        snapshot: snapshot.map(|snapshot| snapshot.note.name.to_string()),
         changed_bytes,
         mountpoint: mount.record.mountpoint.display().to_string(),
         reference: mount.record.reference.clone(),

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use peelfs::mount::live;
-use peelfs::mount::writable::snapshot_at;
-use peelfs::store::{SnapshotName, Store};
+use peelfs::mount::writable::{open_cache, snapshot_at};
+use peelfs::store::Store;
+use peelfs::store::record_tables::RecordId;
 
 use super::failure::NotFound;
 use super::output;
@@ -42,24 +44,26 @@ pub fn run(arguments: Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     if let Some(store) = store {
         live::wait_for_end(&store, &mountpoint)?;
         live::forget_unmounted(&store, &mountpoint)?;
-        if let Some(name) = snapshot {
-            settle(&store, &name, arguments.discard)?;
+        if let Some(id) = snapshot {
+            settle(store, &id, arguments.discard)?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Discards what was changed, or says where it is.
-fn settle(store: &Store, name: &SnapshotName, is_discarded: bool) -> anyhow::Result<()> {
+fn settle(store: Store, id: &RecordId, is_discarded: bool) -> anyhow::Result<()> {
+    let Some(snapshot) = store.snapshots().open(id)? else { return Ok(()) };
+    let name = snapshot.note.name.clone();
     if is_discarded {
-        return super::snapshot::discard(store, name);
+        drop(snapshot);
+        return super::snapshot::discard(&open_cache(Arc::new(store))?, &name);
     }
-    let Some(snapshot) = store.writable_snapshots().open(name)? else { return Ok(()) };
     let changed = output::bytes(snapshot.changed_bytes()?);
     let text = format!(
         "what was changed ({changed}) is kept as {name}: go on with `peel mount --snapshot {name} {} DIR`, \
          or discard it with `peel snapshot rm {name}`\n",
-        snapshot.record.reference
+        snapshot.note.reference
     );
     Ok(output::print(&text)?)
 }

@@ -6,6 +6,7 @@ use crate::cache::CacheError;
 use crate::image::ImageError;
 use crate::layer::write::WriteError;
 use crate::store::StoreError;
+use crate::store::record_tables::RecordId;
 
 /// Why no image was made.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,12 @@ pub enum CommitError {
     NothingChanged {
         /// The snapshot.
         name: String,
+    },
+    /// A record that holds no changes of a mount.
+    #[error("record {record} holds no changes of a writable mount; `peel snapshot ls` lists those that do")]
+    NotMounted {
+        /// The record.
+        record: RecordId,
     },
     /// The image that was changed.
     #[error(

@@ -235,6 +235,16 @@ impl Brought {
         tree: &str,
         mount: Option<&MountRecord>,
     ) -> Result<Option<ImmutableRef>, CacheError> {
+        self.record_in(&Cache::open_as_it_is(self.store.clone())?, tree, mount)
+    }
+
+    /// The same in records that are open.
+    pub fn record_in(
+        &self,
+        cache: &Cache,
+        tree: &str,
+        mount: Option<&MountRecord>,
+    ) -> Result<Option<ImmutableRef>, CacheError> {
         let reference = self.reference.to_string();
         let layers = || self.image.layers.iter().zip(&self.layers);
         let names: Vec<_> = layers().map(|(layer, content)| self.indexer.name_of(layer, content)).collect();
@@ -251,7 +261,6 @@ impl Brought {
             let layers: Vec<_> = layers().map(|(layer, content)| layer_record(layer, content)).collect();
             (record, layers)
         });
-        let cache = Cache::open_as_it_is(self.store.clone())?;
         cache.record_brought(&BroughtImage {
             image: &self.image,
             is_part: self.is_part,

@@ -10,7 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::counters;
-use crate::store::{MountRecord, SnapshotName, Store, StoreError};
+use crate::store::record_tables::RecordId;
+use crate::store::{MountRecord, Store, StoreError};
 
 /// Whether a recorded mount works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +33,8 @@ pub struct LiveMount {
     pub statistics: Statistics,
     /// Bytes of blobs, among those, that were fetched before anybody read them.
     pub prefetched_bytes: u64,
-    /// What takes the changes, if it is writable.
-    pub snapshot: Option<SnapshotName>,
+    /// The record that takes the changes, if it is writable.
+    pub snapshot: Option<RecordId>,
 }
 
 /// When a process began, in clock ticks since the machine did (proc(5), `/proc/pid/stat`, field 22): tells it from a later one of
@@ -68,7 +69,7 @@ pub fn live_mounts(store: &Store) -> Result<Vec<LiveMount>, StoreError> {
             record.status_path.as_deref().and_then(counters::read).unwrap_or_default();
         let entry = kernel.as_ref().and_then(|entries| entries.iter().find(|entry| is_here(entry)));
         let changes = entry.and_then(|entry| entry.upper.as_deref());
-        let snapshot = changes.and_then(|changes| store.writable_snapshots().of_changes(changes));
+        let snapshot = changes.and_then(|changes| store.snapshots().of_changes(changes));
         mounts.push(LiveMount { record, liveness, statistics, prefetched_bytes, snapshot });
     }
     Ok(mounts)

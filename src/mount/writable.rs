@@ -1,8 +1,8 @@
-//! Mounts that can be written to: an overlay above the image, whose changes are a snapshot of the store.
+//! Mounts that can be written to: an overlay above the image, whose changes are the snapshot of a mutable record on the image's.
 //!
 //! ```text
-//!   find ──▶ prepare (a snapshot that was made before: its image, by digest) ──▶ mount_writable ──▶ … ──▶ unmounted
-//!                                                                       lock, or make it      the snapshot stays
+//!   plan ──▶ prepare (what was changed before: its image, by digest) ──▶ mount_writable ──▶ … ──▶ unmounted
+//!   the mutable record, if there is one, is held from here on            or made here             released; it stays, by its name
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -11,8 +11,11 @@ use peelfs_fuse::{MountOptions, OverlayAttributes, Tree, Upper};
 use peelfs_registry::{Digest, ImageReference, Platform};
 
 use super::{ImageMountError, Mounted, Prepared, now};
+use crate::cache::{Cache, CacheError, ImmutableRef, MutableRef, NamedSnapshot, Purpose};
+use crate::error::chain;
+use crate::store::record_tables::RecordId;
 use crate::store::{
-    AttributeSpace, FileLock, NewWritableSnapshot, RootAttributes, Snapshot, SnapshotName, Store, StoreError,
+    AttributeSpace, NewSnapshotNote, OpenSnapshot, RootAttributes, SnapshotName, Store, StoreError,
 };
 
 /// Why a snapshot cannot take the changes of a mount.
@@ -28,9 +31,9 @@ pub enum WritableError {
         /// What was asked for.
         wanted: String,
     },
-    /// Its record names no manifest.
+    /// Its note names no manifest.
     #[error("snapshot {name} names its image by {digest:?}, which is no digest")]
-    Record {
+    Note {
         /// The snapshot.
         name: SnapshotName,
         /// As written.
@@ -52,20 +55,20 @@ pub enum WritableError {
         /// What the tree says.
         error: peelfs_fuse::Errno,
     },
-    /// The store.
+    /// The store, or its records.
     #[error("cannot keep what is changed in {image}")]
     Store {
         /// The image.
         image: String,
         /// Why.
         #[source]
-        cause: Box<StoreError>,
+        cause: Box<CacheError>,
     },
 }
 
 impl WritableError {
-    fn in_store(image: String, cause: StoreError) -> WritableError {
-        WritableError::Store { image, cause: Box::new(cause) }
+    fn in_store(image: &str, cause: impl Into<CacheError>) -> WritableError {
+        WritableError::Store { image: image.to_owned(), cause: Box::new(cause.into()) }
     }
 }
 
@@ -73,162 +76,301 @@ fn shown_place(place: &Option<PathBuf>) -> String {
     place.as_ref().map(|place| format!(" at {}", place.display())).unwrap_or_default()
 }
 
-/// The snapshot of a writable mount. Nobody else mounts it, and nobody discards it.
+/// What takes the changes of a mount. Nobody else mounts it, and nobody discards it.
 #[derive(Debug)]
-pub struct HeldSnapshot {
-    snapshot: Snapshot,
-    _lock: FileLock,
+pub(super) struct HeldSnapshot {
+    name: SnapshotName,
+    /// Released when the mount has ended.
+    _mutable: MutableRef,
 }
 
-/// The snapshot of that name, to go on with what was changed, and the manifest of its image; nothing if there is none yet.
+/// What will take the changes of a mount.
+#[derive(Debug)]
+pub struct WritablePlan {
+    cache: Cache,
+    name: SnapshotName,
+    stage: Stage,
+}
+
+/// What there is of a name.
+#[derive(Debug)]
+enum Stage {
+    /// Nothing.
+    New,
+    /// What was changed, to go on with; and the manifest of its image.
+    Begun(MutableRef, Digest),
+    /// What was committed, as it was noted; a new one is put on it.
+    Committed { record: ImmutableRef, generation: u32, manifest: Option<Digest> },
+}
+
+/// Opens the records of a store, with all that is known of writable mounts.
 ///
 /// # Errors
-/// [`WritableError::OtherImage`] if it is not of that image and platform; [`WritableError::Store`].
-pub fn find_snapshot(
-    store: &Store,
-    name: &SnapshotName,
+/// If they cannot be read or written.
+pub fn open_cache(store: std::sync::Arc<Store>) -> Result<Cache, CacheError> {
+    let cache = Cache::open(store)?;
+    bring_over(&cache)?;
+    Ok(cache)
+}
+
+/// Brings over what earlier versions kept of writable mounts, but for what is mounted.
+///
+/// # Errors
+/// If the records cannot be written.
+pub fn bring_over(cache: &Cache) -> Result<(), CacheError> {
+    if !cache.store().earlier_snapshots().is_there() {
+        return Ok(());
+    }
+    // Where the kernel does not tell, its processes' locks alone count.
+    let mounts = peelfs_fuse::mounts().unwrap_or_default();
+    let is_mounted = |changes: &Path| {
+        let is_it = |upper: &Path| upper == changes || is_same(upper, changes);
+        mounts.iter().filter_map(|entry| entry.upper.as_deref()).any(is_it)
+    };
+    let brought = cache.bring_over(is_mounted)?;
+    if brought > 0 {
+        tracing::info!(brought, "what was changed in writable mounts is kept as cache records now");
+    }
+    Ok(())
+}
+
+/// Whether two paths lead to one directory.
+fn is_same(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path: &Path| std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    identity(one).is_some_and(|one| identity(other) == Some(one))
+}
+
+/// Looks what there is of that name, or takes a new one, for a mount of that image.
+///
+/// # Errors
+/// [`WritableError::OtherImage`] if it is not of that image and platform; [`WritableError::Mounted`]; [`WritableError::Store`].
+pub fn plan(
+    cache: Cache,
+    name: Option<&SnapshotName>,
     reference: &ImageReference,
     platform: &Platform,
-) -> Result<Option<(Snapshot, Digest)>, WritableError> {
-    let opened = store.writable_snapshots().open(name);
-    let opened = opened.map_err(|cause| WritableError::in_store(reference.to_string(), cause))?;
-    let Some(snapshot) = opened else { return Ok(None) };
-    let record = &snapshot.record;
-    if record.reference != reference.to_string() || record.platform != platform.to_string() {
-        return Err(WritableError::OtherImage {
-            name: name.clone(),
-            of: format!("{} for {}", record.reference, record.platform),
-            wanted: format!("{reference} for {platform}"),
-        });
+) -> Result<WritablePlan, WritableError> {
+    let Some(name) = name else {
+        return Ok(WritablePlan { cache, name: SnapshotName::new(), stage: Stage::New });
+    };
+    let image = reference.to_string();
+    let failed = |cause| WritableError::in_store(&image, cause);
+    loop {
+        let Some(found) = cache.named_snapshot(name).map_err(failed)? else {
+            return Ok(WritablePlan { cache, name: name.clone(), stage: Stage::New });
+        };
+        let note = &found.snapshot.note;
+        if note.reference != image || note.platform != platform.to_string() {
+            return Err(WritableError::OtherImage {
+                name: name.clone(),
+                of: format!("{} for {}", note.reference, note.platform),
+                wanted: format!("{image} for {platform}"),
+            });
+        }
+        let digest = note
+            .manifest_digest
+            .parse()
+            .map_err(|_| WritableError::Note { name: name.clone(), digest: note.manifest_digest.clone() })?;
+        let id = &found.record.id;
+        let taken = if found.record.is_mutable {
+            cache.get_mutable(id).map(|mutable| Stage::Begun(mutable, digest))
+        } else {
+            let generation = note.generation;
+            let of = |record| Stage::Committed { record, generation, manifest: None };
+            cache.get(id, Purpose::Use).map(of)
+        };
+        match taken {
+            Ok(stage) => return Ok(WritablePlan { cache, name: name.clone(), stage }),
+            Err(CacheError::InUse { .. }) => return Err(mounted(cache.store(), name, id)),
+            // It was committed, or discarded, since it was found.
+            Err(CacheError::Immutable { .. } | CacheError::Unknown { .. }) => {}
+            Err(error) => return Err(failed(error)),
+        }
     }
-    let digest = record
-        .manifest_digest
-        .parse()
-        .map_err(|_| WritableError::Record { name: name.clone(), digest: record.manifest_digest.clone() })?;
-    Ok(Some((snapshot, digest)))
 }
 
-/// The snapshot whose writable mount is at that directory, dead or alive; nothing if there is no such mount, or it is another store's.
-pub fn snapshot_at(store: &Store, mountpoint: &Path) -> std::io::Result<Option<SnapshotName>> {
+fn mounted(store: &Store, name: &SnapshotName, id: &RecordId) -> WritableError {
+    WritableError::Mounted { name: name.clone(), place: places_of(store, id).into_iter().next() }
+}
+
+impl WritablePlan {
+    /// What has to become an image before it can be mounted: what was changed before, and committed.
+    pub fn committed(&self) -> Option<&ImmutableRef> {
+        match &self.stage {
+            Stage::Committed { record, .. } => Some(record),
+            Stage::New | Stage::Begun(..) => None,
+        }
+    }
+
+    /// The image of what was committed, by its manifest.
+    pub fn stand_on(&mut self, image: Digest) {
+        if let Stage::Committed { manifest, .. } = &mut self.stage {
+            *manifest = Some(image);
+        }
+    }
+
+    /// The manifest of the image that is to be mounted, whatever its name means by now; nothing if nothing was changed before.
+    pub fn pinned(&self) -> Option<&Digest> {
+        match &self.stage {
+            Stage::New => None,
+            Stage::Begun(_, manifest) => Some(manifest),
+            Stage::Committed { manifest, .. } => manifest.as_ref(),
+        }
+    }
+
+    /// The records in which it is kept.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+}
+
+/// The record whose writable mount is at that directory, dead or alive; nothing if there is no such mount, or it is another store's.
+pub fn snapshot_at(store: &Store, mountpoint: &Path) -> std::io::Result<Option<RecordId>> {
     let mounted = peelfs_fuse::mount_at(mountpoint)?.filter(peelfs_fuse::MountEntry::is_writable);
     let changes = mounted.and_then(|entry| entry.upper);
-    Ok(changes.and_then(|changes| store.writable_snapshots().of_changes(&changes)))
+    Ok(changes.and_then(|changes| store.snapshots().of_changes(&changes)))
 }
 
-/// Where each snapshot of the store is mounted.
-pub fn mounted_snapshots(store: &Store) -> std::io::Result<Vec<(SnapshotName, PathBuf)>> {
+/// Where snapshots of the store are mounted.
+pub fn mounted_snapshots(store: &Store) -> std::io::Result<Vec<(RecordId, PathBuf)>> {
     let writable = peelfs_fuse::mounts()?.into_iter().filter(peelfs_fuse::MountEntry::is_writable);
     let mounted = writable.filter_map(|entry| {
-        let name = store.writable_snapshots().of_changes(entry.upper.as_deref()?)?;
-        Some((name, entry.mountpoint))
+        let id = store.snapshots().of_changes(entry.upper.as_deref()?)?;
+        Some((id, entry.mountpoint))
     });
     Ok(mounted.collect())
 }
 
-/// The exclusive right to a snapshot that nobody has mounted.
-///
-/// # Errors
-/// [`WritableError::Mounted`], also if its serving process was killed and the mount is still there; [`WritableError::Store`].
-pub fn hold(store: &Store, name: &SnapshotName, image: &str) -> Result<FileLock, WritableError> {
-    hold_besides(store, name, image, |_| false)
+/// Where one is mounted, as far as the kernel tells.
+pub fn places_of(store: &Store, id: &RecordId) -> Vec<PathBuf> {
+    let mounted = mounted_snapshots(store).unwrap_or_default().into_iter();
+    mounted.filter(|(mounted, _)| mounted == id).map(|(_, place)| place).collect()
 }
 
-/// As [`hold`]; of dead mounts, those at such places do not count.
-fn hold_besides(
-    store: &Store,
-    name: &SnapshotName,
-    image: &str,
-    is_replaced: impl Fn(&Path) -> bool,
-) -> Result<FileLock, WritableError> {
-    let in_store = |cause| WritableError::in_store(image.to_owned(), cause);
-    let lock = store.writable_snapshots().lock(name).map_err(in_store)?;
-    // Where the kernel does not tell, the lock alone counts.
-    let mounted = mounted_snapshots(store).unwrap_or_default();
-    let mut places = mounted.into_iter().filter(|(mounted, _)| mounted == name).map(|(_, place)| place);
-    match lock {
-        None => Err(WritableError::Mounted { name: name.clone(), place: places.next() }),
-        // A process that was killed has left its lock, but not its mount.
-        Some(lock) => match places.find(|place| !is_replaced(place)) {
-            Some(place) => Err(WritableError::Mounted { name: name.clone(), place: Some(place) }),
-            None => Ok(lock),
-        },
+/// Whether what was found can be written to by nobody: nobody holds it, and it is mounted nowhere, not even by a process that was killed.
+///
+/// # Errors
+/// [`WritableError::Mounted`].
+pub fn refuse_mounted(store: &Store, found: &NamedSnapshot) -> Result<(), WritableError> {
+    match places_of(store, &found.snapshot.id).into_iter().next() {
+        Some(place) => Err(WritableError::Mounted { name: found.name.clone(), place: Some(place) }),
+        None => Ok(()),
     }
 }
 
 impl Prepared {
-    /// Mounts the tree below a snapshot that takes what is changed: `existing`, which is of this image, or a new one of that name.
-    /// Otherwise as [`mount`](Self::mount).
+    /// Mounts the tree below what takes the changes, which is made if there is nothing to go on with. Otherwise as [`mount`](Self::mount).
     ///
     /// # Errors
-    /// [`ImageMountError`]; a new snapshot is discarded again then.
+    /// [`ImageMountError`]; what was made is discarded again then.
     pub fn mount_writable(
         self,
         options: &MountOptions,
-        name: &SnapshotName,
-        existing: Option<Snapshot>,
+        plan: WritablePlan,
     ) -> Result<Mounted, ImageMountError> {
         peelfs_fuse::may_mount_writable(options)?;
-        let store = self.brought.store.clone();
         let image = self.brought.reference.to_string();
-        let is_new = existing.is_none();
+        let WritablePlan { cache, name, stage } = plan;
+        let is_new = matches!(stage, Stage::New);
+        let mutable = match stage {
+            Stage::Begun(mutable, _) => mutable,
+            Stage::New => {
+                let parent = self.brought.record_in(&cache, &self.tree_key, None);
+                let parent = parent.map_err(|cause| WritableError::in_store(&image, cause))?;
+                self.new_snapshot(&cache, &name, 0, parent.as_ref(), None)?
+            }
+            Stage::Committed { record, generation, .. } => {
+                let generation = generation.saturating_add(1);
+                self.new_snapshot(&cache, &name, generation, Some(&record), Some(record.id()))?
+            }
+        };
+        match self.mount_above(options, &name, mutable) {
+            Err((error, Some(mutable))) if is_new => {
+                discard(&cache, &name, mutable);
+                Err(error)
+            }
+            outcome => outcome.map_err(|(error, _)| error),
+        }
+    }
+
+    /// Mounts it; or gives the ref back, and says why not.
+    fn mount_above(
+        self,
+        options: &MountOptions,
+        name: &SnapshotName,
+        mutable: MutableRef,
+    ) -> Result<Mounted, (ImageMountError, Option<MutableRef>)> {
+        let (image, store) = (self.brought.reference.to_string(), self.brought.store.clone());
         // A dead mount at this very directory is removed when it is mounted at.
-        let is_replaced = |place: &Path| {
+        let is_replaced = |place: &PathBuf| {
             let wanted = std::path::absolute(&options.mountpoint).unwrap_or_default();
             let parent = wanted.parent().and_then(|parent| parent.canonicalize().ok());
-            parent.zip(wanted.file_name()).is_some_and(|(parent, name)| parent.join(name) == place)
+            parent.zip(wanted.file_name()).is_some_and(|(parent, name)| parent.join(name) == *place)
         };
-        let lock = hold_besides(&store, name, &image, is_replaced)?;
-        let snapshot = match existing {
-            Some(snapshot) => snapshot,
-            None => self.new_snapshot(name)?,
+        // A process that was killed holds nothing any more, but has left its mount.
+        if let Some(place) = places_of(&store, mutable.id()).into_iter().find(|place| !is_replaced(place)) {
+            let error = WritableError::Mounted { name: name.clone(), place: Some(place) };
+            return Err((error.into(), Some(mutable)));
+        }
+        let snapshot = match open(&store, mutable.id()) {
+            Ok(snapshot) => snapshot,
+            Err(cause) => return Err((WritableError::in_store(&image, cause).into(), Some(mutable))),
         };
         let upper = Upper {
             name: name.to_string(),
             changes: snapshot.changes(),
             work: snapshot.work(),
             lower: snapshot.lower(),
-            attributes: match snapshot.record.attributes {
+            attributes: match snapshot.note.attributes {
                 AttributeSpace::Trusted => OverlayAttributes::Trusted,
                 AttributeSpace::User => OverlayAttributes::User,
             },
         };
-        let held = HeldSnapshot { snapshot, _lock: lock };
-        let session = match peelfs_fuse::mount_writable(self.tree.clone(), options, &upper) {
-            Ok(session) => session,
-            Err(error) => {
-                if is_new {
-                    let HeldSnapshot { snapshot, _lock: lock } = held;
-                    drop(snapshot);
-                    discard(&store, name, &lock);
-                }
-                return Err(error.into());
+        match peelfs_fuse::mount_writable(self.tree.clone(), options, &upper) {
+            Ok(session) => {
+                let held = HeldSnapshot { name: name.clone(), _mutable: mutable };
+                self.mounted(session, Some(held)).map_err(|error| (error, None))
             }
-        };
-        self.mounted(session, Some(held))
+            Err(error) => Err((error.into(), Some(mutable))),
+        }
     }
 
-    fn new_snapshot(&self, name: &SnapshotName) -> Result<Snapshot, WritableError> {
+    fn new_snapshot(
+        &self,
+        cache: &Cache,
+        name: &SnapshotName,
+        generation: u32,
+        parent: Option<&ImmutableRef>,
+        replaces: Option<&RecordId>,
+    ) -> Result<MutableRef, WritableError> {
         let image = self.brought.reference.to_string();
         let root = root_attributes(&*self.tree)
             .map_err(|error| WritableError::Root { image: image.clone(), error })?;
-        let new = NewWritableSnapshot {
+        let new = NewSnapshotNote {
+            name: name.clone(),
+            generation,
             reference: image.clone(),
             platform: self.brought.platform.to_string(),
             manifest_digest: self.brought.image.manifest_digest.to_string(),
             created_at: now(),
             root,
         };
-        self.brought
-            .store
-            .writable_snapshots()
-            .create(name, new)
-            .map_err(|cause| WritableError::in_store(image, cause))
+        cache.new_writable(parent, new, replaces).map_err(|cause| WritableError::in_store(&image, cause))
     }
 }
 
-fn discard(store: &Store, name: &SnapshotName, lock: &FileLock) {
-    if let Err(error) = store.writable_snapshots().remove(name, lock) {
-        tracing::warn!(%name, error = %crate::error::chain(&error), "an empty snapshot stays");
+fn open(store: &Store, id: &RecordId) -> Result<OpenSnapshot, CacheError> {
+    let gone = || StoreError::Damaged {
+        path: store.path().join("snapshots").join(id.as_str()),
+        reason: "what was noted of it is gone".to_owned(),
+    };
+    Ok(store.snapshots().open(id)?.ok_or_else(gone)?)
+}
+
+fn discard(cache: &Cache, name: &SnapshotName, mutable: MutableRef) {
+    if let Err(error) = mutable.release().and_then(|()| cache.remove_named(name)) {
+        tracing::warn!(%name, error = %chain(&error), "an empty snapshot stays");
     }
 }
 
@@ -254,6 +396,6 @@ fn root_attributes(tree: &impl Tree) -> Result<RootAttributes, peelfs_fuse::Errn
 impl Mounted {
     /// The snapshot that takes what is changed, if it can be written to.
     pub fn snapshot(&self) -> Option<&SnapshotName> {
-        self.held.as_ref().map(|held| &held.snapshot.name)
+        self.held.as_ref().map(|held| &held.name)
     }
 }

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::content::Content;
 use super::database::Database;
 use super::digest::DigestName;
-use super::durable::{open_directory, still_names};
+use super::durable::{names_in, open_directory, still_names};
 use super::error::{Context, StoreError};
 use super::layers::{LayerDirectory, LayerStore, WithdrawnLayer};
 use super::lock::{FileLock, try_flock};
@@ -188,17 +188,4 @@ fn list_digests(directory: &Path) -> Result<Vec<String>, StoreError> {
         }
     }
     Ok(digests)
-}
-
-fn names_in(directory: &Path) -> Result<Vec<String>, StoreError> {
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.context("list", directory)?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.extend(entry.context("list", directory)?.file_name().into_string().ok());
-    }
-    names.sort_unstable();
-    Ok(names)
 }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 
-use super::durable::{crash_point, ensure_directory, open_directory, rename, sync_directory};
+use super::durable::{crash_point, ensure_directory, names_in, open_directory, rename, sync_directory};
 use super::error::{Context, StoreError};
 use super::lock::{FileLock, flock};
 use super::snapshots::remove_tree;
@@ -87,7 +87,7 @@ impl ContainerSnapshots {
     /// Makes an empty snapshot, with a directory for the kernel's work if it is to be written to. Its name is on disk when this
     /// returns. `used`: as for [`unused_id`](Self::unused_id).
     pub fn create(&self, used: i64, is_writable: bool) -> Result<NewContainerSnapshot, StoreError> {
-        self.ensure()?;
+        self.temporaries.ensure()?;
         loop {
             let id = self.unused_id(used);
             let path = self.path(id);
@@ -147,7 +147,7 @@ impl ContainerSnapshots {
 
     /// The numbers of all directories.
     pub fn list(&self) -> Result<Vec<i64>, StoreError> {
-        Ok(self.names()?.iter().filter_map(|name| name.parse().ok()).collect())
+        Ok(names_in(&self.directory)?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// Removes a directory that seems to have no row. `is_recorded` looks again, once nobody can be about to write it. False if it stays.
@@ -174,7 +174,7 @@ impl ContainerSnapshots {
 
     /// Where the tree of that key is mounted, or would be: an empty directory.
     pub fn mount_point(&self, tree: &str) -> Result<PathBuf, StoreError> {
-        self.ensure()?;
+        self.temporaries.ensure()?;
         let path = self.mount_point_path(tree);
         ensure_directory(&path)?;
         Ok(path)
@@ -188,7 +188,7 @@ impl ContainerSnapshots {
     /// All mount points but those of these trees.
     pub fn other_mount_points(&self, trees: &[String]) -> Result<Vec<PathBuf>, StoreError> {
         let kept: Vec<&str> = trees.iter().map(|tree| short(tree)).collect();
-        let names = self.names()?.into_iter();
+        let names = names_in(&self.directory)?.into_iter();
         let is_other =
             |name: &String| name.strip_prefix(MOUNT_POINT).is_some_and(|tree| !kept.contains(&tree));
         Ok(names.filter(is_other).map(|name| self.directory.join(name)).collect())
@@ -202,34 +202,9 @@ impl ContainerSnapshots {
         }
     }
 
-    fn names(&self) -> Result<Vec<String>, StoreError> {
-        names_in(&self.directory)
-    }
-
-    fn ensure(&self) -> Result<(), StoreError> {
-        if !self.temporaries.path().is_dir() {
-            ensure_directory(&self.directory)?;
-            ensure_directory(self.temporaries.path())?;
-            self.directory.parent().map_or(Ok(()), sync_directory)?;
-        }
-        Ok(())
-    }
-
     fn path(&self, id: i64) -> PathBuf {
         self.directory.join(id.to_string())
     }
-}
-
-fn names_in(directory: &Path) -> Result<Vec<String>, StoreError> {
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.context("list", directory)?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.extend(entry.context("list", directory)?.file_name().into_string().ok());
-    }
-    Ok(names)
 }
 
 /// Enough of a tree's key: the paths of two hundred lower directories must fit into one page of memory.

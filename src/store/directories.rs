@@ -112,11 +112,7 @@ impl Directories {
 
     /// An empty directory that nobody sees yet; dropped, it is gone.
     pub fn begin(&self) -> Result<NewDirectory, StoreError> {
-        if !self.temporaries.path().is_dir() {
-            ensure_directory(&self.directory)?;
-            ensure_directory(self.temporaries.path())?;
-            self.directory.parent().map_or(Ok(()), sync_directory)?;
-        }
+        self.temporaries.ensure()?;
         let temporary = self.temporaries.directory()?;
         ensure_directory(&temporary.path().join(FS))?;
         Ok(NewDirectory { temporary })

@@ -65,6 +65,20 @@ pub(super) fn still_names(path: &Path, file: impl AsFd) -> rustix::io::Result<bo
     }
 }
 
+/// The names in a directory, sorted, as far as they are UTF-8, as all of ours are; none if it is not there.
+pub(super) fn names_in(directory: &Path) -> Result<Vec<String>, StoreError> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.context("list", directory)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.context("list", directory)?.file_name().into_string().ok());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
 #[cfg(not(test))]
 #[inline(always)]
 pub(super) fn crash_point() {}

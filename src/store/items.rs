@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::digest::is_lower_hex;
-use super::durable::{crash_point, ensure_directory, sync_data, sync_directory, write_all};
+use super::durable::{crash_point, names_in, sync_data, sync_directory, write_all};
 use super::error::{Context, StoreError};
 use super::record_tables::random_hex;
 use super::temporary::{Temporaries, Temporary, lock_unused};
@@ -41,11 +41,7 @@ impl Items {
 
     /// Stores a file. It is on disk when this returns.
     pub fn create(&self, bytes: &[u8]) -> Result<NewItem, StoreError> {
-        if !self.temporaries.path().is_dir() {
-            ensure_directory(&self.directory)?;
-            ensure_directory(self.temporaries.path())?;
-            self.directory.parent().map_or(Ok(()), sync_directory)?;
-        }
+        self.temporaries.ensure()?;
         let (temporary, name) = (self.temporaries.file()?, random_hex()?);
         write_all(temporary.file(), bytes, temporary.path())?;
         sync_data(temporary.file(), temporary.path())?;
@@ -97,17 +93,7 @@ impl Items {
 
     /// The names of all files.
     pub fn list(&self) -> Result<Vec<String>, StoreError> {
-        let entries = match std::fs::read_dir(&self.directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
-            Err(error) => return Err(StoreError::from_io("list", &self.directory, error)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let name = entry.context("list", &self.directory)?.file_name();
-            names.extend(name.into_string().ok().filter(|name| is_lower_hex(name)));
-        }
-        Ok(names)
+        Ok(names_in(&self.directory)?.into_iter().filter(|name| is_lower_hex(name)).collect())
     }
 
     pub(super) fn sweep(&self) -> Result<u64, StoreError> {

@@ -8,9 +8,9 @@
 //! trees/<hex>      merged inode tables
 //! profiles/<algorithm>/<hex>  what mounts of an image read
 //! notes/<kind>/<hex>   facts that belong to a name, made when there is one
-//! writable/        what was changed in writable mounts
 //! origins/<algorithm>/<hex>   where the layers of images come from that were made here
-//! snapshots/<id>/  fs/ and work/ of mutable records, and of containerd's snapshots, whose ids are numbers
+//! snapshots/<id>/  fs/ and work/ of mutable records, among them what was changed in writable mounts; and of containerd's snapshots, whose
+//!                  ids are numbers
 //! directories/<id>/    plain directories of records
 //! items/<name>     data kept with a record
 //! lower            stores whose layers are used, too
@@ -44,6 +44,7 @@ mod digest;
 mod directories;
 mod draft;
 mod durable;
+mod earlier_snapshots;
 mod error;
 mod eviction;
 mod framing;
@@ -63,13 +64,14 @@ mod rests;
 mod schema;
 mod sessions;
 mod shared_words;
+mod snapshot_note;
+mod snapshot_root;
 pub mod snapshot_tables;
 mod snapshots;
 pub mod space;
 mod temporary;
 mod touched;
 mod trees;
-mod writable;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -85,6 +87,7 @@ pub use data_files::{DataFile, DataFiles};
 pub use database::{Access, Database, Stop};
 pub use directories::{Directories, KnownDirectory, MadeOf, NewDirectory, Removal};
 pub use draft::{LayerDraft, PendingPublish, Publication};
+pub use earlier_snapshots::EarlierSnapshots;
 pub use error::StoreError;
 pub use eviction::ChunkPlace;
 pub use framing::NewFraming;
@@ -99,12 +102,11 @@ pub use provenance::{Provenance, TableSource, Verdict};
 pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
 pub use rests::{MAXIMUM_REST, Rest, RestWriter, Rests, maximum_rests};
 pub use sessions::Session;
-pub use snapshots::{Leftover, NewSnapshot, Snapshots};
-pub use trees::{PendingTree, Trees};
-pub use writable::{
-    AttributeSpace, NewWritableSnapshot, RootAttributes, Snapshot, SnapshotName, SnapshotNameError,
-    SnapshotRecord, WritableSnapshots,
+pub use snapshot_note::{
+    AttributeSpace, NewSnapshotNote, RootAttributes, SnapshotName, SnapshotNameError, SnapshotNote,
 };
+pub use snapshots::{Leftover, NewSnapshot, OpenSnapshot, Snapshots};
+pub use trees::{PendingTree, Trees};
 
 /// Where temporaries are made, within each part of the store.
 const INGEST: &str = "ingest";
@@ -123,7 +125,7 @@ pub struct Store {
     container_snapshots: ContainerSnapshots,
     directories: Directories,
     items: Items,
-    writable: WritableSnapshots,
+    earlier_snapshots: EarlierSnapshots,
     origins: Origins,
     database: Database,
     lower: OnceLock<Vec<LowerStore>>,
@@ -137,7 +139,7 @@ impl Store {
         Store {
             notes: notes.clone(),
             origins: Origins::new(path.join("origins"), content.temporaries().clone()),
-            writable: WritableSnapshots::new(path.join("writable"), locks.clone()),
+            earlier_snapshots: EarlierSnapshots::new(path.join("writable"), locks.clone()),
             content,
             layers: LayerStore::new(path.join("layers"), locks.clone()),
             trees: Trees::new(path.join("trees")),
@@ -198,9 +200,9 @@ impl Store {
         &self.directories
     }
 
-    /// What was changed in writable mounts.
-    pub fn writable_snapshots(&self) -> &WritableSnapshots {
-        &self.writable
+    /// What was changed in writable mounts of earlier versions.
+    pub fn earlier_snapshots(&self) -> &EarlierSnapshots {
+        &self.earlier_snapshots
     }
 
     /// Where the layers of images come from that were made here.
@@ -246,7 +248,7 @@ impl Store {
             removed += temporaries.sweep()?;
         }
         removed += self.profiles.sweep()?;
-        removed += self.snapshots.sweep()? + self.items.sweep()? + self.writable.sweep()?;
+        removed += self.snapshots.sweep()? + self.items.sweep()?;
         removed += self.directories.sweep()?;
         // Idle lock files are no leftovers, but there would be one for every layer there ever was.
         lock::sweep(&self.locks)?;

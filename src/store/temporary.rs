@@ -18,7 +18,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::durable::{DIRECTORY_MODE, FILE_MODE, crash_point, open_directory, rename, still_names};
+use super::durable::{
+    DIRECTORY_MODE, FILE_MODE, crash_point, ensure_directory, open_directory, rename, still_names,
+    sync_directory,
+};
 use super::error::{Context, StoreError};
 use super::lock::{flock, try_flock};
 
@@ -35,6 +38,19 @@ impl Temporaries {
 
     pub(super) fn path(&self) -> &Path {
         &self.directory
+    }
+
+    /// Makes the directory, and the one that it is in, if they are not there: stores of earlier versions have not all of them. Their names
+    /// are on disk when this returns.
+    pub(super) fn ensure(&self) -> Result<(), StoreError> {
+        if self.directory.is_dir() {
+            return Ok(());
+        }
+        let above = self.directory.parent();
+        above.map_or(Ok(()), ensure_directory)?;
+        ensure_directory(&self.directory)?;
+        above.map_or(Ok(()), sync_directory)?;
+        above.and_then(Path::parent).map_or(Ok(()), sync_directory)
     }
 
     /// An empty file, open for reading and writing.

@@ -292,8 +292,9 @@ fn in_a_user_namespace_a_mount_can_be_written_to_and_committed() {
     command.env("REFERENCE", &reference).env("POINT", &point).stdin(Stdio::null());
     let outcome = run_to_end(command, peel.scratch());
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
-    let record = fs::read_to_string(peel.store().join("writable/work/snapshot.json")).unwrap();
-    assert!(record.contains("\"user\""), "{record}");
+    let record = peel.json(&["snapshot", "ls", "--json"])[0]["record"].as_str().unwrap().to_owned();
+    let note = fs::read_to_string(peel.store().join("snapshots").join(record).join("snapshot.json")).unwrap();
+    assert!(note.contains("\"user\""), "{note}");
 }
 
 #[test]

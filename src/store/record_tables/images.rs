@@ -49,6 +49,16 @@ impl RecordTables<'_> {
             .optional()
     }
 
+    /// The manifests of the images that a record is, sorted.
+    pub fn manifests_of_record(&self, record: &RecordId) -> TableResult<Vec<String>> {
+        self.transaction
+            .prepare_cached(
+                "SELECT manifest_digest FROM image_records WHERE record = ?1 ORDER BY manifest_digest",
+            )?
+            .query_map([record], |row| row.get(0))?
+            .collect()
+    }
+
     /// Says which record an image is, in the place of what was said before.
     pub fn set_record_of_image(&self, image: &ImageRow) -> TableResult<()> {
         self.transaction
