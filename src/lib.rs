@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod commit;
 pub mod compose;
+pub mod containerd;
 pub mod convert;
 pub mod daemon;
 pub mod error;

@@ -3,6 +3,7 @@
 //! registry.
 
 mod claims;
+mod ctr_pull;
 
 use crate::support::archive::TestEntry;
 use crate::support::blob::{Form, sha256};

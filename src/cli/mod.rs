@@ -7,6 +7,7 @@ mod background;
 mod check;
 mod commit;
 mod convert;
+mod ctr_pull;
 mod diff;
 mod environment;
 mod explain;
@@ -87,6 +88,7 @@ enum Command {
     Merge(merge::Arguments),
     Diff(diff::Arguments),
     Serve(serve::Arguments),
+    CtrPull(ctr_pull::Arguments),
     #[command(name = stack::NAME, hide = true)]
     Stack(stack::Arguments),
     #[command(subcommand)]
@@ -120,6 +122,7 @@ pub fn run() -> ExitCode {
         Command::Diff(command) => diff::run(&command, &store, arguments.verbose),
         Command::Snapshot(command) => snapshot::run(command, &store),
         Command::Serve(command) => serve::run(&command, &store, arguments.verbose),
+        Command::CtrPull(command) => ctr_pull::run(&command, arguments.verbose),
         Command::Stack(command) => stack::run(&command, &store, arguments.verbose),
         Command::Tag(command) => tag::run(&command, &store),
         Command::Rm(command) => rm::run(&command, &store),
