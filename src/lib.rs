@@ -4,6 +4,7 @@ pub mod cache;
 pub mod changes;
 pub mod commit;
 pub mod compose;
+pub mod containerd;
 pub mod convert;
 pub mod daemon;
 pub mod directory;

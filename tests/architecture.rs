@@ -12,6 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["cache"],
     &["mount", "convert", "commit"],
     &["push", "gc", "compose", "directory", "changes", "snapshotter"],
+    &["containerd"],
     &["daemon"],
 ];
 
@@ -23,9 +24,9 @@ const NAMED_IN_ONE_PLACE: &[(&str, &[&str])] = &[
     ("rusqlite::", &["src/store"]),
     ("clap::", &["src/cli"]),
     ("anyhow::", &["src/cli"]),
-    ("tonic::", &["src/daemon"]),
-    ("hyper::", &["src/daemon"]),
-    ("prost::", &["src/daemon"]),
+    ("tonic::", &["src/daemon", "src/containerd"]),
+    ("hyper::", &["src/daemon", "src/containerd"]),
+    ("prost::", &["src/daemon", "src/containerd"]),
     ("std::env::var", &["src/cli"]),
 ];
 

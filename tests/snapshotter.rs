@@ -3,6 +3,7 @@
 //! registry.
 
 mod claims;
+mod ctr_pull;
 mod user_namespaces;
 
 use crate::support::archive::TestEntry;

@@ -11,6 +11,7 @@
 //! | 6 | content is not what it should be: a digest, a document, an archive |
 //! | 7 | this machine: the mount point, FUSE, permissions |
 //! | 8 | the store: the disk is full, permissions, damage |
+//! | 130 | interrupted |
 
 use std::error::Error;
 use std::io::Write;
@@ -20,6 +21,7 @@ use peelfs::cache::CacheError;
 use peelfs::changes::ChangesError;
 use peelfs::commit::CommitError;
 use peelfs::compose::{ComposeError, DocumentError};
+use peelfs::containerd::ContainerdError;
 use peelfs::convert::ConvertError;
 use peelfs::directory::DirectoryError;
 use peelfs::fetch::FetchError;
@@ -37,6 +39,9 @@ use peelfs::push::PushError;
 use peelfs::store::StoreError;
 use peelfs_fuse::{MountError, UnmountError};
 use peelfs_registry::ErrorKind;
+
+/// Exit code of a process that SIGINT would have ended (128 and its number, as shells say).
+pub const INTERRUPTED: u8 = 130;
 
 /// What was asked for does not exist.
 #[derive(Debug, thiserror::Error)]
@@ -68,10 +73,16 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         let _ = writeln!(out, "{lead}{text}");
         told = text;
     }
-    if let Some(hint) = error.chain().find_map(|cause| registry_error(cause)?.hint()) {
+    if let Some(hint) = error.chain().find_map(hint) {
         let _ = writeln!(out, "  hint: {hint}");
     }
     ExitCode::from(code(error))
+}
+
+fn hint(error: &(dyn Error + 'static)) -> Option<String> {
+    let of_registry = || registry_error(error)?.hint().map(str::to_owned);
+    let of_containerd = || as_type::<ContainerdError>(error)?.hint();
+    of_registry().or_else(of_containerd)
 }
 
 /// The error as that type, also if it is boxed.
@@ -90,6 +101,9 @@ fn registry_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a peelfs_reg
         return Some(inner);
     }
     if let Some(PushError::Registry(inner)) = as_type(error) {
+        return Some(inner);
+    }
+    if let Some(ContainerdError::Registry(inner)) = as_type(error) {
         return Some(inner);
     }
     if let Some(StreamError::Input(inner)) = as_type(error) {
@@ -245,6 +259,18 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         Some(PushError::Store(_)) => return Some(8),
         // Their causes tell more.
         Some(PushError::Registry(_) | PushError::Blob { .. } | PushError::Convert(_)) | None => {}
+    }
+    match as_type::<ContainerdError>(error) {
+        Some(ContainerdError::Namespace { .. }) => return Some(2),
+        Some(
+            ContainerdError::DiffId { .. } | ContainerdError::WrongBlob { .. } | ContainerdError::Image(_),
+        ) => return Some(6),
+        Some(error @ ContainerdError::Call { .. }) if error.is_full() => return Some(8),
+        Some(ContainerdError::Connect { .. } | ContainerdError::Call { .. }) => return Some(7),
+        Some(ContainerdError::Interrupted) => return Some(INTERRUPTED),
+        Some(ContainerdError::NoSnapshot { .. } | ContainerdError::Task { .. }) => return Some(1),
+        // Its cause tells more.
+        Some(ContainerdError::Registry(_)) | None => {}
     }
     match fetch_error(error) {
         Some(FetchError::Source { .. }) | None => {}

@@ -8,6 +8,7 @@ mod changes;
 mod check;
 mod commit;
 mod convert;
+mod ctr_pull;
 mod diff;
 mod directory;
 mod environment;
@@ -93,6 +94,7 @@ enum Command {
     Directory(directory::Command),
     Changes(changes::Arguments),
     Serve(serve::Arguments),
+    CtrPull(ctr_pull::Arguments),
     #[command(name = stack::NAME, hide = true)]
     Stack(stack::Arguments),
     #[command(subcommand)]
@@ -128,6 +130,7 @@ pub fn run() -> ExitCode {
         Command::Changes(command) => changes::run(&command, &store, arguments.verbose),
         Command::Snapshot(command) => snapshot::run(command, &store),
         Command::Serve(command) => serve::run(&command, &store, arguments.verbose),
+        Command::CtrPull(command) => ctr_pull::run(&command, arguments.verbose),
         Command::Stack(command) => stack::run(&command, &store, arguments.verbose),
         Command::Tag(command) => tag::run(&command, &store),
         Command::Rm(command) => rm::run(&command, &store),

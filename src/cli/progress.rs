@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::sync::{Arc, Mutex};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use peelfs::containerd::pull as containerd;
 use peelfs::convert;
 use peelfs::fetch::extract;
 use peelfs::fetch::index::{Event, Progress};
@@ -95,6 +96,50 @@ pub fn of_extraction(quiet: bool) -> extract::Progress {
                 }
             }
             Event::Done(layer) => {
+                if let Some(bar) = bars.remove(&layer) {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    })
+}
+
+/// Tells on standard error what happens to layers that are pulled into containerd.
+pub fn of_containerd(quiet: bool) -> containerd::Progress {
+    use containerd::{Event, Outcome};
+    if quiet {
+        return Arc::new(|_| {});
+    }
+    if !std::io::stderr().is_terminal() {
+        return Arc::new(|event| match event {
+            Event::Fetching(layer, size) => {
+                eprintln!("{}: cannot be lazy; fetching {}", short(layer.as_str()), bytes(size));
+            }
+            Event::Done(layer, Outcome::Unpacked) => eprintln!("{}: unpacked", short(layer.as_str())),
+            Event::Done(..) | Event::Fetched(..) | Event::Unpacking(_) => {}
+        });
+    }
+    let all = MultiProgress::new();
+    let bars: Mutex<HashMap<Digest, ProgressBar>> = Mutex::default();
+    Arc::new(move |event| {
+        let mut bars = bars.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match event {
+            Event::Fetching(layer, size) => {
+                let bar = all.add(ProgressBar::new(size).with_style(style()));
+                bar.set_prefix(short(layer.as_str()));
+                bars.insert(layer, bar);
+            }
+            Event::Fetched(layer, done) => {
+                if let Some(bar) = bars.get(&layer) {
+                    bar.set_position(done);
+                }
+            }
+            Event::Unpacking(layer) => {
+                if let Some(bar) = bars.get(&layer) {
+                    bar.set_prefix(format!("{} unpacked", short(layer.as_str())));
+                }
+            }
+            Event::Done(layer, _) => {
                 if let Some(bar) = bars.remove(&layer) {
                     bar.finish_and_clear();
                 }

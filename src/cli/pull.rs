@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::meant::MeantImage;
 use super::network::SourceArguments;
 use super::output::{self, Align, ReportArguments};
-use super::{environment, progress};
+use super::{environment, failure, progress};
 
 /// Bring an image into the store without mounting it
 ///
@@ -55,8 +55,6 @@ pub struct Bringing {
 
 /// Nobody reads the layers while they are pulled.
 const READ_DEADLINE: Duration = Duration::from_secs(60);
-/// Exit code of a process that SIGINT would have ended (128 and its number, as shells say).
-const INTERRUPTED: i32 = 130;
 
 #[derive(Serialize)]
 struct Report {
@@ -167,7 +165,7 @@ impl PulledImage {
             pulled.checkpoint();
             eprintln!("peel: interrupted; what was fetched is kept, and the same command goes on from there");
             // Threads that decode, or wait for another process, are not waited for.
-            std::process::exit(INTERRUPTED);
+            std::process::exit(i32::from(failure::INTERRUPTED));
         }
         Ok(())
     }

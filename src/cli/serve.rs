@@ -188,8 +188,8 @@ fn wait(mut child: Child) -> Result<ExitStatus, BoxError> {
 fn containerd_configuration(address: &Path, store: &Path) -> String {
     let (address, root) = (address.display(), store.display());
     format!(
-        "# Lets containerd start containers before their images are here. Use it with `ctr run --snapshotter peel`,\n\
-         # `nerdctl --snapshotter peel`, or as below for Kubernetes.\n\
+        "# Lets containerd start containers before their images are here. Pull with `peel ctr-pull` and use it with\n\
+         # `ctr run --snapshotter peel`, with `nerdctl --snapshotter peel`, or as below for Kubernetes.\n\
          [proxy_plugins.peel]\n\
          \x20 type = \"snapshot\"\n\
          \x20 address = \"{address}\"\n\

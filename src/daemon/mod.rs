@@ -6,7 +6,6 @@
 //!                 or own user                            └ one error, one code
 //! ```
 
-mod messages;
 mod service;
 pub mod socket;
 

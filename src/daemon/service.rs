@@ -14,7 +14,7 @@ use tonic::server::{Grpc, ServerStreamingService, UnaryService};
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
-use super::messages::{
+use crate::containerd::messages::{
     CleanupRequest, CommitRequest, CreateRequest, Info, InfoResponse, KeyRequest, ListRequest, ListResponse,
     Mount, MountsResponse, Timestamp, UpdateRequest, UsageResponse,
 };

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 use super::{Image, ImageError};
 
 /// Largest config that is read, in bytes: that of an image with a thousand layers has less than 1 MiB.
-const MAXIMUM_CONFIG: u64 = 8 << 20;
+pub const MAXIMUM_CONFIG: u64 = 8 << 20;
 
 /// Why an image cannot be had.
 #[derive(Debug, thiserror::Error)]

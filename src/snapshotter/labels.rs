@@ -20,6 +20,7 @@ pub const REMOTE: (&str, &str) = ("containerd.io/snapshot/remote", "remote snaps
 /// What begins the keys that containerd passes on.
 const STARGZ_REFERENCE: &str = "containerd.io/snapshot/remote/stargz.reference";
 const STARGZ_DIGEST: &str = "containerd.io/snapshot/remote/stargz.digest";
+const STARGZ_LAYERS: &str = "containerd.io/snapshot/remote/stargz.layers";
 const CRI_REFERENCE: &str = "containerd.io/snapshot/cri.image-ref";
 const CRI_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 const CRI_MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
@@ -43,6 +44,40 @@ pub struct LayerRequest {
 }
 
 impl LayerRequest {
+    /// The label that says what a snapshot will be called once its layer is there.
+    pub const TARGET: &str = TARGET;
+
+    /// The labels that ask for a layer of an image, in the dialects of `ctr-remote` and of CRI: so every snapshotter that knows one of
+    /// them understands. `above` are the digests of the layer and of those above it: as many of them are named as a label can hold.
+    pub fn labels<'a>(
+        reference: &Reference,
+        layer: &Digest,
+        manifest: &Digest,
+        target: &str,
+        above: impl Iterator<Item = &'a Digest>,
+    ) -> Labels {
+        let mut layers = String::new();
+        for digest in above {
+            let separator = if layers.is_empty() { "" } else { "," };
+            if STARGZ_LAYERS.len() + layers.len() + separator.len() + digest.as_str().len() > MAXIMUM_LABEL {
+                break;
+            }
+            layers.push_str(separator);
+            layers.push_str(digest.as_str());
+        }
+        let (reference, layer) = (reference.to_string(), layer.to_string());
+        let labels = [
+            (TARGET, target.to_owned()),
+            (STARGZ_REFERENCE, reference.clone()),
+            (STARGZ_DIGEST, layer.clone()),
+            (STARGZ_LAYERS, layers),
+            (CRI_REFERENCE, reference),
+            (CRI_DIGEST, layer),
+            (CRI_MANIFEST, manifest.to_string()),
+        ];
+        labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
     /// What the labels ask for, in the order in which it is to be tried. Nothing if they name no layer, or name it by what is no
     /// digest or no reference of a registry.
     pub fn of_labels(labels: &Labels) -> Vec<LayerRequest> {
@@ -139,6 +174,29 @@ mod tests {
         ];
         let expected = [(python, one.clone(), None), ("host:5000/x:latest".to_owned(), two.clone(), None)];
         assert_eq!(told(&buildkit), expected);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_understood_and_fits() {
+        let reference = |text: &str| match text.parse().unwrap() {
+            ImageReference::Registry(reference) => reference,
+            ImageReference::Layout(_) => unreachable!(),
+        };
+        let (target, layer, manifest) = (digest("chain"), digest("l"), digest("m"));
+        let (layer, manifest): (Digest, Digest) = (layer.parse().unwrap(), manifest.parse().unwrap());
+        let above: Vec<Digest> = (0..200).map(|n: u32| Digest::sha256_of(&n.to_le_bytes())).collect();
+        let image = reference("python:3.12");
+        let labels = LayerRequest::labels(&image, &layer, &manifest, &target, above.iter());
+        assert_eq!(fault(&labels), None);
+        assert!(labels[STARGZ_LAYERS].starts_with(&format!("{},{}", above[0], above[1])));
+        assert!(labels[STARGZ_LAYERS].split(',').all(|digest| digest.parse::<Digest>().is_ok()));
+        let asked = LayerRequest::of_labels(&labels);
+        // The manifest is pinned at first.
+        assert_eq!(asked[0].manifest, Some(manifest));
+        for request in asked {
+            assert_eq!((request.target.as_str(), &request.layer), (target.as_str(), &layer));
+            assert_eq!(request.reference, image);
+        }
     }
 
     #[test]

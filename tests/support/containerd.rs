@@ -184,6 +184,40 @@ impl Containerd {
         assert_eq!(outcome.code, Some(0), "{}{}\n{}", outcome.stdout, outcome.stderr, self.log());
     }
 
+    /// `peel ctr-pull`, to be started by the caller; without a snapshotter among the options it is `peel`.
+    pub fn ctr_pull_command(&self, peel: &Peel, reference: &str, options: &[&str]) -> Command {
+        let mut command = peel.command(&["ctr-pull", reference]);
+        command.args(options).env("CONTAINERD_NAMESPACE", "test");
+        command.env("CONTAINERD_ADDRESS", self.directory.path().join("socket"));
+        command
+    }
+
+    pub fn ctr_pull(&self, peel: &Peel, reference: &str, options: &[&str]) -> Outcome {
+        run_to_end(self.ctr_pull_command(peel, reference, options), self.directory.path())
+    }
+
+    /// The same, which must succeed; gives what became of each layer.
+    #[track_caller]
+    pub fn ctr_pulled(&self, peel: &Peel, reference: &str, options: &[&str]) -> Vec<String> {
+        let outcome = self.ctr_pull(peel, reference, &[options, &["--json"]].concat());
+        assert_eq!(outcome.code, Some(0), "{}{}\n{}", outcome.stdout, outcome.stderr, self.log());
+        let report: serde_json::Value = serde_json::from_str(&outcome.stdout).expect("a report is JSON");
+        let layers = report["layers"].as_array().expect("it has layers").iter();
+        layers.map(|layer| layer["state"].as_str().expect("a state").to_owned()).collect()
+    }
+
+    /// Has containerd collect all that nothing keeps.
+    #[track_caller]
+    pub fn collect_garbage(&self) {
+        self.ctr(&["leases", "create", "--id", "collect"]);
+        self.ctr(&["leases", "delete", "--sync", "collect"]);
+    }
+
+    /// The leases that there are, with their labels, one a line.
+    pub fn leases(&self) -> Vec<String> {
+        self.ctr(&["leases", "ls"]).lines().skip(1).map(str::to_owned).collect()
+    }
+
     /// Runs a container of an image to its end; gives what it wrote.
     #[track_caller]
     pub fn run_container(&self, reference: &str, id: &str, command: &[&str]) -> String {

@@ -1,5 +1,6 @@
-//! The messages of containerd's snapshots service (`containerd.services.snapshots.v1`, `containerd.types.Mount`), written by hand: so
-//! nobody needs a compiler of protocol buffers, and each is as short as this.
+//! The messages of containerd's snapshots service (`containerd.services.snapshots.v1`, `containerd.types.Mount`), which
+//! `peel serve` answers and a pull asks, written by hand: so nobody needs a compiler of protocol buffers, and each is as short as this.
+//! Those of the services that only a pull asks are in [`pull_messages`](super::pull_messages).
 //!
 //! Of `google.protobuf`, `Empty` is `()`.
 
