@@ -68,6 +68,7 @@ pub mod space;
 mod temporary;
 mod touched;
 mod trees;
+mod unmounted;
 mod writable;
 
 use std::path::{Path, PathBuf};
