@@ -72,6 +72,7 @@ pub mod space;
 mod temporary;
 mod touched;
 mod trees;
+mod unmounted;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
