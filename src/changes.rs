@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use peelfs_registry::Digest;
 
-pub use self::archive::Written;
+pub use self::archive::{WriteError, Written};
 pub use self::list::{Change, ChangeKind};
 use crate::cache::{Application, Cache, CacheError, ImmutableRef, LayerSource, Purpose};
 use crate::fetch::LayerContent;
@@ -96,7 +96,7 @@ pub enum ChangesError {
         image: Option<String>,
         /// Why not.
         #[source]
-        cause: ArchiveError,
+        cause: Box<ArchiveError>,
     },
     /// Content that the archive needs.
     #[error(
@@ -112,7 +112,7 @@ pub enum ChangesError {
     },
     /// The archive that is put together.
     #[error(transparent)]
-    Write(#[from] archive::WriteError),
+    Write(#[from] WriteError),
 }
 
 fn pull(image: &Option<String>) -> String {
@@ -316,7 +316,7 @@ impl Comparison {
             let bytes = written.map_err(|cause| ChangesError::Archive {
                 record: record.clone(),
                 image: self.image.clone(),
-                cause,
+                cause: Box::new(cause),
             })?;
             return Ok(Written { bytes, digest: diff_id.clone(), is_original: true });
         }
