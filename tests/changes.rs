@@ -1,6 +1,7 @@
 //! Promise: what is different between any two records is told by their tables alone: names as a plain comparison of the unpacked directories
 //! finds them, and bytes; and as an archive, which for a layer on its parent is the one that it came as, to the byte.
 
+use crate::pulling::crashes;
 use crate::support::archive::{Kind, TestEntry};
 use crate::support::blob::{Encoded, Estargz, Footer, Form, sha256};
 use crate::support::cases::every_case;
@@ -129,6 +130,7 @@ fn lower_layers() -> Vec<Vec<TestEntry>> {
     let noise = |seed, length| Content::Noise { seed, length };
     vec![
         vec![
+            TestEntry::directory("./"),
             TestEntry::directory("kept").mode(0o700),
             TestEntry::file("kept/large", noise(1, 1_500_000)),
             TestEntry::file("kept/small", "small"),
@@ -173,6 +175,8 @@ fn upper_changes() -> Vec<TestEntry> {
         TestEntry::file("remade/new", "y"),
         TestEntry::file("a.c", "new"),
         TestEntry::file("a/b", "new"),
+        TestEntry::directory("new"),
+        TestEntry::directory("new/deep"),
         TestEntry::directory("new/deep/er").mode(0o750),
         TestEntry::fifo("new/fifo"),
     ]
@@ -300,7 +304,7 @@ fn tar(peel: &Peel, sides: &[&str]) -> (Vec<u8>, Value) {
 
 /// Asks for the archive of each layer of an image, which is here, without its registry.
 #[track_caller]
-fn archives_are_the_layers_own(peel: &Peel, reference: &str, what: &str) {
+pub fn archives_are_the_layers_own(peel: &Peel, reference: &str, what: &str) {
     for record in chain(peel, reference) {
         let file = peel.scratch().join("layer.tar");
         let sides = ["changes", "--tar", "--json", "--output", file.to_str().unwrap(), id(&record)];
@@ -338,23 +342,17 @@ fn the_archive_of_a_layer_is_the_one_that_it_came_as() {
     }
 }
 
+/// Other forms of them are asked where they are extracted anyway; with more crashes than usual (`PEEL_CRASHES`), all are here.
 #[test]
 fn archives_of_real_layers_have_their_diff_ids() {
     let layout = Layout::open(real_images().join("python"));
-    let forms = ["gzip", "tar", "zstd", "estargz", "zstd-chunked", "zstd-chunked-podman"];
-    for tag in forms.into_iter().filter(|tag| layout.has_tag(tag)) {
+    let all = ["zstd-chunked-podman", "tar", "zstd", "gzip", "estargz", "zstd-chunked"];
+    let forms = if crashes() > 8 { &all[..] } else { &all[..1] };
+    for tag in forms.iter().filter(|tag| layout.has_tag(tag)) {
         let peel = Peel::new();
         let reference = layout.reference(tag);
         peel.succeed(&["extract", "--quiet", &reference]);
-        for record in chain(&peel, &reference) {
-            let mut child = peel.command(&["changes", "--tar", id(&record)]);
-            let out = fs::File::create(peel.scratch().join("out.tar")).unwrap();
-            assert!(child.stdout(out).status().unwrap().success(), "{tag}");
-            let mut sum = std::process::Command::new("sha256sum");
-            let sum = sum.arg(peel.scratch().join("out.tar")).output().unwrap();
-            let sum = String::from_utf8(sum.stdout).unwrap();
-            assert_eq!(format!("sha256:{}", &sum[..64]), record["diff_id"].as_str().unwrap(), "{tag}");
-        }
+        archives_are_the_layers_own(&peel, &reference, tag);
     }
 }
 
@@ -366,6 +364,8 @@ fn an_archive_of_two_images_leads_from_one_to_the_other() {
     let upper = vec![lower.concat(), changed];
     let apart = vec![
         vec![
+            TestEntry::directory("./"),
+            TestEntry::directory("a"),
             TestEntry::file("kept", "no directory"),
             TestEntry::directory("time"),
             TestEntry::file("several", "x"),
