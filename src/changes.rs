@@ -22,9 +22,9 @@ use std::sync::Arc;
 
 use peelfs_registry::Digest;
 
-pub use self::archive::Written;
+pub use self::archive::{WriteError, Written};
 pub use self::list::{Change, ChangeKind};
-use crate::cache::{Application, Cache, CacheError, ImmutableRef, LayerSource, Purpose};
+use crate::cache::{Application, AppliedLayer, Cache, CacheError, ImmutableRef, LayerSource, Purpose};
 use crate::fetch::LayerContent;
 use crate::fetch::archive::ArchiveError;
 use crate::fetch::index::open_local;
@@ -50,7 +50,7 @@ pub enum ChangesError {
     Absent {
         /// The record whose layer it is.
         record: RecordId,
-        /// The layer's name.
+        /// The layer, as its image names it.
         layer: String,
         /// An image that has it.
         image: Option<String>,
@@ -88,15 +88,17 @@ pub enum ChangesError {
         reason: String,
     },
     /// A layer's own archive.
-    #[error("the archive of record {record} cannot be written{}", remedy(cause, image))]
+    #[error("the archive of record {record}, {layer}, cannot be written{}", remedy(cause, image))]
     Archive {
         /// The record.
         record: RecordId,
+        /// Its layer, as its image names it.
+        layer: String,
         /// An image that has it.
         image: Option<String>,
         /// Why not.
         #[source]
-        cause: ArchiveError,
+        cause: Box<ArchiveError>,
     },
     /// Content that the archive needs.
     #[error(
@@ -105,14 +107,14 @@ pub enum ChangesError {
         extract(image)
     )]
     Missing {
-        /// Names of layers, and how many bytes are missing of each.
+        /// Layers, as their images name them, and how many bytes are missing of each.
         missing: Vec<(String, u64)>,
         /// An image that has them.
         image: Option<String>,
     },
     /// The archive that is put together.
     #[error(transparent)]
-    Write(#[from] archive::WriteError),
+    Write(#[from] WriteError),
 }
 
 fn pull(image: &Option<String>) -> String {
@@ -147,6 +149,8 @@ pub struct Comparison {
     before: Table,
     /// What leads from one to the other, as a layer; over the layers of both.
     difference: MergedTree,
+    /// These layers, as their images name them.
+    layers: Vec<String>,
     own: Option<Own>,
     /// An image of which the upper is a part, for hints.
     image: Option<String>,
@@ -155,6 +159,7 @@ pub struct Comparison {
 /// The layer that the upper is, on the lower.
 struct Own {
     record: RecordId,
+    layer: String,
     content: Arc<LayerContent>,
     diff_id: Digest,
 }
@@ -188,13 +193,13 @@ pub fn against_parent(
 /// # Errors
 /// [`ChangesError`].
 pub fn compare(cache: &Cache, lower: Side<'_>, upper: Side<'_>) -> Result<Comparison, ChangesError> {
-    let mut layers = Layers { cache, names: HashMap::new(), contents: Vec::new() };
+    let mut layers = Layers { cache, names: HashMap::new(), contents: Vec::new(), shown: Vec::new() };
     let mut steps = |side: Side<'_>| match side {
         Some(record) => layers.steps(&record.applications()?, &hint(cache, record)?),
         None => Ok(Vec::new()),
     };
     let (before, after) = (steps(lower)?, steps(upper)?);
-    let contents = layers.contents;
+    let Layers { contents, shown, .. } = layers;
     let tables: Vec<&Table> = contents.iter().map(|content| content.table()).collect();
     // No tree that is kept, so it needs no identity.
     let tree = |steps: &[Step]| -> Result<Table, ChangesError> {
@@ -206,6 +211,7 @@ pub fn compare(cache: &Cache, lower: Side<'_>, upper: Side<'_>) -> Result<Compar
         lower: lower.map(|record| record.id().clone()),
         upper: upper.map(|record| record.id().clone()),
         before,
+        layers: shown,
         own: own(cache, lower, upper)?,
         difference: MergedTree::new("a difference".to_owned(), table, contents),
         image: upper.or(lower).map(|record| hint(cache, record)).transpose()?.flatten(),
@@ -227,7 +233,8 @@ fn own(cache: &Cache, lower: Side<'_>, upper: Side<'_>) -> Result<Option<Own>, C
     };
     let content = open_local(cache.store(), &digest(layer, layer)?)?;
     let diff_id = digest(diff_id, layer)?;
-    Ok(content.map(|content| Own { record: record.id, content, diff_id }))
+    let layer = record.blob.map_or_else(|| layer.clone(), |blob| blob.digest);
+    Ok(content.map(|content| Own { record: record.id, layer, content, diff_id }))
 }
 
 fn digest(text: &str, layer: &str) -> Result<Digest, ChangesError> {
@@ -252,6 +259,8 @@ struct Layers<'a> {
     cache: &'a Cache,
     names: HashMap<String, u16>,
     contents: Vec<Arc<LayerContent>>,
+    /// As their images name them.
+    shown: Vec<String>,
 }
 
 impl Layers<'_> {
@@ -266,7 +275,7 @@ impl Layers<'_> {
                 LayerSource::Layer(name) if layer.state == LayerState::Poisoned => {
                     Err(ChangesError::Poisoned { record: layer.record.clone(), layer: name.clone() })
                 }
-                LayerSource::Layer(name) => Ok(Step::Layer(self.number(name, &layer.record, image)?)),
+                LayerSource::Layer(name) => Ok(Step::Layer(self.number(name, layer, image)?)),
                 LayerSource::Snapshot(_) => Err(ChangesError::Directory { record: layer.record.clone() }),
             },
             Application::Diff { lower, upper, .. } => {
@@ -277,17 +286,27 @@ impl Layers<'_> {
         applications.iter().map(step).collect()
     }
 
-    fn number(&mut self, name: &str, record: &RecordId, image: &Option<String>) -> Result<u16, ChangesError> {
+    fn number(
+        &mut self,
+        name: &str,
+        layer: &AppliedLayer,
+        image: &Option<String>,
+    ) -> Result<u16, ChangesError> {
         if let Some(number) = self.names.get(name) {
             return Ok(*number);
         }
         let store: &Store = self.cache.store();
-        let absent =
-            || ChangesError::Absent { record: record.clone(), layer: name.to_owned(), image: image.clone() };
+        let shown = layer.blob.clone().unwrap_or_else(|| name.to_owned());
+        let absent = || ChangesError::Absent {
+            record: layer.record.clone(),
+            layer: shown.clone(),
+            image: image.clone(),
+        };
         let content = open_local(store, &digest(name, name)?)?.ok_or_else(absent)?;
         // Neither side stands for more than 1,024.
         let number = self.contents.len() as u16;
         self.contents.push(content);
+        self.shown.push(shown);
         self.names.insert(name.to_owned(), number);
         Ok(number)
     }
@@ -311,16 +330,19 @@ impl Comparison {
     /// # Errors
     /// [`ChangesError`]; what was written is worth nothing then. Nothing was, if something is missing.
     pub fn write_tar(&self, output: &mut dyn Write) -> Result<Written, ChangesError> {
-        if let Some(Own { record, content, diff_id }) = &self.own {
+        if let Some(Own { record, layer, content, diff_id }) = &self.own {
             let written = content.write_archive(diff_id, output);
             let bytes = written.map_err(|cause| ChangesError::Archive {
                 record: record.clone(),
+                layer: layer.clone(),
                 image: self.image.clone(),
-                cause,
+                cause: Box::new(cause),
             })?;
             return Ok(Written { bytes, digest: diff_id.clone(), is_original: true });
         }
-        let missing = archive::missing(&self.difference)?;
+        let missing = archive::missing(&self.difference).into_iter().zip(&self.layers);
+        let missing = missing.filter(|(bytes, _)| *bytes > 0).map(|(bytes, layer)| (layer.clone(), bytes));
+        let missing: Vec<_> = missing.collect();
         if !missing.is_empty() {
             return Err(ChangesError::Missing { missing, image: self.image.clone() });
         }

@@ -1,7 +1,8 @@
 //! Promise: what is different between any two records is told by their tables alone: names as a plain comparison of the unpacked directories
 //! finds them, and bytes; and as an archive, which for a layer on its parent is the one that it came as, to the byte.
 
-use crate::support::archive::TestEntry;
+use crate::pulling::crashes;
+use crate::support::archive::{Kind, TestEntry};
 use crate::support::blob::{Encoded, Estargz, Footer, Form, sha256};
 use crate::support::cases::every_case;
 use crate::support::content::Content;
@@ -26,7 +27,13 @@ fn above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(place, _)| &path[..place])
 }
 
-/// What a comparison of two directories finds, by the rules of `docker diff`.
+/// All names of what is there.
+fn names_of<'a>(tree: &'a Tree, path: &[u8]) -> BTreeSet<&'a [u8]> {
+    let Some(node) = tree.nodes.get(path) else { return BTreeSet::new() };
+    tree.nodes.iter().filter(|(_, other)| other.inode == node.inode).map(|(path, _)| &path[..]).collect()
+}
+
+/// What a comparison of two directories finds, by the rules of `docker diff`. A file that lost one of its names is what it was.
 fn plain_comparison(before: &Tree, after: &Tree) -> Names {
     let mut found: BTreeMap<Vec<u8>, char> = BTreeMap::new();
     let is_directory = |tree: &Tree, path: &[u8]| tree.nodes.get(path).is_some_and(Node::is_directory);
@@ -42,6 +49,11 @@ fn plain_comparison(before: &Tree, after: &Tree) -> Names {
                 'D'
             }
             Aspect::LinkCount if is_directory(after, &path) => continue,
+            Aspect::LinkCount | Aspect::LinkGroup
+                if names_of(after, &path).is_subset(&names_of(before, &path)) =>
+            {
+                continue;
+            }
             _ => 'C',
         };
         for directory in above(&path) {
@@ -65,7 +77,7 @@ fn plain_size(names: &Names, after: &Tree) -> u64 {
 fn listed(peel: &Peel, sides: &[&str]) -> Names {
     let text = peel.succeed(&[&["changes"], sides].concat());
     let names: Vec<(char, Vec<u8>)> =
-        text.lines().map(|line| (line.chars().next().unwrap(), line[2..].as_bytes().to_vec())).collect();
+        text.lines().map(|line| (line.chars().next().unwrap(), line.as_bytes()[2..].to_vec())).collect();
     let mut sorted = names.clone();
     sorted.sort_by(|one, other| one.1.cmp(&other.1));
     assert_eq!(names, sorted, "in the order of the paths");
@@ -118,6 +130,7 @@ fn lower_layers() -> Vec<Vec<TestEntry>> {
     let noise = |seed, length| Content::Noise { seed, length };
     vec![
         vec![
+            TestEntry::directory("./"),
             TestEntry::directory("kept").mode(0o700),
             TestEntry::file("kept/large", noise(1, 1_500_000)),
             TestEntry::file("kept/small", "small"),
@@ -162,6 +175,8 @@ fn upper_changes() -> Vec<TestEntry> {
         TestEntry::file("remade/new", "y"),
         TestEntry::file("a.c", "new"),
         TestEntry::file("a/b", "new"),
+        TestEntry::directory("new"),
+        TestEntry::directory("new/deep"),
         TestEntry::directory("new/deep/er").mode(0o750),
         TestEntry::fifo("new/fifo"),
     ]
@@ -183,6 +198,8 @@ fn names_and_bytes_are_those_of_a_plain_comparison_of_the_unpacked_images() {
     apart.extend([TestEntry::file("one more", "x")]);
     for (tag, layers) in [("lower", lower), ("upper", upper), ("apart", vec![apart])] {
         layout.image(tag, &layers, SMALL_CHUNKS);
+        // Without the file that eStargz adds.
+        layout.image(&format!("plain-{tag}"), &layers, Form::GZIP);
     }
     let image = |tag: &str| layout.serve(&registry, "some/name", tag);
     let [lower, upper, apart] = ["lower", "upper", "apart"].map(image);
@@ -190,7 +207,7 @@ fn names_and_bytes_are_those_of_a_plain_comparison_of_the_unpacked_images() {
         peel.succeed(&["pull", reference]);
     }
     let unpacked = ["lower", "upper", "apart"]
-        .map(|tag| Unpacked::by_umoci(&format!("{}:{tag}", layout.path().display())).unwrap());
+        .map(|tag| Unpacked::by_umoci(&format!("{}:plain-{tag}", layout.path().display())).unwrap());
     let trees = unpacked.each_ref().map(|unpacked| Tree::walk(&unpacked.path()));
     let empty = Model::new().tree();
     let fetched = registry.counters().blobs;
@@ -287,7 +304,7 @@ fn tar(peel: &Peel, sides: &[&str]) -> (Vec<u8>, Value) {
 
 /// Asks for the archive of each layer of an image, which is here, without its registry.
 #[track_caller]
-fn archives_are_the_layers_own(peel: &Peel, reference: &str, what: &str) {
+pub fn archives_are_the_layers_own(peel: &Peel, reference: &str, what: &str) {
     for record in chain(peel, reference) {
         let file = peel.scratch().join("layer.tar");
         let sides = ["changes", "--tar", "--json", "--output", file.to_str().unwrap(), id(&record)];
@@ -325,23 +342,17 @@ fn the_archive_of_a_layer_is_the_one_that_it_came_as() {
     }
 }
 
+/// Other forms of them are asked where they are extracted anyway; with more crashes than usual (`PEEL_CRASHES`), all are here.
 #[test]
 fn archives_of_real_layers_have_their_diff_ids() {
     let layout = Layout::open(real_images().join("python"));
-    let forms = ["gzip", "tar", "zstd", "estargz", "zstd-chunked", "zstd-chunked-podman"];
-    for tag in forms.into_iter().filter(|tag| layout.has_tag(tag)) {
+    let all = ["zstd-chunked-podman", "tar", "zstd", "gzip", "estargz", "zstd-chunked"];
+    let forms = if crashes() > 8 { &all[..] } else { &all[..1] };
+    for tag in forms.iter().filter(|tag| layout.has_tag(tag)) {
         let peel = Peel::new();
         let reference = layout.reference(tag);
         peel.succeed(&["extract", "--quiet", &reference]);
-        for record in chain(&peel, &reference) {
-            let mut child = peel.command(&["changes", "--tar", id(&record)]);
-            let out = fs::File::create(peel.scratch().join("out.tar")).unwrap();
-            assert!(child.stdout(out).status().unwrap().success(), "{tag}");
-            let mut sum = std::process::Command::new("sha256sum");
-            let sum = sum.arg(peel.scratch().join("out.tar")).output().unwrap();
-            let sum = String::from_utf8(sum.stdout).unwrap();
-            assert_eq!(format!("sha256:{}", &sum[..64]), record["diff_id"].as_str().unwrap(), "{tag}");
-        }
+        archives_are_the_layers_own(&peel, &reference, tag);
     }
 }
 
@@ -351,11 +362,21 @@ fn an_archive_of_two_images_leads_from_one_to_the_other() {
     let mut layout = Layout::create(peel.scratch().join("layout"));
     let (lower, changed) = (lower_layers(), upper_changes());
     let upper = vec![lower.concat(), changed];
-    let apart =
-        vec![vec![TestEntry::file("kept", "no directory"), TestEntry::directory("time")], upper_changes()];
+    let apart = vec![
+        vec![
+            TestEntry::directory("./"),
+            TestEntry::directory("a"),
+            TestEntry::file("kept", "no directory"),
+            TestEntry::directory("time"),
+            TestEntry::file("several", "x"),
+        ],
+        upper_changes(),
+    ];
     let mut references = Vec::new();
     for (tag, layers) in [("lower", &lower), ("upper", &upper), ("apart", &apart)] {
         let form = if tag == "apart" { Form::GZIP } else { SMALL_CHUNKS };
+        // Without the file that eStargz adds.
+        layout.image(&format!("plain-{tag}"), layers, Form::GZIP);
         references.push(layout.image(tag, layers, form));
         peel.succeed(&["extract", "--quiet", &references[references.len() - 1]]);
     }
@@ -370,13 +391,13 @@ fn an_archive_of_two_images_leads_from_one_to_the_other() {
         assert!(tar(&peel, &sides).0 == archive, "the same again");
         // The lower image, and the archive as a layer above it.
         let digest = layout.put(&archive);
-        let form = if from == "apart" { Form::GZIP } else { SMALL_CHUNKS };
         let below = match from {
             "lower" => &lower,
             "upper" => &upper,
             _ => &apart,
         };
-        let mut layers: Vec<Encoded> = below.iter().map(|layer| layout.put_layer(layer, form)).collect();
+        let mut layers: Vec<Encoded> =
+            below.iter().map(|layer| layout.put_layer(layer, Form::GZIP)).collect();
         layers.push(Encoded {
             media_type: Form::Tar.media_type().to_owned(),
             diff_id: digest.clone(),
@@ -387,7 +408,7 @@ fn an_archive_of_two_images_leads_from_one_to_the_other() {
         let manifest = layout.put_image(&layers, this_architecture());
         let tag = format!("{from}-{to}");
         layout.tag(&tag, &manifest);
-        let (made, expected) = (unpacked(&layout, &tag), unpacked(&layout, to));
+        let (made, expected) = (unpacked(&layout, &tag), unpacked(&layout, &format!("plain-{to}")));
         assert_same(&Tree::walk(&made.path()), &Tree::walk(&expected.path()), &[]);
     }
 }
@@ -398,7 +419,8 @@ fn what_is_missing_is_named_and_nothing_is_fetched_for_it() {
     let directory = tempfile::tempdir().unwrap();
     let mut layout = Layout::create(directory.path());
     layout.image("lower", &lower_layers(), SMALL_CHUNKS);
-    layout.image("upper", &[upper_changes()], SMALL_CHUNKS);
+    let alone = upper_changes().into_iter().filter(|entry| !matches!(entry.kind, Kind::Hardlink(_)));
+    layout.image("upper", &[alone.collect()], SMALL_CHUNKS);
     let [lower, upper] = ["lower", "upper"].map(|tag| layout.serve(&registry, "some/name", tag));
     for reference in [&lower, &upper] {
         peel.succeed(&["pull", reference]);

@@ -1,6 +1,7 @@
 //! Promise: a pulled image is mounted without asking anybody, an extracted one is also read so, whatever its format; the work is done
 //! once, whoever asks for it, and goes on where it was cut off. What is false is said to be so. All of it is counted at the registry.
 
+use crate::changes::archives_are_the_layers_own;
 use crate::support::archive::TestEntry;
 use crate::support::blob::{Estargz, Footer, Form, estargz_with_toc, toc_json};
 use crate::support::cases::many_layers;
@@ -391,5 +392,6 @@ fn real_images_are_extracted_and_proved() {
         for layer in sheet["layers"].as_array().unwrap() {
             assert!(["proved", "streamed"].contains(&layer["proof"].as_str().unwrap()), "{tag}: {layer:#}");
         }
+        archives_are_the_layers_own(&peel, &reference, tag);
     }
 }

@@ -73,7 +73,7 @@ impl Label {
 
     /// The option with which a mount is made, if the kernel knows it: its name and value. Commas need no quotes, as options are handed over
     /// one by one (`fsconfig(2)`).
-    pub(crate) fn option<'a>(label: Option<&'a Label>, is_enabled: bool) -> Option<(&'static str, &'a str)> {
+    pub(crate) fn option(label: Option<&Label>, is_enabled: bool) -> Option<(&'static str, &str)> {
         label.filter(|_| is_enabled).map(|label| ("context", label.0.as_str()))
     }
 }

@@ -59,8 +59,12 @@ impl Cache {
         Ok(recovered)
     }
 
-    /// Gives up what sessions held that are over, and gives their number.
-    pub(super) fn end_dead_sessions(&self) -> Result<u64, CacheError> {
+    /// Gives up what sessions held that are over, and gives their number. Whether one is, the kernel says, who frees its lock: who counts
+    /// refs, as those of mounts, does this first.
+    ///
+    /// # Errors
+    /// If the store cannot be read or written.
+    pub fn end_dead_sessions(&self) -> Result<u64, CacheError> {
         let sessions = self.read("list the sessions", |tables| Ok(tables.sessions()?))?;
         let mut ended = 0;
         for session in sessions {

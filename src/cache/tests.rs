@@ -415,6 +415,29 @@ fn pruning_says_beforehand_what_goes() {
 }
 
 #[test]
+fn of_several_who_ask_for_a_size_at_the_same_time_one_looks_at_the_disk() {
+    let house = House::new();
+    let record = stack(&house.cache, &["a"]).remove(0);
+    let on_disk = record.size().unwrap();
+    // As if somebody looked at this moment.
+    let looked_for = usage::Measurement::default();
+    house.cache.inner.sizes.lock().unwrap().insert(record.id().clone(), looked_for.clone());
+    let mut found = looked_for.lock().unwrap();
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..4).map(|_| scope.spawn(|| record.size().unwrap())).collect();
+        let part = DataPart { name: "the layer".to_owned(), is_layer: true, bytes: on_disk + 12_345 };
+        *found = Some(vec![part]);
+        drop(found);
+        for size in asking {
+            assert_eq!(size.join().unwrap(), on_disk + 12_345, "it is told what was found");
+        }
+    });
+    house.cache.inner.sizes.lock().unwrap().clear();
+    assert_eq!(record.size().unwrap(), on_disk, "who asks later looks anew");
+    assert!(house.cache.inner.sizes.lock().unwrap().is_empty(), "nothing of it is kept");
+}
+
+#[test]
 fn a_cache_and_its_refs_are_shared_between_threads() {
     fn shared<T: Send + Sync>() {}
     shared::<Cache>();

@@ -10,7 +10,6 @@ use std::io::{self, Write};
 use peelfs_registry::Digest;
 use peelfs_registry::digest::Digester;
 
-use super::ChangesError;
 use super::list::{Stated, visit};
 use crate::fetch::FetchError;
 use crate::layer::entry::{Content, Entry, EntryKind, Timestamp};
@@ -72,8 +71,8 @@ fn is_regular(inode: &InodeRecord) -> bool {
     inode.mode.get() & libc::S_IFMT == libc::S_IFREG
 }
 
-/// How many bytes of each layer are missing to write it: of layers of which none is, nothing is told.
-pub(super) fn missing(difference: &MergedTree) -> Result<Vec<(String, u64)>, ChangesError> {
+/// How many bytes of each layer are missing to write it.
+pub(super) fn missing(difference: &MergedTree) -> Vec<u64> {
     let mut missing: Vec<u64> = vec![0; difference.layers().len()];
     for inode in difference.table().inodes().iter().filter(|inode| is_regular(inode)) {
         let (Some(layer), Some(sum)) =
@@ -83,15 +82,14 @@ pub(super) fn missing(difference: &MergedTree) -> Result<Vec<(String, u64)>, Cha
         };
         let mut ranges = difference.decoded_ranges(inode);
         if layer.must_be_proved() && !ranges.is_empty() {
-            let headers = layer.headers_of(inode.content.get());
-            ranges.extend(headers.map_err(|cause| WriteError::Headers { path: "?".to_owned(), cause })?);
+            // What is wrong with them is told when the file is written.
+            ranges.extend(layer.headers_of(inode.content.get()).ok().flatten());
         }
         for range in ranges {
             *sum = sum.saturating_add((range.end - range.start).saturating_sub(layer.present_bytes(range)));
         }
     }
-    let named = difference.layers().iter().map(|layer| layer.layer().to_string()).zip(missing);
-    Ok(named.filter(|(_, missing)| *missing > 0).collect())
+    missing
 }
 
 /// Writes it.

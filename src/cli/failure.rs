@@ -18,7 +18,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use peelfs::cache::CacheError;
-use peelfs::changes::ChangesError;
+use peelfs::changes::{ChangesError, WriteError as WriteDifferenceError};
 use peelfs::commit::CommitError;
 use peelfs::compose::{ComposeError, DocumentError};
 use peelfs::containerd::ContainerdError;
@@ -226,10 +226,15 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
         Some(ArchiveError::Framing { .. } | ArchiveError::DiffId { .. } | ArchiveError::Read { .. }) => {
             return Some(8);
         }
-        // Its cause tells more.
-        Some(ArchiveError::Store(_)) | None => {}
+        Some(ArchiveError::Store(inner)) => return code_of_cause(inner),
+        None => {}
     }
     match as_type::<ChangesError>(error) {
+        // Transparent: they are no causes.
+        Some(ChangesError::Cache(inner)) => return code_of_cause(inner),
+        Some(ChangesError::Store(inner)) => return code_of_cause(inner),
+        Some(ChangesError::Write(WriteDifferenceError::Headers { .. })) => return Some(6),
+        Some(ChangesError::Write(WriteDifferenceError::Content { .. })) => return Some(8),
         Some(ChangesError::Absent { .. } | ChangesError::Missing { .. }) => return Some(3),
         Some(ChangesError::Poisoned { .. } | ChangesError::Merge(_)) => return Some(6),
         Some(ChangesError::Table(_) | ChangesError::Record { .. }) => return Some(8),

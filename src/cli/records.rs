@@ -132,6 +132,10 @@ struct Line {
 pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     let cache = Cache::open_as_it_is(Arc::new(Store::open(store)?))?;
     record_all(&cache)?;
+    // What is not counted any more cannot be taken off the records of a full disk; all else is told as it is.
+    if let Err(error) = cache.end_dead_sessions() {
+        tracing::warn!(error = %peelfs::error::chain(&error), "processes that are gone may be counted still");
+    }
     bring_over(&cache)?;
     if let Some(key) = &arguments.key {
         let id = meant(&cache, key, arguments)?;
