@@ -55,7 +55,8 @@ pub struct AppliedLayer {
 pub enum LayerSource {
     /// The layer of that name in [`Store::layers`](crate::store::Store::layers), which may have to be indexed yet.
     Layer(String),
-    /// The snapshot of that name, in the form of an overlay's upper directory.
+    /// The snapshot of that name, in the form of an overlay's upper directory. It has no layer yet, and gets one, of its archive, when an image
+    /// is made of the record: to be mounted, merged, compared or pushed.
     Snapshot(RecordId),
 }
 

@@ -259,6 +259,18 @@ pub fn refuse_mounted(store: &Store, found: &NamedSnapshot) -> Result<(), Writab
     }
 }
 
+/// Why something is not mounted, and what would have taken the changes, unless it is released.
+struct NotMounted {
+    error: ImageMountError,
+    mutable: Option<MutableRef>,
+}
+
+impl NotMounted {
+    fn new(error: impl Into<ImageMountError>, mutable: MutableRef) -> Box<NotMounted> {
+        Box::new(NotMounted { error: error.into(), mutable: Some(mutable) })
+    }
+}
+
 impl Prepared {
     /// Mounts the tree below what takes the changes, which is made if there is nothing to go on with. Otherwise as [`mount`](Self::mount).
     ///
@@ -286,21 +298,24 @@ impl Prepared {
             }
         };
         match self.mount_above(options, &name, mutable) {
-            Err((error, Some(mutable))) if is_new => {
-                discard(&cache, &name, mutable);
+            Ok(mounted) => Ok(mounted),
+            Err(refused) => {
+                let NotMounted { error, mutable } = *refused;
+                if let Some(mutable) = mutable.filter(|_| is_new) {
+                    discard(&cache, &name, mutable);
+                }
                 Err(error)
             }
-            outcome => outcome.map_err(|(error, _)| error),
         }
     }
 
-    /// Mounts it; or gives the ref back, and says why not.
+    /// Mounts it, or says why not.
     fn mount_above(
         self,
         options: &MountOptions,
         name: &SnapshotName,
         mutable: MutableRef,
-    ) -> Result<Mounted, (ImageMountError, Option<MutableRef>)> {
+    ) -> Result<Mounted, Box<NotMounted>> {
         let (image, store) = (self.brought.reference.to_string(), self.brought.store.clone());
         // A dead mount at this very directory is removed when it is mounted at.
         let is_replaced = |place: &PathBuf| {
@@ -311,11 +326,11 @@ impl Prepared {
         // A process that was killed holds nothing any more, but has left its mount.
         if let Some(place) = places_of(&store, mutable.id()).into_iter().find(|place| !is_replaced(place)) {
             let error = WritableError::Mounted { name: name.clone(), place: Some(place) };
-            return Err((error.into(), Some(mutable)));
+            return Err(NotMounted::new(error, mutable));
         }
         let snapshot = match open(&store, mutable.id()) {
             Ok(snapshot) => snapshot,
-            Err(cause) => return Err((WritableError::in_store(&image, cause).into(), Some(mutable))),
+            Err(cause) => return Err(NotMounted::new(WritableError::in_store(&image, cause), mutable)),
         };
         let upper = Upper {
             name: name.to_string(),
@@ -330,9 +345,10 @@ impl Prepared {
         match peelfs_fuse::mount_writable(self.tree.clone(), options, &upper) {
             Ok(session) => {
                 let held = HeldSnapshot { name: name.clone(), _mutable: mutable };
-                self.mounted(session, Some(held)).map_err(|error| (error, None))
+                self.mounted(session, Some(held))
+                    .map_err(|error| Box::new(NotMounted { error, mutable: None }))
             }
-            Err(error) => Err((error.into(), Some(mutable))),
+            Err(error) => Err(NotMounted::new(error, mutable)),
         }
     }
 
