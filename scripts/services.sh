@@ -13,7 +13,8 @@
 #   registry_requests     how many requests were answered since the mark
 #   registry_bytes        how many bytes their bodies had
 #   registry_list         one line each: method, status, bytes, path
-#   start_containerd      sets $containerd (the socket); use `containerd_ctr …` and `containerd_ctr_remote …`
+#   start_containerd      sets $containerd (the socket); use `containerd_ctr …` and `containerd_ctr_remote …`; `start_containerd FILE`
+#                         adds what FILE says to its configuration
 #   stop_containerd
 
 # Where servers and Rust are, also for a user or a runner whose PATH does not name it.
@@ -167,6 +168,7 @@ address = "$containerd"
 [ttrpc]
 address = "$containerd.ttrpc"
 TOML
+  [ -z "${1:-}" ] || cat "$1" >>"$work/containerd.toml"
   containerd --config "$work/containerd.toml" >>"$work/containerd.log" 2>&1 &
   containerd_pid=$!
   wait_until containerd "$containerd_pid" "$work/containerd.log" containerd_answers
