@@ -3,14 +3,13 @@
 //! Whatever ends the making of one leaves nothing of it, and nothing that is mounted is removed.
 
 use crate::merge_rules::umoci_differs;
-use crate::pulling::crashes;
 use crate::support::archive::TestEntry;
 use crate::support::blob::Form;
 use crate::support::cases::{every_case, every_case_of_archives, every_case_of_umoci};
 use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::model::Model;
-use crate::support::peel::{Peel, kill_and_wait, wait_or_kill};
+use crate::support::peel::{Peel, duration_of, instants};
 use crate::support::random::stacks;
 use crate::support::small_disk::SmallDisk;
 use crate::support::tools::{Unpacked, real_images};
@@ -22,7 +21,6 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 fn create(peel: &Peel, reference: &str) -> Value {
     peel.json(&["directory", "create", reference, "--json", "--quiet"])
@@ -158,7 +156,7 @@ fn a_merge_has_the_files_of_its_inputs_and_takes_no_room_for_them() {
     assert_eq!(listed[0]["disk_bytes"], listed[0]["whole_bytes"]);
     assert_eq!(listed[0]["disk_bytes"].as_u64().unwrap(), directory_blocks(&peel));
     is_tree_of(&path(&report), &[layers(1), layers(2)].concat());
-    assert_eq!(peel.json(&["check", "--json"])["findings"], json!([]));
+    peel.is_clean();
 }
 
 #[test]
@@ -278,7 +276,7 @@ fn the_directory_goes_with_its_image() {
     peel.succeed(&["rm", &one, &two, "--now"]);
     assert!(!first.exists() && ingest_is_empty(&peel));
     assert_eq!(peel.json(&["directory", "ls", "--json"]), json!([]));
-    assert_eq!(peel.json(&["check", "--json"])["findings"], json!([]));
+    peel.is_clean();
 }
 
 #[test]
@@ -300,7 +298,7 @@ fn a_full_disk_leaves_nothing_of_a_directory_and_space_makes_it_work() {
     is_tree_of(&path(&first), &layers(1));
     disk.grow(64);
     is_tree_of(&path(&create(&peel, &both)), &[layers(1), layers(2)].concat());
-    assert_eq!(peel.json(&["check", "--json"])["findings"], json!([]));
+    peel.is_clean();
 }
 
 #[test]
@@ -309,22 +307,17 @@ fn a_directory_whose_maker_is_killed_is_whole_or_not_there() {
     let (_layout, [one, _, both]) = merged(&peel);
     create(&peel, &one);
     peel.succeed(&["extract", &both, "--quiet"]);
-    let started = std::time::Instant::now();
-    let report = create(&peel, &both);
-    let (whole, count) = (started.elapsed(), crashes());
-    for part in 0..count {
+    let mut report = Value::Null;
+    let whole = duration_of(|| report = create(&peel, &both));
+    for instant in instants(whole) {
         peel.run(&["directory", "rm", &both]);
-        let mut command = peel.command(&["directory", "create", &both, "--quiet"]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting peel");
-        std::thread::sleep(whole * part / count);
-        kill_and_wait(child.id() as i32);
-        wait_or_kill(child, "peel");
+        peel.killed_after(instant, &["directory", "create", &both, "--quiet"]);
         if path(&report).exists() {
             is_tree_of(&path(&report), &[layers(1), layers(2)].concat());
         }
-        assert_eq!(peel.json(&["check", "--json"])["findings"], json!([]), "after part {part}");
+        peel.is_clean();
         create(&peel, &both);
-        assert!(ingest_is_empty(&peel), "after part {part}");
+        assert!(ingest_is_empty(&peel));
         is_tree_of(&path(&report), &[layers(1), layers(2)].concat());
     }
 }

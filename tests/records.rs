@@ -14,6 +14,7 @@ use crate::support::tree::{Tree, assert_same};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::process::Stdio;
 
 const SMALL_CHUNKS: Form =
     Form::Estargz(Estargz { chunk_size: 64 << 10, footer: Footer::Modern, annotated: true, landmark: None });

@@ -7,7 +7,7 @@ use crate::support::cases::{every_case, many_layers};
 use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::model::Model;
-use crate::support::peel::{Peel, is_mount_point, kill_and_wait, wait_or_kill};
+use crate::support::peel::{Peel, duration_of, instants, is_mount_point, kill_and_wait, wait_or_kill};
 use crate::support::registry::{FakeRegistry, Fault};
 use crate::support::small_disk::SmallDisk;
 use crate::support::tree::{Tree, assert_same};
@@ -131,15 +131,13 @@ fn a_mount_killed_at_any_instant_is_made_good_by_the_next() {
         let peel = Peel::new();
         let layers = bulky_layers();
         let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers, form);
-        let started = std::time::Instant::now();
         let undisturbed = Peel::new();
-        mount_equals(&undisturbed, &reference, &layers);
-        let whole = started.elapsed();
-        // Instants spread over what an undisturbed mount takes; nothing is expected of any of them but that the store stays good.
-        for part in 0..16 {
+        let whole = duration_of(|| mount_equals(&undisturbed, &reference, &layers));
+        // Nothing is expected of any of them but that the store stays good.
+        for instant in instants(whole) {
             let point = peel.mount_point();
             let child = start_mount(&peel, &reference, &point);
-            std::thread::sleep(whole * part / 16);
+            std::thread::sleep(instant);
             peel.kill_servers();
             kill_and_wait(child.id() as i32);
             wait_or_kill(child, "peel mount");

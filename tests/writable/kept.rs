@@ -4,14 +4,13 @@
 use super::{link_counts_of_an_overlay, small_image, small_layers};
 use crate::support::blob::Form;
 use crate::support::image::Layout;
-use crate::support::peel::{Peel, kill_and_wait, wait_or_kill};
+use crate::support::peel::{Peel, duration_of, instants};
 use crate::support::small_disk::SmallDisk;
 use crate::support::tree::{Tree, assert_same};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::process::Stdio;
 
 fn snapshots(peel: &Peel) -> Vec<Value> {
     peel.json(&["snapshot", "ls", "--json"]).as_array().unwrap().clone()
@@ -262,18 +261,11 @@ fn a_commit_of_a_snapshot_that_is_killed_loses_nothing_and_goes_on() {
     let peel = Peel::new();
     let reference = small_image(&peel);
     write(&peel, &reference, "round", "-");
-    let started = std::time::Instant::now();
-    peel.succeed(&["commit", "work", "--tag", "first"]);
-    let whole = started.elapsed();
-    let count = crate::pulling::crashes();
-    for round in 0..count {
+    let whole = duration_of(|| drop(peel.succeed(&["commit", "work", "--tag", "first"])));
+    for (round, instant) in instants(whole).enumerate() {
         let content = round.to_string();
         write(&peel, &reference, "round", &content);
-        let mut command = peel.command(&["commit", "work", "--tag", "killed"]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(whole * round / count);
-        kill_and_wait(child.id() as i32);
-        wait_or_kill(child, "peel commit");
+        peel.killed_after(instant, &["commit", "work", "--tag", "killed"]);
         // As the next command finds it: with the changes, by their name.
         if round % 2 == 0 {
             peel.succeed(&["commit", "work", "--tag", "next"]);

@@ -6,7 +6,7 @@ use crate::support::blob::Form;
 use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::model::Model;
-use crate::support::peel::{Peel, is_mount_point, kill_and_wait, run_to_end, wait_or_kill};
+use crate::support::peel::{Peel, duration_of, instants, is_mount_point, run_to_end};
 use crate::support::small_disk::SmallDisk;
 use crate::support::tree::{Tree, assert_same};
 use serde_json::json;
@@ -158,9 +158,8 @@ fn a_commit_that_is_killed_leaves_every_image_as_it_was() {
         fs::write(mount.join(&format!("bulk{number}")), content.to_vec()).unwrap();
     }
     let path = text(mount.path()).to_owned();
-    let started = std::time::Instant::now();
-    let first = peel.json(&["commit", &path, "--tag", "image", "--json"]);
-    let whole = started.elapsed();
+    let mut first = serde_json::Value::Null;
+    let whole = duration_of(|| first = peel.json(&["commit", &path, "--tag", "image", "--json"]));
     let named = |peel: &Peel| -> Vec<String> {
         let list = peel.json(&["ls", "--json"]);
         let lines = list.as_array().unwrap().iter();
@@ -168,13 +167,9 @@ fn a_commit_that_is_killed_leaves_every_image_as_it_was() {
     };
     let before = named(&peel);
     fs::write(mount.join("more"), "more").unwrap();
-    // Instants spread over what an undisturbed commit takes; one that is done before counts as well.
-    for part in 0..16 {
-        let mut command = peel.command(&["commit", &path, "--tag", "other", "--format", "zstd"]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(whole * part / 16);
-        kill_and_wait(child.id() as i32);
-        wait_or_kill(child, "peel commit");
+    // A commit that is done before it is killed counts as well.
+    for instant in instants(whole) {
+        peel.killed_after(instant, &["commit", &path, "--tag", "other", "--format", "zstd"]);
         let now = named(&peel);
         let kept: Vec<&String> = now.iter().filter(|line| !line.contains("localhost/other")).collect();
         assert_eq!(kept, before.iter().collect::<Vec<_>>());
