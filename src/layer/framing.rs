@@ -85,7 +85,7 @@ pub fn parts<E: From<FramingError>>(
             return Err(FramingError::Damaged("it is longer than any archive").into());
         }
         match (head & CONTENT != 0, length) {
-            (false, 0) if records.number()? == archive_length => return Ok(()),
+            (false, 0) if records.number()? == archive_length => return Ok(records.end()?),
             (_, 0) => return Err(FramingError::Damaged("it does not end where it should").into()),
             (true, length) => show(Part::Content { decoded_offset: records.number()?, length })?,
             (false, length) => {
@@ -105,6 +105,14 @@ impl<R: Read> Records<R> {
         let mut bytes = [0; 8];
         self.0.read_exact(&mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Nothing follows. The frame's checksum comes last, and is looked at only by who reads to the end.
+    fn end(&mut self) -> Result<(), FramingError> {
+        match self.0.read(&mut [0])? {
+            0 => Ok(()),
+            _ => Err(FramingError::Damaged("something follows its end")),
+        }
     }
 }
 
