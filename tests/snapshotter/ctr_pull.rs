@@ -47,7 +47,8 @@ fn an_image_is_pulled_lazily_without_any_other_tool_kept_and_run() {
     let after = registry.counters();
     assert_eq!((after.manifests - before.manifests, after.blobs - before.blobs), (1, 0));
 
-    let output = containerd.run_container(&reference, "one", &["python3", "-c", IMPORTS]);
+    // All containerds of a machine share the directory of runc: the name is of this test alone.
+    let output = containerd.run_container(&reference, "pulled", &["python3", "-c", IMPORTS]);
     assert!(output.starts_with("imported"), "{output}");
     assert!(bytes(&registry.counters()) * 2 < all, "{:?} of {all}", registry.counters());
     containerd.ctr(&["images", "rm", "--sync", &reference]);
