@@ -197,6 +197,35 @@ fn mounting_and_reading_one_byte_costs_its_chunk_and_readahead() {
     assert!((1..=2 * MEBIBYTE).contains(&fetched), "one byte cost {fetched}");
 }
 
+#[test]
+fn a_program_that_reads_many_small_files_asks_once_for_several_of_them() {
+    const FILES: u64 = 100;
+    const LENGTH: u64 = 8 << 10;
+    let (registry, directory) = (FakeRegistry::start(), tempfile::tempdir().unwrap());
+    let content = |number| Content::Noise { seed: number, length: LENGTH };
+    let name = |number| format!("directory/file-{number:03}");
+    // What it reads first is large.
+    let program = Content::Noise { seed: 1000, length: 2 * MEBIBYTE };
+    let mut files = vec![TestEntry::file("aaa", program)];
+    files.extend((0..FILES).map(|number| TestEntry::file(name(number), content(number))));
+    let mut layout = Layout::create(directory.path());
+    layout.image("test", &[files], Form::ESTARGZ);
+    let reference = layout.serve(&registry, "many", "test");
+    let peel = Peel::new();
+    let mount = peel.mount(&reference);
+    fs::read(mount.join("aaa")).unwrap();
+    let before = registry.counters();
+    for step in 0..FILES {
+        // All of them, in no order.
+        let number = step * 37 % FILES;
+        assert_eq!(fs::read(mount.join(&name(number))).unwrap(), content(number).to_vec());
+    }
+    let requests = requests(&registry.counters()) - requests(&before);
+    let fetched = bytes(&registry.counters()) - bytes(&before);
+    assert!(requests * 4 < FILES, "{requests} requests for {FILES} files");
+    assert!(fetched < 2 * FILES * LENGTH, "{fetched} bytes for {}", FILES * LENGTH);
+}
+
 /// An eStargz in a registry, of files that share gzip members of at least so many bytes.
 struct SharedMembers {
     registry: FakeRegistry,

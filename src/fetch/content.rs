@@ -222,6 +222,9 @@ impl LayerContent {
         let chunks = chunk_numbers(self.table.chunks_of(decoded_offset..end));
         let is_read = map.read_present(chunks.clone(), || self.read_data(decoded_offset, buffer))?;
         if is_read {
+            if let Some(lazy) = &self.lazy {
+                lazy.note_read(self, chunks.start as usize..chunks.end as usize);
+            }
             self.touch(chunks);
         }
         Ok(is_read)

@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::content::LayerContent;
+use super::guess::{Guesses, Ledger, Misses, blob_bytes, neighbours};
+use super::link::Link;
 use super::planner::{self, Limits, Request, blob_range};
 use super::readahead::Readahead;
 use super::room::{Room, Urgency};
@@ -130,6 +132,8 @@ pub struct Fetcher {
     /// Bytes of blobs that were fetched before anybody wanted them.
     prefetched: AtomicU64,
     waiting: watch::Sender<Waiting>,
+    link: Link,
+    ledger: Arc<Ledger>,
 }
 
 /// How many wait for the network.
@@ -156,7 +160,8 @@ impl Fetcher {
         let memory = Semaphore::new(MEMORY as usize);
         let (prefetched, waiting) = (AtomicU64::new(0), watch::Sender::default());
         let observer = Box::new(observer);
-        Arc::new(Fetcher { threads, memory, deadline, room, observer, prefetched, waiting })
+        let (link, ledger) = (Link::default(), Arc::default());
+        Arc::new(Fetcher { threads, memory, deadline, room, observer, prefetched, waiting, link, ledger })
     }
 }
 
@@ -176,6 +181,11 @@ impl Fetcher {
     /// The runtime of the network's threads, which are started if they do not run.
     pub(super) fn runtime(&self) -> std::io::Result<Handle> {
         self.threads.handle()
+    }
+
+    /// What is guessed in all layers.
+    pub(super) fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 
     /// Says that a reader waits for the network, until it is dropped.
@@ -270,6 +280,7 @@ struct Waiter {
 struct State {
     in_flight: HashMap<u32, Vec<Arc<Mutex<Waiter>>>>,
     readahead: Readahead,
+    misses: Misses,
 }
 
 /// The lazy side of a layer.
@@ -277,11 +288,12 @@ pub(super) struct Lazy {
     source: Arc<dyn BlobSource>,
     fetcher: Arc<Fetcher>,
     state: Mutex<State>,
+    guesses: Guesses,
 }
 
 impl Lazy {
     pub(super) fn new(source: Arc<dyn BlobSource>, fetcher: Arc<Fetcher>) -> Lazy {
-        Lazy { source, fetcher, state: Mutex::default() }
+        Lazy { source, fetcher, state: Mutex::default(), guesses: Guesses::default() }
     }
 
     pub(super) fn fetcher(&self) -> &Arc<Fetcher> {
@@ -302,7 +314,15 @@ impl Lazy {
         let numbers = chunks.start as u32..chunks.end as u32;
         self.ask(content, Purpose::Reader, numbers, done, |state, fresh| {
             let brought = bring_along(content, state, fresh);
+            let wanted = fresh.len();
+            let bytes = bytes_of(content, fresh);
             self.read_ahead(content, chunks, brought, state, fresh);
+            // Who reads on and on is known better; but that is a guess, too.
+            match fresh.get(wanted..) {
+                None | Some([]) => self.guess(content, state, fresh),
+                Some(ahead) => self.note_guess(content, ahead, bytes_of(content, ahead)),
+            }
+            self.fetcher.ledger.wanted(bytes);
         });
     }
 
@@ -439,6 +459,52 @@ impl Lazy {
         }
     }
 
+    /// Adds what lies beside these chunks, as far as guessing pays.
+    fn guess(&self, content: &LayerContent, state: &mut State, fresh: &mut Vec<u32>) {
+        let (chunks, ledger) = (content.table().chunks(), &self.fetcher.ledger);
+        let (Some(first), Some(last)) = (fresh.iter().min(), fresh.iter().max()) else { return };
+        let (first, last) = (*first as usize, *last as usize);
+        let offset = chunks.get(first).map_or(0, |chunk| blob_range(chunk).start);
+        let most = state.misses.missed(offset, self.fetcher.link.bytes_in_a_round_trip());
+        let most = ledger.allowed(most);
+        let is_missing =
+            |number: usize| !content.has_chunk(number) && !state.in_flight.contains_key(&(number as u32));
+        let found = neighbours(chunks, first..last + 1, most, is_missing);
+        for (group, bytes) in found {
+            let begin = fresh.len();
+            for number in group.filter(|number| !content.has_chunk(*number)) {
+                state.in_flight.entry(number as u32).or_insert_with(|| {
+                    fresh.push(number as u32);
+                    Vec::new()
+                });
+            }
+            self.note_guess(content, fresh.get(begin..).unwrap_or_default(), bytes);
+        }
+    }
+
+    /// Notes that these chunks, which take so many bytes, are fetched and not wanted yet.
+    fn note_guess(&self, content: &LayerContent, numbers: &[u32], bytes: u64) {
+        let numbers = numbers.iter().map(|number| *number as usize);
+        self.guesses.add(numbers, bytes, content.table().chunks().len(), &self.fetcher.ledger);
+    }
+
+    /// These chunks, those that somebody waits for before the others; what shares a member stays together.
+    fn awaited_first(&self, content: &LayerContent, numbers: &[u32]) -> Vec<u32> {
+        let chunks = content.table().chunks();
+        let start = |number: &u32| chunks.get(*number as usize).map(|chunk| blob_range(chunk).start);
+        let mut members: Vec<&[u32]> = numbers.chunk_by(|one, other| start(one) == start(other)).collect();
+        let state = self.state();
+        let is_awaited =
+            |number: &u32| state.in_flight.get(number).is_some_and(|waiters| !waiters.is_empty());
+        members.sort_by_key(|member| !member.iter().any(is_awaited));
+        members.concat()
+    }
+
+    /// Says that these chunks are read.
+    pub(super) fn note_read(&self, content: &LayerContent, chunks: Range<usize>) {
+        self.guesses.read(chunks, content.table().chunks(), &self.fetcher.ledger);
+    }
+
     /// Ends the wait at the deadline.
     fn watch(
         &self,
@@ -487,6 +553,13 @@ fn bring_along(content: &LayerContent, state: &mut State, fresh: &mut Vec<u32>) 
     brought.end
 }
 
+/// Bytes of the blob that these chunks need.
+fn bytes_of(content: &LayerContent, numbers: &[u32]) -> u64 {
+    let mut numbers: Vec<usize> = numbers.iter().map(|number| *number as usize).collect();
+    numbers.sort_unstable();
+    blob_bytes(content.table().chunks(), numbers)
+}
+
 fn lock(waiter: &Mutex<Waiter>) -> MutexGuard<'_, Waiter> {
     waiter.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -524,8 +597,12 @@ async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) 
     let bytes = if length == 0 {
         bytes::Bytes::new()
     } else {
+        let begun = Instant::now();
         match lazy.source.read(range.clone()).await {
-            Ok(bytes) => bytes,
+            Ok(bytes) => {
+                lazy.fetcher.link.learn(length, begun.elapsed());
+                bytes
+            }
             Err(cause) => {
                 let error = FetchError::Source { layer: content.layer().clone(), range, cause: cause.into() };
                 lazy.finish(&request.chunks, Err(error));
@@ -543,7 +620,7 @@ async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) 
             let Some(lazy) = content.lazy() else { return false };
             let mut stretch = Stretch::new(range.start, &bytes);
             let mut all_came = true;
-            for number in &request.chunks {
+            for number in &lazy.awaited_first(&content, &request.chunks) {
                 let result = deliver(&content, *number, &mut stretch);
                 all_came &= result.is_ok();
                 if let Err(error) = &result {

@@ -18,9 +18,11 @@ mod draft_sink;
 #[cfg(test)]
 mod eviction_tests;
 pub mod extract;
+mod guess;
 mod headers;
 pub mod index;
 mod lazy;
+mod link;
 pub mod names;
 pub mod planner;
 pub mod prefetch;

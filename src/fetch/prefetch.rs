@@ -78,6 +78,9 @@ impl Prefetch {
     /// Fetches it. May be dropped at any time, which ends the requests under way; readers who wait for these are told at their deadline.
     pub async fn run(self) {
         let (mut under_way, mut served) = (JoinSet::new(), 0);
+        // All layers of a mount have one.
+        let fetcher = self.0.front().and_then(|(layer, _)| layer.lazy()).map(|lazy| lazy.fetcher().clone());
+        let _no_guesses = fetcher.map(|fetcher| fetcher.ledger().pause());
         for (layer, request) in self.0 {
             if under_way.len() >= IN_FLIGHT && !one_succeeded(&mut under_way).await {
                 break;
