@@ -161,7 +161,7 @@ impl Cache {
         }
         for id in self.store().directories().list()? {
             let is_known =
-                self.read("look for the record of a directory", |tables| is_recorded(tables, &id))?;
+                self.read("look for the record of a directory", |tables| Ok(tables.record(&id)?.is_some()))?;
             if !is_known {
                 faults.push(Fault {
                     kind: FindingKind::DataWithoutRecord,

@@ -171,8 +171,8 @@ impl Cache {
                 snapshots.remove(&id)?;
                 continue;
             }
-            if self.is_recorded(&id)?
-                || snapshots.remove_leftover(&id, || self.is_recorded(&id))? != Leftover::Filled
+            if self.has_snapshot_record(&id)?
+                || snapshots.remove_leftover(&id, || self.has_snapshot_record(&id))? != Leftover::Filled
             {
                 continue;
             }
@@ -191,15 +191,18 @@ impl Cache {
         Ok(adopted)
     }
 
-    fn is_recorded(&self, id: &RecordId) -> Result<bool, CacheError> {
+    fn has_snapshot_record(&self, id: &RecordId) -> Result<bool, CacheError> {
         self.read("look for the record of a snapshot", |tables| is_recorded(tables, id))
     }
 
     fn remove_directories_of_no_record(&self) -> Result<(), CacheError> {
         let directories = self.store().directories();
         for id in directories.list()? {
-            if !self.is_recorded(&id)? {
-                directories.remove_leftover(&id, || self.is_recorded(&id))?;
+            let is_recorded = || {
+                self.read("look for the record of a directory", |tables| Ok(tables.record(&id)?.is_some()))
+            };
+            if !is_recorded()? {
+                directories.remove_leftover(&id, is_recorded)?;
             }
         }
         Ok(())
