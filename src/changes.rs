@@ -118,7 +118,9 @@ pub enum ChangesError {
 }
 
 fn pull(image: &Option<String>) -> String {
-    image.as_ref().map(|image| format!("; `peel pull {image}` brings it")).unwrap_or_default()
+    // What was made here has no registry to be pulled from.
+    let verb = |image: &str| if image.starts_with("localhost/") { "extract" } else { "pull" };
+    image.as_ref().map(|image| format!("; `peel {} {image}` brings it", verb(image))).unwrap_or_default()
 }
 
 fn extract(image: &Option<String>) -> String {
