@@ -119,8 +119,10 @@ pub enum ChangesError {
 
 fn pull(image: &Option<String>) -> String {
     // What was made here has no registry to be pulled from.
-    let verb = |image: &str| if image.starts_with("localhost/") { "extract" } else { "pull" };
-    image.as_ref().map(|image| format!("; `peel {} {image}` brings it", verb(image))).unwrap_or_default()
+    image.as_ref().map_or_else(String::new, |image| match image.starts_with("localhost/") {
+        true => format!("; `peel mount {image} DIR` brings it"),
+        false => format!("; `peel pull {image}` brings it"),
+    })
 }
 
 fn extract(image: &Option<String>) -> String {
