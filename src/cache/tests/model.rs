@@ -230,9 +230,13 @@ impl Model {
             finalized.into_iter().flat_map(|at| self.pair(&self.held[at].record)).collect();
         match step {
             Step::GetMutable { record } | Step::Remove { record } => all.extend(self.pair(record)),
-            // What was leased alone, and mutable, is nobody's now.
             Step::Prune | Step::Recover | Step::EndLease { .. } => {
                 let mut pruned = self.clone();
+                // What was mutable, and leased alone but for a ref of the one who died, is nobody's now.
+                if let Step::EndLease { lease } = step {
+                    pruned.leases.remove(lease);
+                    pruned = pruned.after_death();
+                }
                 pruned.prune();
                 all.extend(self.records.keys().filter(|id| !pruned.records.contains_key(*id)).cloned());
             }
