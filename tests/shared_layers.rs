@@ -99,6 +99,8 @@ fn layer_with_a_table_inside(peel: &Peel) -> (Encoded, Vec<u8>, Vec<Annotations>
         vec![
             TestEntry::file("honest", honest()),
             TestEntry::file("other", other()),
+            // Nobody guesses that it will be read: so the layer is not whole, and proved, before all of it is.
+            TestEntry::file("large", Content::Noise { seed: 9, length: 400_000 }),
             TestEntry::file("podman.json", table(chunks, true).as_str()),
             TestEntry::file("stargz.json", table(chunks, false).as_str()),
         ]
@@ -112,7 +114,7 @@ fn layer_with_a_table_inside(peel: &Peel) -> (Encoded, Vec<u8>, Vec<Annotations>
     let frame = |chunk: &Chunk| {
         sha256(&blob[chunk.blob_offset as usize..(chunk.blob_offset + chunk.blob_length) as usize])
     };
-    let [.., podman, stargz] = chunks.as_slice() else { panic!("four files: {chunks:?}") };
+    let [.., podman, stargz] = chunks.as_slice() else { panic!("five files: {chunks:?}") };
     let podman_prefix = "io.github.containers.zstd-chunked.";
     let claims = vec![
         vec![
@@ -173,7 +175,7 @@ fn an_image_shows_nothing_of_a_table_that_another_one_finds_elsewhere_in_the_sam
             assert_eq!(proof(&liar), "poisoned");
             mount.unmount();
             let mount = peel.mount(&victim);
-            assert_eq!(read_all(&peel, mount.path()), 4);
+            assert_eq!(read_all(&peel, mount.path()), 5);
             assert_eq!(proof(&victim), "proved");
             mount.unmount();
         }
