@@ -176,8 +176,8 @@ fn make(
     drop(snapshot);
     let record = settle(cache, source, &image)?;
     match name {
-        Some(name) => remember(cache, name, &note.platform, &image)?,
-        None => drop(cache.record_image(&image, &note.reference, Purpose::Look)?),
+        Some(name) => remember(cache, name, &note.origin.platform, &image)?,
+        None => drop(cache.record_image(&image, &note.origin.reference, Purpose::Look)?),
     }
     // What it keeps, the image keeps from now on, or the name.
     drop(record);
@@ -236,16 +236,16 @@ impl Parent {
     fn find(store: &Store, snapshot: &OpenSnapshot) -> Result<Parent, CommitError> {
         let record = &snapshot.note;
         let gone = || CommitError::ParentGone {
-            image: record.reference.clone(),
-            digest: record.manifest_digest.clone(),
+            image: record.origin.reference.clone(),
+            digest: record.origin.manifest_digest.clone(),
         };
-        let digest: Digest = record.manifest_digest.parse().map_err(|_| gone())?;
+        let digest: Digest = record.origin.manifest_digest.parse().map_err(|_| gone())?;
         let manifest = store.content().get(digest.as_str())?.ok_or_else(gone)?;
         let (_, config) = Image::manifest(&digest, &manifest)?;
         let config = store.content().get(config.digest.as_str())?.ok_or_else(gone)?;
         let image = Image::parse(&digest, &manifest, &config)?;
         let origins = store.origins().of(digest.as_str())?;
-        Ok(Parent { image, reference: record.reference.clone(), manifest, config, origins })
+        Ok(Parent { image, reference: record.origin.reference.clone(), manifest, config, origins })
     }
 
     /// Where the layers of the new image come from.
@@ -273,9 +273,9 @@ impl Parent {
 fn archive_of(store: &Store, snapshot: &OpenSnapshot) -> Result<(Spool, Vec<Vec<u8>>), CommitError> {
     let mut archive = Archive::new(store.content().scratch()?);
     let root = upper::walk(&snapshot.changes(), snapshot.note.attributes, &mut archive)?;
-    let is_root_changed = !is_same_root(&root, &snapshot.note.root);
+    let is_root_changed = !is_same_root(&root, &snapshot.note.origin.root);
     if archive.is_empty() && !is_root_changed {
-        return Err(CommitError::NothingChanged { name: snapshot.note.name.to_string() });
+        return Err(CommitError::NothingChanged { name: snapshot.note.origin.name.to_string() });
     }
     archive.finish()
 }

@@ -150,7 +150,7 @@ fn look(cache: &Cache) -> Result<Inventory, CacheError> {
     // the image that it became, as long as it has its name.
     let mut images_below: BTreeSet<String> = BTreeSet::new();
     for named in cache.named_snapshots()? {
-        images_below.insert(named.snapshot.note.manifest_digest.clone());
+        images_below.insert(named.snapshot.note.origin.manifest_digest.clone());
         images_below.extend(cache.manifests_of(&named.record.id)?);
     }
     for name in store.earlier_snapshots().names()? {

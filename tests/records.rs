@@ -52,6 +52,17 @@ impl House {
         self.layout.serve(&self.registry, "some/name", tag)
     }
 
+    /// With two images pulled, whose lowest layer is the same.
+    fn with_two_pulled() -> (House, [String; 2]) {
+        let mut house = House::new();
+        let images =
+            [("one", [1, 2]), ("two", [1, 3])].map(|(tag, seeds)| house.image(tag, &seeds, SMALL_CHUNKS));
+        for reference in &images {
+            house.peel.succeed(&["pull", reference]);
+        }
+        (house, images)
+    }
+
     fn records(&self) -> Vec<Value> {
         let listed = self.peel.json(&["records", "--json"]);
         listed.as_array().unwrap().clone()
@@ -230,13 +241,8 @@ fn a_record_is_found_by_what_is_unique_and_else_the_candidates_are_told() {
 
 #[test]
 fn names_and_records_keep_in_step() {
-    let mut house = House::new();
-    let one = house.image("one", &[1, 2], SMALL_CHUNKS);
-    let two = house.image("two", &[1, 3], SMALL_CHUNKS);
+    let (house, [one, two]) = House::with_two_pulled();
     let peel = &house.peel;
-    for reference in [&one, &two] {
-        peel.succeed(&["pull", reference]);
-    }
     let (of_one, of_two) = (house.chain(&one), house.chain(&two));
     assert_eq!(of_one[0]["id"], of_two[0]["id"], "a layer on nothing is one record, whoever has it");
     assert_eq!(of_one[0]["images"], json!([one, two]));
@@ -482,13 +488,8 @@ fn agree(house: &House) {
 
 #[test]
 fn commands_find_an_image_that_is_here_by_its_record_too() {
-    let mut house = House::new();
-    let one = house.image("one", &[1, 2], SMALL_CHUNKS);
-    let two = house.image("two", &[1, 3], SMALL_CHUNKS);
+    let (mut house, [one, two]) = House::with_two_pulled();
     let peel = &house.peel;
-    for reference in [&one, &two] {
-        peel.succeed(&["pull", reference]);
-    }
     let of_one = house.chain(&one);
     let digest = |record: &Value, key: &str| text(record, key);
     let requests = house.registry.requests().len();

@@ -21,7 +21,7 @@ use super::{Attempt, Cache, CacheError, NewMutable, now, or_refuse, refuse};
 use crate::error::chain;
 use crate::fetch::image_of_manifest;
 use crate::store::record_tables::{CacheRecord, RecordId, RecordKind, RecordTables, Retention};
-use crate::store::{LayerState, NewSnapshotNote, OpenSnapshot, SnapshotName, SnapshotNote};
+use crate::store::{LayerState, OpenSnapshot, SnapshotName, SnapshotNote, SnapshotOrigin};
 
 /// What a name of changes stands for.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Cache {
     pub fn new_writable(
         &self,
         parent: Option<&ImmutableRef>,
-        new: NewSnapshotNote,
+        new: SnapshotOrigin,
         replaces: Option<&RecordId>,
     ) -> Result<MutableRef, CacheError> {
         let name = new.name.clone();
@@ -221,13 +221,13 @@ impl Cache {
 
     /// The record of the image that a snapshot is of, if its documents are here.
     fn image_below(&self, note: &SnapshotNote) -> Result<Option<ImmutableRef>, CacheError> {
-        let digest = note.manifest_digest.parse().ok();
+        let digest = note.origin.manifest_digest.parse().ok();
         let image = digest.map(|digest| image_of_manifest(self.store(), &digest)).transpose();
         match image.map(Option::flatten) {
-            Ok(Some(image)) => self.record_image(&image, &note.reference, Purpose::Look),
+            Ok(Some(image)) => self.record_image(&image, &note.origin.reference, Purpose::Look),
             Ok(None) => Ok(None),
             Err(error) => {
-                tracing::warn!(snapshot = %note.name, error = %chain(&error), "its image is not known");
+                tracing::warn!(snapshot = %note.origin.name, error = %chain(&error), "its image is not known");
                 Ok(None)
             }
         }
@@ -235,15 +235,16 @@ impl Cache {
 
     /// The name by which a snapshot is known from now on, and its image's: its own, unless that stands for another by now.
     fn free_name(&self, id: &RecordId, note: SnapshotNote) -> Result<(SnapshotName, String), CacheError> {
-        let is_taken = self.read("look for a name", |tables| Ok(tables.named_record(note.name.as_str())?))?;
+        let is_taken =
+            self.read("look for a name", |tables| Ok(tables.named_record(note.origin.name.as_str())?))?;
         if is_taken.is_none() {
-            return Ok((note.name, note.reference));
+            return Ok((note.origin.name, note.origin.reference));
         }
-        let name = note.name.with(id);
-        tracing::warn!(was = %note.name, %name, "of two snapshots of one name, the earlier one has another now");
+        let name = note.origin.name.with(id);
+        tracing::warn!(was = %note.origin.name, %name, "of two snapshots of one name, the earlier one has another now");
         let note = note.renamed(name);
         self.store().snapshots().set_note(id, &note)?;
-        Ok((note.name, note.reference))
+        Ok((note.origin.name, note.origin.reference))
     }
 
     /// The manifests of the images that a record is.

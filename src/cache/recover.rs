@@ -181,7 +181,7 @@ impl Cache {
                 tracing::warn!(record = %id, error = %chain(&error), "what was noted of a snapshot is lost");
                 None
             });
-            lost.push((note.as_ref().map_or(0, |note| note.generation), id, note));
+            lost.push((note.as_ref().map_or(0, |note| note.origin.generation), id, note));
         }
         // Of several of one name, that of the latest generation is meant.
         lost.sort_by_key(|(generation, id, _)| (Reverse(*generation), id.clone()));

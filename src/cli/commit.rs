@@ -129,7 +129,7 @@ fn source(cache: &Cache, changed: &Path) -> anyhow::Result<(Source, SnapshotName
         Some(mounted) => mounted,
         None => meant(cache, changed)?.ok_or_else(missing)?,
     };
-    let name = |id: &RecordId| anyhow::Ok(store.snapshots().note(id)?.ok_or_else(missing)?.name);
+    let name = |id: &RecordId| anyhow::Ok(store.snapshots().note(id)?.ok_or_else(missing)?.origin.name);
     // Not even a process that was killed leaves a mount that nobody writes through.
     if !places_of(store, &id).is_empty() {
         return Ok((Source::Mounted(id.clone()), name(&id)?));

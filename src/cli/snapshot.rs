@@ -93,10 +93,10 @@ fn lines(cache: &Cache) -> anyhow::Result<Vec<SnapshotLine>> {
             committed: !found.record.is_mutable,
             changed_bytes,
             mountpoint: place.map(|place| place.display().to_string()),
-            reference: note.reference.clone(),
-            platform: note.platform.clone(),
-            manifest_digest: note.manifest_digest.clone(),
-            created_at: note.created_at,
+            reference: note.origin.reference.clone(),
+            platform: note.origin.platform.clone(),
+            manifest_digest: note.origin.manifest_digest.clone(),
+            created_at: note.origin.created_at,
         });
     }
     Ok(lines)

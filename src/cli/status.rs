@@ -76,7 +76,7 @@ fn line(store: &Store, images: &[ImageRecord], mount: &LiveMount) -> anyhow::Res
     let snapshot = mount.snapshot.as_ref().map(|id| store.snapshots().open(id)).transpose()?.flatten();
     let changed_bytes = snapshot.as_ref().map(OpenSnapshot::changed_bytes).transpose()?;
     Ok(MountLine {
-        snapshot: snapshot.map(|snapshot| snapshot.note.name.to_string()),
+        snapshot: snapshot.map(|snapshot| snapshot.note.origin.name.to_string()),
         changed_bytes,
         mountpoint: mount.record.mountpoint.display().to_string(),
         reference: mount.record.reference.clone(),

@@ -54,7 +54,7 @@ pub fn run(arguments: Arguments, store: &Path) -> anyhow::Result<ExitCode> {
 /// Discards what was changed, or says where it is.
 fn settle(store: Store, id: &RecordId, is_discarded: bool) -> anyhow::Result<()> {
     let Some(snapshot) = store.snapshots().open(id)? else { return Ok(()) };
-    let name = snapshot.note.name.clone();
+    let name = snapshot.note.origin.name.clone();
     if is_discarded {
         drop(snapshot);
         return super::snapshot::discard(&open_cache(Arc::new(store))?, &name);
@@ -63,7 +63,7 @@ fn settle(store: Store, id: &RecordId, is_discarded: bool) -> anyhow::Result<()>
     let text = format!(
         "what was changed ({changed}) is kept as {name}: go on with `peel mount --snapshot {name} {} DIR`, \
          or discard it with `peel snapshot rm {name}`\n",
-        snapshot.note.reference
+        snapshot.note.origin.reference
     );
     Ok(output::print(&text)?)
 }

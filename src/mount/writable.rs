@@ -15,7 +15,7 @@ use crate::cache::{Cache, CacheError, ImmutableRef, MutableRef, NamedSnapshot, P
 use crate::error::chain;
 use crate::store::record_tables::RecordId;
 use crate::store::{
-    AttributeSpace, NewSnapshotNote, OpenSnapshot, RootAttributes, SnapshotName, Store, StoreError,
+    AttributeSpace, OpenSnapshot, RootAttributes, SnapshotName, SnapshotOrigin, Store, StoreError,
 };
 
 /// Why a snapshot cannot take the changes of a mount.
@@ -161,22 +161,22 @@ pub fn plan(
             return Ok(WritablePlan { cache, name: name.clone(), stage: Stage::New });
         };
         let note = &found.snapshot.note;
-        if note.reference != image || note.platform != platform.to_string() {
+        if note.origin.reference != image || note.origin.platform != platform.to_string() {
             return Err(WritableError::OtherImage {
                 name: name.clone(),
-                of: format!("{} for {}", note.reference, note.platform),
+                of: format!("{} for {}", note.origin.reference, note.origin.platform),
                 wanted: format!("{image} for {platform}"),
             });
         }
-        let digest = note
-            .manifest_digest
-            .parse()
-            .map_err(|_| WritableError::Note { name: name.clone(), digest: note.manifest_digest.clone() })?;
+        let digest = note.origin.manifest_digest.parse().map_err(|_| WritableError::Note {
+            name: name.clone(),
+            digest: note.origin.manifest_digest.clone(),
+        })?;
         let id = &found.record.id;
         let taken = if found.record.is_mutable {
             cache.get_mutable(id).map(|mutable| Stage::Begun(mutable, digest))
         } else {
-            let generation = note.generation;
+            let generation = note.origin.generation;
             let of = |record| Stage::Committed { record, generation, manifest: None };
             cache.get(id, Purpose::Use).map(of)
         };
@@ -363,7 +363,7 @@ impl Prepared {
         let image = self.brought.reference.to_string();
         let root = root_attributes(&*self.tree)
             .map_err(|error| WritableError::Root { image: image.clone(), error })?;
-        let new = NewSnapshotNote {
+        let new = SnapshotOrigin {
             name: name.clone(),
             generation,
             reference: image.clone(),

@@ -41,7 +41,7 @@ impl EarlierSnapshots {
 
     /// Digest of the manifest of its image; nothing if that cannot be read.
     pub fn manifest_of(&self, name: &SnapshotName) -> Option<String> {
-        Some(snapshot_note::read(&self.path(name), Some(name)).ok()??.manifest_digest)
+        Some(snapshot_note::read(&self.path(name), Some(name)).ok()??.origin.manifest_digest)
     }
 
     /// Brings one that is not mounted over, as a snapshot of that id, which has no record yet. False if a process holds it, or if it is

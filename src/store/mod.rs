@@ -104,7 +104,7 @@ pub use records::{ImageRecord, LayerRecord, LayerState, MountRecord};
 pub use rests::{MAXIMUM_REST, Rest, RestWriter, Rests, maximum_rests};
 pub use sessions::Session;
 pub use snapshot_note::{
-    AttributeSpace, NewSnapshotNote, RootAttributes, SnapshotName, SnapshotNameError, SnapshotNote,
+    AttributeSpace, RootAttributes, SnapshotName, SnapshotNameError, SnapshotNote, SnapshotOrigin,
 };
 pub use snapshots::{Leftover, NewSnapshot, OpenSnapshot, Snapshots};
 pub use trees::{PendingTree, Trees};

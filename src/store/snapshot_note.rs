@@ -103,6 +103,16 @@ impl std::fmt::Display for SnapshotName {
 pub struct SnapshotNote {
     /// Of this file's form.
     version: u32,
+    /// What it was made as.
+    #[serde(flatten)]
+    pub origin: SnapshotOrigin,
+    /// How the kernel marks whiteouts and opaque directories.
+    pub attributes: AttributeSpace,
+}
+
+/// What a snapshot is called, and of which image it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotOrigin {
     /// The snapshot's name.
     pub name: SnapshotName,
     /// How often what had this name was committed before.
@@ -115,9 +125,7 @@ pub struct SnapshotNote {
     pub manifest_digest: String,
     /// Seconds since 1970.
     pub created_at: i64,
-    /// How the kernel marks whiteouts and opaque directories.
-    pub attributes: AttributeSpace,
-    /// What its root was like when it was made.
+    /// What its root was like when the snapshot was made.
     pub root: RootAttributes,
 }
 
@@ -148,45 +156,14 @@ pub struct RootAttributes {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Which image a new snapshot is of.
-#[derive(Clone, Debug)]
-pub struct NewSnapshotNote {
-    /// The snapshot's name.
-    pub name: SnapshotName,
-    /// How often what had this name was committed before.
-    pub generation: u32,
-    /// The image, as it was named.
-    pub reference: String,
-    /// Its platform.
-    pub platform: String,
-    /// Digest of its manifest.
-    pub manifest_digest: String,
-    /// Seconds since 1970.
-    pub created_at: i64,
-    /// Those of its root.
-    pub root: RootAttributes,
-}
-
 impl SnapshotNote {
     /// The same of another name.
     pub fn renamed(self, name: SnapshotName) -> SnapshotNote {
-        SnapshotNote { name, ..self }
+        SnapshotNote { origin: SnapshotOrigin { name, ..self.origin }, ..self }
     }
 
-    pub(super) fn new(new: NewSnapshotNote, attributes: AttributeSpace) -> SnapshotNote {
-        let NewSnapshotNote { name, generation, reference, platform, manifest_digest, created_at, root } =
-            new;
-        SnapshotNote {
-            version: VERSION,
-            name,
-            generation,
-            reference,
-            platform,
-            manifest_digest,
-            created_at,
-            attributes,
-            root,
-        }
+    pub(super) fn new(origin: SnapshotOrigin, attributes: AttributeSpace) -> SnapshotNote {
+        SnapshotNote { version: VERSION, origin, attributes }
     }
 }
 

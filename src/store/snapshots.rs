@@ -28,7 +28,7 @@ use super::durable::{
 use super::error::{Context, StoreError};
 use super::lock::flock;
 use super::record_tables::RecordId;
-use super::snapshot_note::{self, NewSnapshotNote, SnapshotNote};
+use super::snapshot_note::{self, SnapshotNote, SnapshotOrigin};
 use super::snapshot_root::{attribute_space, set_root_attributes};
 use super::space::allocated_bytes;
 use super::temporary::{Temporaries, Temporary, lock_unused, remove_unused};
@@ -99,7 +99,7 @@ impl Snapshots {
     ///
     /// # Errors
     /// [`StoreError::Full`]; what a file system says that has no extended attributes.
-    pub fn create_for_mount(&self, id: &RecordId, new: NewSnapshotNote) -> Result<NewSnapshot, StoreError> {
+    pub fn create_for_mount(&self, id: &RecordId, new: SnapshotOrigin) -> Result<NewSnapshot, StoreError> {
         self.make(id, |path| {
             ensure_directory(&path.join(LOWER))?;
             let attributes = attribute_space(&path.join(WORK))?;
@@ -340,8 +340,8 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    fn new_note() -> NewSnapshotNote {
-        NewSnapshotNote {
+    fn new_note() -> SnapshotOrigin {
+        SnapshotOrigin {
             name: "one".parse().unwrap(),
             generation: 3,
             reference: "docker.io/library/python:3.12".to_owned(),

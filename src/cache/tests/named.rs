@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use super::*;
 use crate::store::record_tables::{ImageRow, LayerBlob};
-use crate::store::{ImageRecord, NewSnapshotNote, RootAttributes, SnapshotName, die_after};
+use crate::store::{ImageRecord, RootAttributes, SnapshotName, SnapshotOrigin, die_after};
 
 const STORE: &str = "PEELFS_TEST_NAMED";
 const SCENARIO: &str = "PEELFS_TEST_SCENARIO";
@@ -15,7 +15,7 @@ fn name(text: &str) -> SnapshotName {
     text.parse().unwrap()
 }
 
-fn note(text: &str, generation: u32) -> NewSnapshotNote {
+fn note(text: &str, generation: u32) -> SnapshotOrigin {
     let root = RootAttributes {
         mode: 0o755,
         uid: rustix::process::geteuid().as_raw(),
@@ -26,15 +26,7 @@ fn note(text: &str, generation: u32) -> NewSnapshotNote {
     };
     let manifest_digest = digest("manifest").to_string();
     let (reference, platform) = ("host/name:tag".to_owned(), "linux/amd64".to_owned());
-    NewSnapshotNote {
-        name: name(text),
-        generation,
-        reference,
-        platform,
-        manifest_digest,
-        created_at: 1,
-        root,
-    }
+    SnapshotOrigin { name: name(text), generation, reference, platform, manifest_digest, created_at: 1, root }
 }
 
 fn begin(cache: &Cache, text: &str) -> MutableRef {
@@ -345,7 +337,7 @@ fn without_the_database_names_come_back_and_of_two_the_later_one_keeps_its_own()
     assert_eq!(read(&cache, "work").as_deref(), Some("later"));
     let other = name("work").with(&below);
     assert_eq!(read(&cache, other.as_str()).as_deref(), Some("precious"));
-    assert_eq!(cache.named_snapshot(&other).unwrap().unwrap().snapshot.note.name, other);
+    assert_eq!(cache.named_snapshot(&other).unwrap().unwrap().snapshot.note.origin.name, other);
     assert_eq!(cache.look_up(Key::Name("work")).unwrap().id, above);
     check(&cache);
 }
