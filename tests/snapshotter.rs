@@ -13,6 +13,7 @@ use crate::support::image::{Layout, this_architecture};
 use crate::support::model::Model;
 use crate::support::peel::{Peel, mounts_below};
 use crate::support::registry::{Counters, FakeRegistry};
+use crate::support::small_disk::SmallDisk;
 use crate::support::tools::real_images;
 use crate::support::tree::{Allowed, Aspect, Tree, assert_same};
 use crate::writable::link_counts_of_an_overlay;
@@ -303,4 +304,39 @@ fn only_root_and_the_user_may_speak_and_a_socket_is_served_once() {
     let daemon = Daemon::start(&peel, &[]);
     daemon.terminate();
     assert!(!peel.scratch().join("peel.sock").exists());
+}
+
+#[test]
+fn a_full_disk_refuses_a_container_with_words_and_room_makes_it_start() {
+    let (peel, registry) = (Peel::new(), FakeRegistry::start());
+    let disk = SmallDisk::make(peel.store(), 64);
+    let (reference, layers) = small_image(&peel, &registry, Form::ESTARGZ, Form::GZIP);
+    let daemon = Daemon::start(&peel, &[]);
+    let containerd = Containerd::start(&peel);
+    containerd.rpull(&reference);
+    let top = chain_ids(&Layout::open(peel.scratch().join("layout")), "test").pop().unwrap();
+    let prepare = |key: &str| {
+        let outcome = containerd.run(&["snapshots", "--snapshotter", "peel", "prepare", key, &top]);
+        (outcome.code == Some(0), outcome.stderr)
+    };
+    let before = containerd.snapshots();
+    for pages in [0, 1, 2, 3, 5, 8] {
+        let filled = disk.fill_up_to(pages);
+        let (is_there, told) = prepare("little room");
+        drop(filled);
+        match is_there {
+            true => drop(containerd.ctr(&["snapshots", "--snapshotter", "peel", "rm", "little room"])),
+            false => {
+                let words = ["No space left on device", "database or disk is full"];
+                assert!(words.iter().any(|words| told.contains(words)), "{pages}: {told}");
+            }
+        }
+        assert_eq!(containerd.snapshots(), before);
+    }
+    assert!(prepare("room").0);
+    containerd.ctr(&["snapshots", "--snapshotter", "peel", "rm", "room"]);
+    shows_what_the_layers_say(&peel, &containerd, &layers);
+    drop(containerd);
+    daemon.terminate();
+    peel.is_clean();
 }

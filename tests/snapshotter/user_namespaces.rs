@@ -1,11 +1,15 @@
 //! Containers in user namespaces of their own: the kernel maps owners, and nothing of the image is copied.
 
+use std::cell::Cell;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use super::{bytes, layer_bytes, trees};
+use crate::support::blob::Form;
 use crate::support::containerd::{Containerd, Daemon};
 use crate::support::image::Layout;
-use crate::support::peel::{Peel, mounts_below};
+use crate::support::peel::{Peel, kill_and_wait, mounts_below};
 use crate::support::registry::FakeRegistry;
 use crate::support::tools::real_images;
 
@@ -70,4 +74,48 @@ fn a_container_in_a_user_namespace_sees_its_own_owners_of_the_shared_tree() {
     assert_eq!(trees(&peel), 0, "{}", daemon.log());
     daemon.terminate();
     peel.wait_for_servers_to_end();
+}
+
+#[test]
+fn a_container_that_is_started_again_sees_its_owners_though_the_server_of_its_tree_was_killed() {
+    let (peel, registry) = (Peel::new(), FakeRegistry::start());
+    let (reference, _) = super::small_image(&peel, &registry, Form::ESTARGZ, Form::GZIP);
+    let daemon = Daemon::start(&peel, &[]);
+    let containerd = Containerd::start(&peel);
+    containerd.rpull(&reference);
+    let options = mapped("0:100000:65536", "0:100000:65536");
+    // Nothing in the image can run; its container and snapshot are made all the same.
+    let run = [&["run"][..], &options, &[&reference, "killed", "/absent"]].concat();
+    assert_ne!(containerd.run(&run).code, Some(0));
+    let looks = Cell::new(0);
+    // Of the layers that are lazy, and of the one that containerd unpacked.
+    let owners = || {
+        let snapshots = peel.store().join("snapshots").read_dir().unwrap();
+        let mut places: Vec<_> = snapshots
+            .filter_map(|snapshot| snapshot.unwrap().path().join("lower").read_dir().ok())
+            .flatten()
+            .map(|place| place.unwrap().path())
+            .collect();
+        places.sort();
+        // What nobody has looked for the kernel asks the server for.
+        let alive = |place: &&PathBuf| {
+            let looked_for = place.join(format!("absent{}", looks.replace(looks.get() + 1)));
+            looked_for.metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        places.iter().filter(alive).map(|place| place.metadata().unwrap().uid()).collect::<Vec<_>>()
+    };
+    assert_eq!(owners(), [100_000; 2]);
+    let server = peel.servers().into_iter().find(|server| {
+        let command = std::fs::read(format!("/proc/{server}/cmdline")).unwrap_or_default();
+        command.windows(11).any(|word| word == b"serve-stack")
+    });
+    kill_and_wait(server.expect("a process serves the tree"));
+    assert_eq!(owners(), [100_000], "the tree is dead, the other is not");
+    let target = peel.mount_point();
+    let mounts = ["snapshots", "--snapshotter", "peel", "mounts", target.to_str().unwrap(), "killed"];
+    containerd.ctr(&mounts);
+    assert_eq!(owners(), [100_000; 2]);
+    containerd.ctr(&["containers", "rm", "killed"]);
+    drop(containerd);
+    daemon.terminate();
 }
