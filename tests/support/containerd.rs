@@ -145,9 +145,15 @@ impl Containerd {
         self.server.as_ref().map(Server::log).unwrap_or_default()
     }
 
+    /// One of its own: runc keeps the containers of all the machine's containerds together, by namespace and name.
+    fn namespace(&self) -> &str {
+        self.directory.path().file_name().and_then(|name| name.to_str()).expect("we named it")
+    }
+
     fn client(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
-        command.arg("--address").arg(self.directory.path().join("socket")).args(["--namespace", "test"]);
+        command.arg("--address").arg(self.directory.path().join("socket"));
+        command.args(["--namespace", self.namespace()]);
         command.args(arguments).stdin(Stdio::null());
         command
     }
@@ -187,7 +193,7 @@ impl Containerd {
     /// `peel ctr-pull`, to be started by the caller; without a snapshotter among the options it is `peel`.
     pub fn ctr_pull_command(&self, peel: &Peel, reference: &str, options: &[&str]) -> Command {
         let mut command = peel.command(&["ctr-pull", reference]);
-        command.args(options).env("CONTAINERD_NAMESPACE", "test");
+        command.args(options).env("CONTAINERD_NAMESPACE", self.namespace());
         command.env("CONTAINERD_ADDRESS", self.directory.path().join("socket"));
         command
     }
