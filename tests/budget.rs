@@ -15,7 +15,7 @@ use crate::support::image::Layout;
 use crate::support::model::Model;
 use crate::support::peel::{Peel, duration_of, instants};
 use crate::support::registry::FakeRegistry;
-use crate::support::space::disk_usage;
+use crate::support::space::{disk_usage, where_it_is};
 use crate::support::tools::{docker_registry, push, real_images};
 use crate::support::tree::{Tree, assert_same};
 
@@ -237,7 +237,11 @@ fn an_eviction_killed_at_any_instant_loses_nothing_else_and_leaves_nothing() {
             peel.is_clean();
             // The log of the database, which who is killed does not cut short, is no content.
             let (used, logged) = (disk_usage(peel.store()), disk_usage(&peel.store().join("peel.db-wal")));
-            assert!(used - logged <= budget, "{form:?}: {used} bytes after a kill, {logged} of them logged");
+            assert!(
+                used - logged <= budget,
+                "{form:?}: {used} bytes after a kill, {logged} of them logged\n{}",
+                where_it_is(peel.store())
+            );
         }
         for instant in instants(whole / 4) {
             set_budget("none");
