@@ -21,7 +21,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::content::LayerContent;
-use super::lazy;
+use super::delivery;
 use super::planner::{self, Limits, Request, blob_range, companions};
 use super::span::long_span;
 use crate::table::format::Codec;
@@ -92,7 +92,7 @@ impl Prefetch {
             }
             let claimed = lazy.claim(&layer, &request.chunks);
             for request in planner::plan(layer.table().chunks(), claimed, LIMITS) {
-                under_way.spawn(lazy::bring_ahead(layer.clone(), request));
+                under_way.spawn(delivery::bring_ahead(layer.clone(), request));
             }
         }
         while !under_way.is_empty() {
