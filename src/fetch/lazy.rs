@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::content::LayerContent;
 use super::delivery::bring;
-use super::guess::{Guesses, Ledger, Misses, blob_bytes, neighbours};
+use super::guess::{Guesses, Ledger, Misses, Neighbour, blob_bytes, neighbours};
 use super::link::Link;
 use super::planner::{self, Limits, blob_range};
 use super::readahead::Readahead;
@@ -477,8 +477,8 @@ impl Lazy {
         let most = ledger.allowed(most);
         let is_missing =
             |number: usize| !content.has_chunk(number) && !state.in_flight.contains_key(&(number as u32));
-        let found = neighbours(chunks, first..last + 1, most, is_missing);
-        for (group, bytes) in found {
+        let found = neighbours(chunks, first..last + 1, most, Limits::default().gap, is_missing);
+        for Neighbour { chunks: group, bytes, between } in found {
             let begin = fresh.len();
             for number in group.filter(|number| !content.has_chunk(*number)) {
                 state.in_flight.entry(number as u32).or_insert_with(|| {
@@ -487,6 +487,7 @@ impl Lazy {
                 });
             }
             self.note_guess(content, fresh.get(begin..).unwrap_or_default(), bytes);
+            ledger.wasted(between);
         }
     }
 
