@@ -15,6 +15,7 @@
 //! - Guesses that nobody has read never have more bytes than readers have wanted before; what is read ahead of those who read on and on is
 //!   counted with them. So the first read of a process guesses nothing. What lies between guesses and is here already comes once more,
 //!   as one request brings them all; it counts as a guess that nobody reads. With that, at most twice as much is fetched as is read.
+//! - What a program needs to start is guessed, too, and a little of it beyond that bound: see [`Ledger::allows_soon`].
 //! - Who knows better, guesses nothing: see [`Ledger::pause`].
 //!
 //! Bits, one for each chunk, say which were guessed; who reads one clears it. No locks.
@@ -40,6 +41,9 @@ const NEARBY: u64 = 16;
 const REMEMBERED: usize = 64;
 /// Most bytes of the blob of a chunk, with what comes along with it, that is guessed. Of 30, 60 and all, in KB, 60 were best there.
 const LONGEST: u64 = 64 << 10;
+
+/// Bytes of the libraries of programs that were looked at, beyond what else is guessed: those of one program, as a rule.
+const SOON: i64 = 2 << 20;
 
 /// What all layers of a process have guessed. Bytes of blobs.
 #[derive(Debug, Default)]
@@ -72,6 +76,12 @@ impl Ledger {
             return 0;
         }
         u64::try_from(self.credit.load(Ordering::Relaxed)).unwrap_or(0).min(bytes)
+    }
+
+    /// Whether so many bytes may be guessed that somebody will want very soon, if he wants any: of those, some may be unread beyond the credit.
+    pub fn allows_soon(&self, bytes: u64) -> bool {
+        let left = self.credit.load(Ordering::Relaxed).saturating_add(SOON);
+        self.paused.load(Ordering::Relaxed) == 0 && left >= signed(bytes)
     }
 
     fn guessed(&self, bytes: u64) {
@@ -343,7 +353,22 @@ mod tests {
         assert_eq!(ledger.allowed(1_000), 1_000);
         let paused = ledger.pause();
         assert_eq!(ledger.allowed(1_000), 0);
+        assert!(!ledger.allows_soon(1));
         drop(paused);
         assert_eq!(ledger.allowed(1_000), 1_000);
+    }
+
+    #[test]
+    fn what_a_program_needs_is_guessed_a_little_beyond_that() {
+        let (ledger, guesses, all) = (Ledger::default(), Guesses::default(), chunks(&[100; 50]));
+        let soon = SOON as u64;
+        assert!(ledger.allows_soon(soon) && !ledger.allows_soon(soon + 1));
+        guesses.add(0..10, soon - 1_000, all.len(), &ledger);
+        assert!(ledger.allows_soon(1_000) && !ledger.allows_soon(1_001));
+        // It is paid for before anything else is guessed.
+        ledger.wanted(soon - 2_000);
+        assert_eq!(ledger.allowed(1_000), 0);
+        ledger.wanted(1_500);
+        assert_eq!(ledger.allowed(1_000), 500);
     }
 }

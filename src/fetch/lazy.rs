@@ -435,6 +435,18 @@ impl Lazy {
         claimed
     }
 
+    /// The same, but none if nobody wants them yet and guesses may not have as many bytes.
+    pub(super) fn claim_guess(&self, content: &LayerContent, chunks: &[u32]) -> Vec<u32> {
+        let missing: Vec<u32> =
+            chunks.iter().copied().filter(|number| !content.has_chunk(*number as usize)).collect();
+        if !self.fetcher.ledger.allows_soon(bytes_of(content, &missing)) {
+            return Vec::new();
+        }
+        let claimed = self.claim(content, &missing);
+        self.note_guess(content, &claimed, bytes_of(content, &claimed));
+        claimed
+    }
+
     /// Adds chunks that follow on `wanted` in the blob, as many as the readahead says; those before `brought` are asked for anyway.
     fn read_ahead(
         &self,

@@ -1,7 +1,5 @@
 //! Promises of a prefetch: the order of what is wanted, few requests, readers first, and an end.
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
@@ -186,4 +184,42 @@ fn a_prefetch_that_fails_ends_and_readers_go_on_asking() {
     let read = fixture.read(20);
     assert_eq!(fixture.next(), 20);
     assert_eq!(read.recv(), Ok(false));
+}
+
+#[test]
+fn what_is_needed_soon_is_asked_for_at_once_and_counts_as_a_guess_until_it_is_read() {
+    let mut fixture = Fixture::new(60, false);
+    let layers = [fixture.layer.clone()];
+    let handle = fixture.raw.threads.starter().handle().unwrap();
+    let wanted = |chunks: &[u64]| -> Vec<Wanted> {
+        chunks.iter().map(|chunk| (0, chunk * CHUNK..chunk * CHUNK + 1)).collect()
+    };
+    // Neighbours come together; no reader is waited for, and nothing that is under way is asked for again.
+    let read = fixture.read(50);
+    assert_eq!(fixture.next(), 50);
+    let soon = wanted(&[30, 31, 10, 50, 20, 31]);
+    let bringing = handle.spawn({
+        let layers = layers.clone();
+        async move { bring_soon(&layers, soon).await }
+    });
+    let mut asked = [fixture.next(), fixture.next(), fixture.next()];
+    asked.sort_unstable();
+    assert_eq!(asked, [10, 20, 30]);
+    fixture.allow([10, 20, 30, 50]);
+    handle.block_on(bringing).unwrap();
+    assert_eq!(read.recv(), Ok(true));
+    assert_eq!(fixture.raw.here(), [10, 20, 30, 31, 50]);
+
+    // Eleven chunks that nobody has read fit in 2 MiB and in what was wanted.
+    fixture.allow(0..60);
+    handle.block_on(bring_soon(&layers, wanted(&(0..60).step_by(2).collect::<Vec<_>>())));
+    assert_eq!(fixture.raw.here().len(), 11 + 1);
+    // Who reads them may have more; who looks at them may not.
+    let mut bytes = vec![0; CHUNK as usize];
+    assert!(fixture.layer.peek(10 * CHUNK, &mut bytes).unwrap());
+    handle.block_on(bring_soon(&layers, wanted(&[55])));
+    assert!(!fixture.layer.has_chunk(55));
+    assert!(fixture.layer.read(10 * CHUNK, &mut bytes).unwrap());
+    handle.block_on(bring_soon(&layers, wanted(&[55])));
+    assert!(fixture.layer.has_chunk(55));
 }
