@@ -17,6 +17,7 @@ pub mod explain;
 pub mod extract;
 pub mod live;
 mod names;
+mod needs;
 pub mod parts;
 mod prefetch;
 mod prepare;
@@ -204,9 +205,10 @@ pub struct Prepared {
 pub struct Mounted {
     prepared: Prepared,
     session: Session,
-    /// Both from when [`Mounted::follow_profile`] was called.
+    /// All from when [`Mounted::follow_profile`] was called.
     recorder: OnceLock<Recorder>,
     prefetch: OnceLock<AbortHandle>,
+    needs: OnceLock<needs::Following>,
     /// What takes the changes, if it is writable.
     held: Option<HeldSnapshot>,
     /// Keeps the records of the image's layers; nothing if it has none.
@@ -240,8 +242,8 @@ impl Prepared {
             }
         };
         forget_poisoned_content(&self.tree, &session.cache());
-        let (recorder, prefetch) = (OnceLock::new(), OnceLock::new());
-        Ok(Mounted { prepared: self, session, recorder, prefetch, held, records })
+        let (recorder, prefetch, needs) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Ok(Mounted { prepared: self, session, recorder, prefetch, needs, held, records })
     }
 
     fn record(&self, mountpoint: &Path) -> Result<Option<ImmutableRef>, CacheError> {
@@ -307,6 +309,17 @@ impl Mounted {
             let _ = self.recorder.set(recorder);
         }
         image.carry_over();
+        self.bring_needs();
+    }
+
+    /// Brings what programs need from when their beginning is read.
+    fn bring_needs(&self) {
+        let Prepared { brought, prefetching, tree, .. } = &self.prepared;
+        let is_of_use =
+            *prefetching == Prefetching::Auto && !tree.layers().iter().all(|layer| layer.is_complete());
+        if is_of_use {
+            let _ = self.needs.set(needs::begin(tree, &brought.threads));
+        }
     }
 
     /// Brings to disk what this mount put into the store, so that it outlasts this process and a crash of the machine. What
@@ -358,6 +371,9 @@ impl Mounted {
         }
         if let Some(prefetch) = self.prefetch.get() {
             prefetch.abort();
+        }
+        if let Some(needs) = self.needs.get() {
+            needs.end();
         }
         if let Some(recorder) = self.recorder.get() {
             recorder.finish();

@@ -368,14 +368,16 @@ fn mounting_an_ordinary_layer_fetches_it_once() {
     assert!(counters.blob_bytes < size + MEBIBYTE, "{counters:?} for {size} bytes");
 }
 
-/// What `peel` says of its mount agrees with what the registry saw.
+/// What `peel` says of its mount agrees with what the registry saw, once nothing is under way any more.
 #[track_caller]
 fn status_tells_the_truth(peel: &Peel, mount: &Mount<'_>, registry: &FakeRegistry) {
-    let status = peel.json(&["status", "--json"]);
+    let status = || peel.json(&["status", "--json"]);
+    // Who reads has what he wants before all is here that comes with it.
+    peel.wait_for(|| status()[0]["fetched_bytes"] == bytes(&registry.counters()));
+    let (status, counters) = (status(), registry.counters());
     let line = &status[0];
     assert_eq!(line["mountpoint"], mount.path().to_str().unwrap());
     assert_eq!(line["state"], "live");
-    let counters = registry.counters();
     assert_eq!(line["requests"], requests(&counters), "{line} {counters:?}");
     assert_eq!(line["fetched_bytes"], bytes(&counters), "{line} {counters:?}");
 }

@@ -32,6 +32,7 @@ mod same_archives;
 mod shared_layers;
 mod snapshotter;
 mod soci;
+mod startup;
 mod store_life;
 mod support;
 mod writable;

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::layout::{Layout, LayoutBlob};
 use crate::manifest::{ACCEPT, BlobDescriptor, Document, MAXIMUM_DOCUMENT_SIZE};
 use crate::reference::{DEFAULT_TAG, ImageReference, Target};
-use crate::remote::{BlobReader, RangeMemory, RemoteBlob};
+use crate::remote::{BlobReader, PartReader, RangeMemory, RemoteBlob};
 use crate::retry::{Policy, Retrier};
 use crate::statistics::Statistics;
 use crate::transport::{Endpoint, Failure, Request, Transport};
@@ -326,8 +326,7 @@ impl Blob {
     /// are not verified: the caller knows the digest of what it asked for.
     pub async fn read(&self, range: Range<u64>) -> Result<Bytes, Error> {
         if range.start > range.end || range.end > self.size() {
-            let message = format!("bytes {}..{} are not within its {}", range.start, range.end, self.size());
-            return Err(Error::new(ErrorKind::InvalidRange, &self.context(), message));
+            return Err(self.not_within(&range));
         }
         if range.is_empty() {
             return Ok(Bytes::new());
@@ -336,6 +335,27 @@ impl Blob {
             BlobPlace::Registry(blob) => blob.read(range).await,
             BlobPlace::Layout(blob) => blob.read(range).await,
         }
+    }
+
+    /// The bytes of `range`, in pieces as they arrive: exactly these, or an error, after which the stream ends. What was given stays good: a
+    /// body that is cut goes on behind it. Otherwise as [`read`](Self::read), its time included.
+    pub fn pieces(&self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, Error>> + Send + use<> {
+        let state = match &self.place {
+            _ if range.start > range.end || range.end > self.size() => {
+                StreamState::Failed(self.not_within(&range))
+            }
+            _ if range.is_empty() => StreamState::Ended,
+            BlobPlace::Registry(blob) => StreamState::Part(Box::new(blob.part_reader(range))),
+            BlobPlace::Layout(blob) => {
+                StreamState::Layout { blob: blob.clone(), position: range.start, end: range.end }
+            }
+        };
+        state.stream()
+    }
+
+    fn not_within(&self, range: &Range<u64>) -> Error {
+        let message = format!("bytes {}..{} are not within its {}", range.start, range.end, self.size());
+        Error::new(ErrorKind::InvalidRange, &self.context(), message)
     }
 
     async fn read_whole_by_range(&self) -> Result<Bytes, Error> {
@@ -357,29 +377,11 @@ impl Blob {
                 StreamState::Failed(Error::new(ErrorKind::InvalidRange, &self.context(), message))
             }
             BlobPlace::Registry(blob) => StreamState::Registry(Box::new(blob.reader(from))),
-            BlobPlace::Layout(blob) => StreamState::Layout { blob: blob.clone(), position: from },
-        };
-        futures_util::stream::unfold(state, |state| async move {
-            match state {
-                StreamState::Ended => None,
-                StreamState::Failed(error) => Some((Err(error), StreamState::Ended)),
-                StreamState::Registry(mut reader) => match reader.next().await {
-                    Ok(Some(piece)) => Some((Ok(piece), StreamState::Registry(reader))),
-                    Ok(None) => None,
-                    Err(error) => Some((Err(error), StreamState::Ended)),
-                },
-                StreamState::Layout { blob, position } => {
-                    let end = position.saturating_add(LAYOUT_PIECE).min(blob.size());
-                    if position == end {
-                        return None;
-                    }
-                    match blob.read(position..end).await {
-                        Ok(piece) => Some((Ok(piece), StreamState::Layout { blob, position: end })),
-                        Err(error) => Some((Err(error), StreamState::Ended)),
-                    }
-                }
+            BlobPlace::Layout(blob) => {
+                StreamState::Layout { blob: blob.clone(), position: from, end: blob.size() }
             }
-        })
+        };
+        state.stream()
     }
 
     fn context(&self) -> crate::error::Context {
@@ -392,7 +394,40 @@ impl Blob {
 
 enum StreamState {
     Registry(Box<BlobReader>),
-    Layout { blob: LayoutBlob, position: u64 },
+    Part(Box<PartReader>),
+    Layout { blob: LayoutBlob, position: u64, end: u64 },
     Failed(Error),
     Ended,
+}
+
+impl StreamState {
+    fn stream(self) -> impl Stream<Item = Result<Bytes, Error>> + Send + 'static {
+        futures_util::stream::unfold(self, |mut state| async move {
+            let next = state.next().await;
+            if let Err(error) = next {
+                return Some((Err(error), StreamState::Ended));
+            }
+            next.transpose().map(|piece| (piece, state))
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        match self {
+            StreamState::Ended => Ok(None),
+            StreamState::Failed(_) => match std::mem::replace(self, StreamState::Ended) {
+                StreamState::Failed(error) => Err(error),
+                _ => Ok(None),
+            },
+            StreamState::Registry(reader) => reader.next().await,
+            StreamState::Part(reader) => reader.next().await,
+            StreamState::Layout { blob, position, end } => {
+                let part = *position..position.saturating_add(LAYOUT_PIECE).min(*end);
+                if part.is_empty() {
+                    return Ok(None);
+                }
+                *position = part.end;
+                blob.read(part).await.map(Some)
+            }
+        }
+    }
 }

@@ -34,6 +34,9 @@ use crate::transport::{Answer, Endpoint, Failure, Request, Transport};
 /// A transfer slower than this, in bytes a second, is given up even if it never stops.
 const SLOWEST_TRANSFER: u64 = 16 * 1024;
 
+/// Stands for a time that cannot be told.
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// What is known about ranged reads.
 #[derive(Debug, Default)]
 pub(crate) struct RangeSupport {
@@ -140,16 +143,17 @@ impl RemoteBlob {
 
     async fn read_within_time(&self, range: Range<u64>, by_range: bool) -> Result<Bytes, Error> {
         let length = range.end.saturating_sub(range.start);
-        let patience = self.shared.transport.configuration.timeouts.operation;
-        let limit = patience.saturating_add(Duration::from_secs(length / SLOWEST_TRANSFER));
+        let limit = self.time_limit(length);
         let read = tokio::time::timeout(limit, self.read_with_retries(range, by_range));
         match read.await {
             Ok(result) => result.map_err(|failure| failure.into_error(&self.context())),
-            Err(_) => {
-                let message = format!("{length} bytes did not arrive within {} s", limit.as_secs());
-                Err(Error::new(ErrorKind::Timeout, &self.context(), message))
-            }
+            Err(_) => Err(self.too_slow(length, limit)),
         }
+    }
+
+    fn too_slow(&self, length: u64, limit: Duration) -> Error {
+        let message = format!("{length} bytes did not arrive within {} s", limit.as_secs());
+        Error::new(ErrorKind::Timeout, &self.context(), message)
     }
 
     async fn read_with_retries(&self, range: Range<u64>, mut by_range: bool) -> Result<Bytes, Failure> {
@@ -202,15 +206,34 @@ impl RemoteBlob {
 
     /// The blob from `from` to its end, as it arrives.
     pub(crate) fn reader(&self, from: u64) -> BlobReader {
+        self.reader_of(from..self.shared.size, true)
+    }
+
+    /// Those bytes, which lie within the blob, as they arrive; within the time in which all of them must have.
+    pub(crate) fn part_reader(&self, range: Range<u64>) -> PartReader {
+        let is_whole = range == (0..self.shared.size);
+        let limit = self.time_limit(range.end.saturating_sub(range.start));
+        PartReader { reader: self.reader_of(range, is_whole), limit, ends: None }
+    }
+
+    fn reader_of(&self, range: Range<u64>, falls_back: bool) -> BlobReader {
         let patience = self.shared.transport.configuration.timeouts.operation;
         BlobReader {
             blob: self.clone(),
-            position: from,
+            position: range.start,
+            end: range.end,
+            falls_back,
             body: None,
             patience,
             waited: Duration::ZERO,
             retrier: Retrier::new(Policy::PATIENT, patience),
         }
+    }
+
+    /// Longest time that so many bytes may take.
+    fn time_limit(&self, length: u64) -> Duration {
+        let patience = self.shared.transport.configuration.timeouts.operation;
+        patience.saturating_add(Duration::from_secs(length / SLOWEST_TRANSFER))
     }
 
     /// Begins to read `range`; with `ranged` false, by reading the blob from its start.
@@ -316,10 +339,13 @@ impl RemoteBlob {
     }
 }
 
-/// Reads a blob to its end, over as many connections as that takes.
+/// Reads a part of a blob from its first byte to its last, over as many connections as that takes.
 pub(crate) struct BlobReader {
     blob: RemoteBlob,
     position: u64,
+    end: u64,
+    /// Whether it reads what its host refuses as a range from the beginning of the blob.
+    falls_back: bool,
     body: Option<Body>,
     patience: Duration,
     /// Time spent waiting for the host since it last sent a good deal.
@@ -334,9 +360,8 @@ impl BlobReader {
     }
 
     async fn next_with_retries(&mut self) -> Result<Option<Bytes>, Failure> {
-        let size = self.blob.size();
         loop {
-            if self.body.is_none() && self.position == size {
+            if self.body.is_none() && self.position == self.end {
                 return Ok(None);
             }
             let begun = Instant::now();
@@ -359,7 +384,7 @@ impl BlobReader {
                 Err(failure) => failure,
             };
             self.body = None;
-            if self.position == size {
+            if self.position == self.end {
                 match failure.outcome {
                     // The connection broke after the last byte.
                     Outcome::Interrupted => return Ok(None),
@@ -368,7 +393,7 @@ impl BlobReader {
                 }
             }
             // What is refused as a range is read from the start and skipped.
-            if failure.kind == ErrorKind::RangeUnsupported {
+            if failure.kind == ErrorKind::RangeUnsupported && self.falls_back {
                 continue;
             }
             self.retrier.wait_after(failure, &self.blob.shared.transport.counters).await?;
@@ -379,11 +404,39 @@ impl BlobReader {
         let body = match &mut self.body {
             Some(body) => body,
             empty => {
-                let ranged = self.position > 0 && self.blob.ranges_work();
-                empty.insert(self.blob.open(self.position..self.blob.size(), ranged).await?)
+                let ranged = match self.falls_back {
+                    true => self.position > 0 && self.blob.ranges_work(),
+                    false => true,
+                };
+                empty.insert(self.blob.open(self.position..self.end, ranged).await?)
             }
         };
         body.next(&self.blob.shared.transport).await
+    }
+}
+
+/// Reads a part of a blob, and has a limit for all of it.
+pub(crate) struct PartReader {
+    reader: BlobReader,
+    limit: Duration,
+    /// From the first read on.
+    ends: Option<tokio::time::Instant>,
+}
+
+impl PartReader {
+    /// The next bytes; `None` after the last.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        let begins = tokio::time::Instant::now();
+        // A limit of centuries is none.
+        let ends =
+            *self.ends.get_or_insert_with(|| begins.checked_add(self.limit).unwrap_or(begins + CENTURY));
+        match tokio::time::timeout_at(ends, self.reader.next()).await {
+            Ok(result) => result,
+            Err(_) => {
+                let left = self.reader.end - self.reader.position;
+                Err(self.reader.blob.too_slow(left, self.limit))
+            }
+        }
     }
 }
 

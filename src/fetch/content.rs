@@ -212,22 +212,36 @@ impl LayerContent {
     ///
     /// Those of the disk; data files that are too short, as when somebody truncated them.
     pub fn read(&self, decoded_offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
-        let Some(map) = &self.files.chunk_map else {
-            return self.read_data(decoded_offset, buffer).map(|()| true);
-        };
-        if self.is_poisoned() {
-            return Ok(false);
-        }
-        let end = decoded_offset.saturating_add(buffer.len() as u64);
-        let chunks = chunk_numbers(self.table.chunks_of(decoded_offset..end));
-        let is_read = map.read_present(chunks.clone(), || self.read_data(decoded_offset, buffer))?;
-        if is_read {
+        let (is_read, chunks) = self.read_chunks(decoded_offset, buffer)?;
+        if is_read && !chunks.is_empty() {
             if let Some(lazy) = &self.lazy {
                 lazy.note_read(self, chunks.start as usize..chunks.end as usize);
             }
             self.touch(chunks);
         }
         Ok(is_read)
+    }
+
+    /// The same for who only looks whether it is of use to somebody: it does not count as read.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub fn peek(&self, decoded_offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
+        self.read_chunks(decoded_offset, buffer).map(|(is_read, _)| is_read)
+    }
+
+    /// Whether it was read, and the chunks that it is of; none of a layer that came whole.
+    fn read_chunks(&self, decoded_offset: u64, buffer: &mut [u8]) -> io::Result<(bool, Range<u64>)> {
+        let Some(map) = &self.files.chunk_map else {
+            return self.read_data(decoded_offset, buffer).map(|()| (true, 0..0));
+        };
+        if self.is_poisoned() {
+            return Ok((false, 0..0));
+        }
+        let end = decoded_offset.saturating_add(buffer.len() as u64);
+        let chunks = chunk_numbers(self.table.chunks_of(decoded_offset..end));
+        let is_read = map.read_present(chunks.clone(), || self.read_data(decoded_offset, buffer))?;
+        Ok((is_read, chunks))
     }
 
     /// Says that these chunks are warm, if that matters to anybody.

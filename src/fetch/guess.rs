@@ -2,18 +2,20 @@
 //! such guesses do not cost more than they save.
 //!
 //! ```text
-//! half of what is wanted ──▶ credit ◀── a guess that is read: its bytes were wanted
-//!                             │                           ▲
-//!                             ▼                           │
+//! what is wanted ──▶ credit ◀── a guess that is read: its bytes were wanted
+//!                      │                    ▲
+//!                      ▼                    │
 //!    neighbours of what is missing, on both sides: guessed, and not read yet
 //! ```
 //!
 //! - A layer is written directory by directory, so a program that starts and reads a file here will read some beside it. A request costs a
-//!   round trip, in which the link carries a good many of them: half as many bytes are added to a request, and twice as many for each that
-//!   was missing nearby before. A long file is none of those that are read by the way, and ends the search on its side.
-//! - Guesses that nobody has read never have more than half of the bytes that readers have wanted before; what is read ahead of those who
-//!   read on and on is counted with them. So the first read of a process guesses nothing. What lies between guesses and is here already
-//!   comes once more where a request is one with it rather than two; with that, less than twice as much is fetched as is read.
+//!   round trip, in which the link carries a good many of them: an eighth as many bytes are added to a request, and twice as many for each
+//!   that was missing nearby before. So a single file of a directory brings little with it, and a directory that is read soon comes as a
+//!   whole. A long file is none of those that are read by the way, and ends the search on its side.
+//! - Guesses that nobody has read never have more bytes than readers have wanted before; what is read ahead of those who read on and on is
+//!   counted with them. So the first read of a process guesses nothing. What lies between guesses and is here already comes once more,
+//!   as one request brings them all; it counts as a guess that nobody reads. With that, at most twice as much is fetched as is read.
+//! - What a program needs to start is guessed, too, and a little of it beyond that bound: see [`Ledger::allows_soon`].
 //! - Who knows better, guesses nothing: see [`Ledger::pause`].
 //!
 //! Bits, one for each chunk, say which were guessed; who reads one clears it. No locks.
@@ -26,22 +28,27 @@ use std::sync::{Arc, OnceLock};
 use super::planner::{blob_range, companions};
 use crate::table::format::ChunkRecord;
 
-/// Part of what the link carries in a round trip that is guessed with a request at first, as a divisor. Calculated for a program that imports
-/// much, over 20 ms and 200 Mbit/s: half, up to twice as much, makes fewest requests; a quarter or all make a tenth more.
-const PART: u64 = 2;
+/// Part of what the link carries in a round trip that is guessed with a request at first, as a divisor. This and the next two were calculated
+/// from what programs read (python that imports much, pip, apt, node; over 20 ms and 200 Mbit/s): twice or half as much of each makes a
+/// tenth more requests or bytes at most; to guess half a round trip at first and four times as much in the end, for one that is
+/// missing within that, makes more of both.
+const PART: u64 = 8;
 /// How often that is doubled at most.
-const DOUBLINGS: u32 = 2;
+const DOUBLINGS: u32 = 4;
 /// What was missing is nearby if it is within so many times what is guessed at first.
-const NEARBY: u64 = 4;
+const NEARBY: u64 = 16;
 /// Places that were missing which are remembered.
 const REMEMBERED: usize = 64;
 /// Most bytes of the blob of a chunk, with what comes along with it, that is guessed. Of 30, 60 and all, in KB, 60 were best there.
 const LONGEST: u64 = 64 << 10;
 
+/// Bytes of the libraries of programs that were looked at, beyond what else is guessed: those of one program, as a rule.
+const SOON: i64 = 2 << 20;
+
 /// What all layers of a process have guessed. Bytes of blobs.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    /// Half of what was wanted, without what is guessed and not read.
+    /// What was wanted, without what is guessed and not read.
     credit: AtomicI64,
     paused: AtomicUsize,
 }
@@ -49,7 +56,12 @@ pub struct Ledger {
 impl Ledger {
     /// Readers wanted so many bytes that were missing.
     pub fn wanted(&self, bytes: u64) {
-        self.credit.fetch_add(signed(bytes / 2), Ordering::Relaxed);
+        self.credit.fetch_add(signed(bytes), Ordering::Relaxed);
+    }
+
+    /// So many bytes come that nobody wants, as they are between those that are guessed.
+    pub fn wasted(&self, bytes: u64) {
+        self.guessed(bytes);
     }
 
     /// Until the guard is dropped, nothing is guessed.
@@ -66,13 +78,19 @@ impl Ledger {
         u64::try_from(self.credit.load(Ordering::Relaxed)).unwrap_or(0).min(bytes)
     }
 
+    /// Whether so many bytes may be guessed that somebody will want very soon, if he wants any: of those, some may be unread beyond the credit.
+    pub fn allows_soon(&self, bytes: u64) -> bool {
+        let left = self.credit.load(Ordering::Relaxed).saturating_add(SOON);
+        self.paused.load(Ordering::Relaxed) == 0 && left >= signed(bytes)
+    }
+
     fn guessed(&self, bytes: u64) {
         self.credit.fetch_sub(signed(bytes), Ordering::Relaxed);
     }
 
     /// It was wanted, and was not before.
     fn found(&self, bytes: u64) {
-        self.credit.fetch_add(signed(bytes.saturating_add(bytes / 2)), Ordering::Relaxed);
+        self.credit.fetch_add(signed(bytes.saturating_mul(2)), Ordering::Relaxed);
     }
 }
 
@@ -159,39 +177,65 @@ pub fn blob_bytes(chunks: &[ChunkRecord], numbers: impl IntoIterator<Item = usiz
         .sum()
 }
 
-/// The neighbours of these chunks that are missing and take at most so many bytes, the nearest first and on both sides in turn: each with
-/// what comes along with it, and the bytes of both.
+/// A neighbour that is guessed: the chunks that come together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    pub chunks: Range<usize>,
+    /// Those of the blob that they need.
+    pub bytes: u64,
+    /// Those between them and what is fetched with them.
+    pub between: u64,
+}
+
+/// The neighbours of these chunks that are missing and take at most so many bytes, with what lies between them: the nearest first and on both
+/// sides in turn. They end where more than `gap` bytes would be between.
 pub fn neighbours(
     chunks: &[ChunkRecord],
     wanted: Range<usize>,
     most: u64,
+    gap: u64,
     is_missing: impl Fn(usize) -> bool,
-) -> Vec<(Range<usize>, u64)> {
-    let (mut before, mut after) = (Some(wanted.start), Some(wanted.end));
+) -> Vec<Neighbour> {
+    let wanted_bytes = bounds(chunks, wanted.clone());
+    // The next chunk on each side, and where in the blob what is fetched ends there.
+    let mut before = Some((wanted.start, wanted_bytes.start));
+    let mut after = Some((wanted.end, wanted_bytes.end));
     let (mut left, mut found) = (most, Vec::new());
     let mut is_turn_of_after = true;
     while left > 0 && (before.is_some() || after.is_some()) {
         let side = if is_turn_of_after { &mut after } else { &mut before };
-        let next = match *side {
-            Some(end) if is_turn_of_after => Some(end),
-            Some(start) => start.checked_sub(1),
-            None => None,
-        };
-        let group = next.filter(|next| *next < chunks.len()).map(|next| companions(chunks, next));
-        *side = group.and_then(|group| {
-            let missing = group.clone().any(&is_missing);
-            let bytes = if missing { blob_bytes(chunks, group.clone()) } else { 0 };
-            // What is too long ends the search on that side.
-            left = left.checked_sub(bytes).filter(|_| bytes <= LONGEST)?;
+        *side = side.and_then(|(next, edge)| {
+            let number = if is_turn_of_after { next } else { next.checked_sub(1)? };
+            let group = Some(companions(chunks, number)).filter(|group| !group.is_empty())?;
             let next = if is_turn_of_after { group.end } else { group.start };
-            if bytes > 0 {
-                found.push((group, bytes));
+            if !group.clone().any(&is_missing) {
+                return Some((next, edge));
             }
-            Some(next)
+            let range = bounds(chunks, group.clone());
+            let (between, edge) = match (range.is_empty(), is_turn_of_after) {
+                // It needs nothing.
+                (true, _) => return Some((next, edge)),
+                (_, true) => (range.start.saturating_sub(edge), range.end.max(edge)),
+                (_, false) => (edge.saturating_sub(range.end), range.start.min(edge)),
+            };
+            let bytes = blob_bytes(chunks, group.clone());
+            // What is too long ends the search on that side.
+            left = left
+                .checked_sub(bytes.saturating_add(between))
+                .filter(|_| bytes <= LONGEST && between <= gap)?;
+            found.push(Neighbour { chunks: group, bytes, between });
+            Some((next, edge))
         });
         is_turn_of_after = !is_turn_of_after;
     }
     found
+}
+
+/// The bytes of the blob from the first to the last that these chunks need.
+fn bounds(chunks: &[ChunkRecord], numbers: Range<usize>) -> Range<u64> {
+    let ranges = chunks.get(numbers).unwrap_or_default().iter().map(blob_range);
+    let needed = ranges.filter(|range| !range.is_empty());
+    needed.reduce(|all, range| all.start.min(range.start)..all.end.max(range.end)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -230,60 +274,101 @@ mod tests {
             (3..4, 30, &[], &[4, 2]),
             (3..4, 40, &[], &[4, 2, 1]),
             (3..4, 1000, &[], &[4, 2, 1, 6, 0, 7]),
-            // What is here costs nothing, and is passed over.
-            (3..4, 30, &[4, 2], &[1, 0]),
-            (3..4, 55, &[4, 2], &[1, 6, 0]),
+            // What is here and between them comes once more.
+            (3..4, 30, &[4, 2], &[1]),
+            (3..4, 80, &[4, 2], &[1, 6]),
+            (3..4, 85, &[4, 2], &[1, 6, 0]),
             (0..8, 1000, &[], &[]),
         ] {
-            let found = neighbours(&all, wanted.clone(), most, |number| !here.contains(&number));
-            let numbers: Vec<usize> = found.iter().map(|(group, _)| group.start).collect();
+            let found = neighbours(&all, wanted.clone(), most, 20, |number| !here.contains(&number));
+            let numbers: Vec<usize> = found.iter().map(|neighbour| neighbour.chunks.start).collect();
             assert_eq!(numbers, expected, "{wanted:?} {most} {here:?}");
-            assert!(found.iter().map(|(_, bytes)| bytes).sum::<u64>() <= most);
+            let cost: u64 = found.iter().map(|neighbour| neighbour.bytes + neighbour.between).sum();
+            assert!(cost <= most);
+            // And all that, with what was wanted, is one stretch of the blob.
+            let numbers = numbers.iter().copied().chain(wanted.clone());
+            let (first, last) =
+                numbers.fold((8, 0), |(first, last), number| (first.min(number), last.max(number)));
+            if !found.is_empty() {
+                assert_eq!(
+                    cost,
+                    bounds(&all, first..last + 1).end - bounds(&all, first..last + 1).start - 30
+                );
+            }
         }
     }
 
     #[test]
-    fn a_long_chunk_ends_the_search_on_its_side() {
+    fn a_long_chunk_or_much_that_is_here_ends_the_search_on_its_side() {
         let all = chunks(&[10, LONGEST, 10, 10, 10, LONGEST + 1, 10]);
-        let found = neighbours(&all, 3..4, 1 << 30, |_| true);
-        let numbers: Vec<usize> = found.iter().map(|(group, _)| group.start).collect();
+        let found = neighbours(&all, 3..4, 1 << 30, 100, |_| true);
+        let numbers: Vec<usize> = found.iter().map(|neighbour| neighbour.chunks.start).collect();
         assert_eq!(numbers, [4, 2, 1, 0]);
+        let all = chunks(&[10, 60, 10, 10, 10, 50, 10]);
+        let found = neighbours(&all, 3..4, 1 << 30, 50, |number| ![1, 5].contains(&number));
+        let numbers: Vec<usize> = found.iter().map(|neighbour| neighbour.chunks.start).collect();
+        assert_eq!(numbers, [4, 2, 6]);
     }
 
     #[test]
     fn more_is_guessed_where_more_was_missing() {
         const LINK: u64 = 1_000;
         let mut misses = Misses::default();
-        for (offset, expected) in
-            [(10_000, 500), (11_999, 1_000), (14_000, 500), (11_000, 2_000), (11_000, 2_000), (100_000, 500)]
-        {
+        for (offset, expected) in [
+            (10_000, 125),
+            (11_999, 250),
+            (14_000, 125),
+            (11_000, 500),
+            (11_000, 1_000),
+            (11_000, 2_000),
+            (11_000, 2_000),
+            (100_000, 125),
+        ] {
             assert_eq!(misses.missed(offset, LINK), expected, "{offset}");
         }
         // What was long ago is forgotten.
         for number in 0..100 {
             misses.missed(1_000_000 + number * 10_000, LINK);
         }
-        assert_eq!(misses.missed(11_000, LINK), 500);
+        assert_eq!(misses.missed(11_000, LINK), 125);
     }
 
     #[test]
-    fn what_is_guessed_and_not_read_is_never_more_than_half_of_what_was_wanted() {
+    fn what_is_guessed_and_not_read_never_has_more_bytes_than_were_wanted() {
         let (ledger, guesses, all) = (Arc::new(Ledger::default()), Guesses::default(), chunks(&[100; 50]));
         assert_eq!(ledger.allowed(1_000), 0, "nobody has wanted anything");
-        ledger.wanted(300);
+        ledger.wanted(150);
         assert_eq!(ledger.allowed(1_000), 150);
         guesses.add([3].into_iter(), 100, all.len(), &ledger);
         assert_eq!(ledger.allowed(1_000), 50);
         // It is read: its bytes were wanted, and are no guess any more. Once.
         for _ in 0..2 {
             guesses.read(2..5, &all, &ledger);
-            assert_eq!(ledger.allowed(1_000), 200);
+            assert_eq!(ledger.allowed(1_000), 250);
         }
+        // What comes again by the way is never read.
+        ledger.wasted(50);
+        assert_eq!(ledger.allowed(1_000), 200);
         ledger.wanted(10_000);
         assert_eq!(ledger.allowed(1_000), 1_000);
         let paused = ledger.pause();
         assert_eq!(ledger.allowed(1_000), 0);
+        assert!(!ledger.allows_soon(1));
         drop(paused);
         assert_eq!(ledger.allowed(1_000), 1_000);
+    }
+
+    #[test]
+    fn what_a_program_needs_is_guessed_a_little_beyond_that() {
+        let (ledger, guesses, all) = (Ledger::default(), Guesses::default(), chunks(&[100; 50]));
+        let soon = SOON as u64;
+        assert!(ledger.allows_soon(soon) && !ledger.allows_soon(soon + 1));
+        guesses.add(0..10, soon - 1_000, all.len(), &ledger);
+        assert!(ledger.allows_soon(1_000) && !ledger.allows_soon(1_001));
+        // It is paid for before anything else is guessed.
+        ledger.wanted(soon - 2_000);
+        assert_eq!(ledger.allowed(1_000), 0);
+        ledger.wanted(1_500);
+        assert_eq!(ledger.allowed(1_000), 500);
     }
 }

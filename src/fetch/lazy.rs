@@ -7,27 +7,25 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::content::LayerContent;
-use super::guess::{Guesses, Ledger, Misses, blob_bytes, neighbours};
+use super::delivery::bring;
+use super::guess::{Guesses, Ledger, Misses, Neighbour, blob_bytes, neighbours};
 use super::link::Link;
-use super::planner::{self, Limits, Request, blob_range};
+use super::planner::{self, Limits, blob_range};
 use super::readahead::Readahead;
-use super::room::{Room, Urgency};
+use super::room::Room;
 use super::source::BlobSource;
 use super::span;
 use super::threads::ThreadStarter;
-use crate::error::chain;
-use crate::layer::chunk::{ChunkError, Stretch};
-use crate::layer::entry::Chunk;
+use crate::layer::chunk::ChunkError;
 use crate::layer::gzip::checkpoint::CheckpointError;
 use crate::layer::soci::headers::HeadersError;
 use crate::store::StoreError;
-use crate::table::format::Codec;
 
 /// Why chunks did not arrive.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -209,6 +207,16 @@ impl Fetcher {
         if let Ok(waiting) = waiting.wait_for(is_turn).await {
             *served = waiting.served;
         }
+    }
+
+    /// Learns of a request: how many bytes it brought, and after what time the first and all of them were here.
+    pub(super) fn learn(&self, bytes: u64, first: Duration, all: Duration) {
+        self.link.learn(bytes, first, all);
+    }
+
+    /// Counts bytes that were fetched before anybody wanted them.
+    pub(super) fn count_prefetched(&self, bytes: u64) {
+        self.prefetched.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Tells the observer of a request that ended.
@@ -427,6 +435,18 @@ impl Lazy {
         claimed
     }
 
+    /// The same, but none if nobody wants them yet and guesses may not have as many bytes.
+    pub(super) fn claim_guess(&self, content: &LayerContent, chunks: &[u32]) -> Vec<u32> {
+        let missing: Vec<u32> =
+            chunks.iter().copied().filter(|number| !content.has_chunk(*number as usize)).collect();
+        if !self.fetcher.ledger.allows_soon(bytes_of(content, &missing)) {
+            return Vec::new();
+        }
+        let claimed = self.claim(content, &missing);
+        self.note_guess(content, &claimed, bytes_of(content, &claimed));
+        claimed
+    }
+
     /// Adds chunks that follow on `wanted` in the blob, as many as the readahead says; those before `brought` are asked for anyway.
     fn read_ahead(
         &self,
@@ -469,8 +489,8 @@ impl Lazy {
         let most = ledger.allowed(most);
         let is_missing =
             |number: usize| !content.has_chunk(number) && !state.in_flight.contains_key(&(number as u32));
-        let found = neighbours(chunks, first..last + 1, most, is_missing);
-        for (group, bytes) in found {
+        let found = neighbours(chunks, first..last + 1, most, Limits::default().gap, is_missing);
+        for Neighbour { chunks: group, bytes, between } in found {
             let begin = fresh.len();
             for number in group.filter(|number| !content.has_chunk(*number)) {
                 state.in_flight.entry(number as u32).or_insert_with(|| {
@@ -479,6 +499,7 @@ impl Lazy {
                 });
             }
             self.note_guess(content, fresh.get(begin..).unwrap_or_default(), bytes);
+            ledger.wasted(between);
         }
     }
 
@@ -489,7 +510,7 @@ impl Lazy {
     }
 
     /// These chunks, those that somebody waits for before the others; what shares a member stays together.
-    fn awaited_first(&self, content: &LayerContent, numbers: &[u32]) -> Vec<u32> {
+    pub(super) fn awaited_first(&self, content: &LayerContent, numbers: &[u32]) -> Vec<u32> {
         let chunks = content.table().chunks();
         let start = |number: &u32| chunks.get(*number as usize).map(|chunk| blob_range(chunk).start);
         let mut members: Vec<&[u32]> = numbers.chunk_by(|one, other| start(one) == start(other)).collect();
@@ -574,105 +595,4 @@ fn settle(waiter: &Mutex<Waiter>, result: Result<(), FetchError>) {
     if let Some((done, _wanted)) = done {
         done(result);
     }
-}
-
-/// Fetches what somebody wants.
-async fn bring(content: Arc<LayerContent>, request: Request, purpose: Purpose) {
-    // Those who wait for it are told what became of it.
-    carry(&content, request, purpose).await;
-}
-
-/// Fetches what nobody wants yet, whose chunks were [claimed](Lazy::claim). False if not all of it came.
-pub(super) async fn bring_ahead(content: Arc<LayerContent>, request: Request) -> bool {
-    carry(&content, request, Purpose::Ahead).await
-}
-
-/// Fetches one request, and delivers its chunks. False if not all of them came.
-async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) -> bool {
-    let Some(lazy) = content.lazy() else { return false };
-    let range = content.with_rest(&request);
-    let length = range.end - range.start;
-    let _wanted = purpose.take_turn(&lazy.fetcher).await;
-    let _permit = lazy.fetcher.reserve(length).await;
-    let bytes = if length == 0 {
-        bytes::Bytes::new()
-    } else {
-        let begun = Instant::now();
-        match lazy.source.read(range.clone()).await {
-            Ok(bytes) => {
-                lazy.fetcher.link.learn(length, begun.elapsed());
-                bytes
-            }
-            Err(cause) => {
-                let error = FetchError::Source { layer: content.layer().clone(), range, cause: cause.into() };
-                lazy.finish(&request.chunks, Err(error));
-                return false;
-            }
-        }
-    };
-    if purpose == Purpose::Ahead {
-        lazy.fetcher.prefetched.fetch_add(length, Ordering::Relaxed);
-    }
-    lazy.fetcher.observed();
-    let delivery = {
-        let content = content.clone();
-        tokio::task::spawn_blocking(move || {
-            let Some(lazy) = content.lazy() else { return false };
-            let mut stretch = Stretch::new(range.start, &bytes);
-            let mut all_came = true;
-            for number in &lazy.awaited_first(&content, &request.chunks) {
-                let result = deliver(&content, *number, &mut stretch);
-                all_came &= result.is_ok();
-                if let Err(error) = &result {
-                    tracing::error!(layer = %content.layer(), chunk = number, error = %chain(error), "a chunk did not arrive");
-                }
-                lazy.finish(&[*number], result);
-            }
-            tracing::trace!(layer = %content.layer(), chunks = request.chunks.len(), bytes = bytes.len(), decoded = stretch.decoded_bytes(), "delivered");
-            all_came
-        })
-    };
-    // The task ends the waits of all its chunks; should it panic, their deadline does.
-    delivery.await.unwrap_or(false)
-}
-
-/// Decodes, verifies, writes and marks one chunk, in that order.
-fn deliver(content: &LayerContent, number: u32, stretch: &mut Stretch<'_>) -> Result<(), FetchError> {
-    let Some(record) = content.table().chunks().get(number as usize) else { return Ok(()) };
-    let chunk = Chunk::from(record);
-    let decoded = if record.codec == Codec::Zeros as u8 {
-        // A chunk of zeros is a hole.
-        Vec::new()
-    } else {
-        let checkpoint = content.checkpoint_of(&chunk)?;
-        let decoded = stretch.chunk(&chunk, checkpoint.as_ref()).map_err(|cause| FetchError::Chunk {
-            layer: content.layer().clone(),
-            range: blob_range(record),
-            cause: Arc::new(cause),
-        })?;
-        if content.keeps_rests() {
-            content.keep_rest(number, stretch);
-        }
-        decoded
-    };
-    deliver_decoded(content, number, &chunk, &decoded)
-}
-
-/// Writes the verified bytes of a chunk and marks it; an eviction waits for both. Where there is no room, what is only kept for a proof
-/// makes some.
-pub(super) fn deliver_decoded(
-    content: &LayerContent,
-    number: u32,
-    chunk: &Chunk,
-    decoded: &[u8],
-) -> Result<(), FetchError> {
-    // A reader is never refused.
-    let room = content.lazy().and_then(|lazy| lazy.fetcher.room());
-    let _admitted = room.and_then(|room| room.admit(decoded.len() as u64, Urgency::Reader));
-    let write = || content.write_and_mark(number as usize, chunk.decoded_offset, decoded);
-    let written = match write() {
-        Err(error) if error.is_full() && content.give_up_rests() => write(),
-        written => written,
-    };
-    written.map_err(|cause| FetchError::Store { layer: content.layer().clone(), cause: Arc::new(cause) })
 }

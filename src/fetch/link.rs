@@ -1,7 +1,7 @@
 //! What the way to the hosts of an image carries, as its requests show: a round-trip time, and bytes per second.
 //!
-//! A request takes a round trip and the time for its bytes. The shortest of late tells the first, those with many bytes the second; of
-//! several at once each gets less than the link carries, so the best of late counts.
+//! A request takes a round trip until its first bytes are here, and then the time for the others. The shortest of late tells the first,
+//! those with many bytes the second; of several at once each gets less than the link carries, so the best of late counts.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -26,12 +26,13 @@ struct Measured {
 }
 
 impl Measured {
-    fn learn(&mut self, bytes: u64, seconds: f64) {
+    fn learn(&mut self, bytes: u64, first: f64, all: f64) {
         let slower = self.round_trip * (1.0 + FORGETTING);
-        self.round_trip = if self.round_trip == 0.0 { seconds } else { seconds.min(slower) };
+        self.round_trip = if self.round_trip == 0.0 { first } else { first.min(slower) };
         if bytes >= MANY_BYTES {
-            // At least a tenth of it was for the bytes, whatever the clock says.
-            let transfer = (seconds - self.round_trip).max(seconds / 10.0);
+            // At least a tenth of it was for the bytes, whatever the clock says; and what came while the first waited for a thread of ours
+            // did not come in no time.
+            let transfer = (all - self.round_trip).max(all / 10.0);
             self.bandwidth = (bytes as f64 / transfer).max(self.bandwidth * (1.0 - FORGETTING));
         }
     }
@@ -45,10 +46,11 @@ impl Measured {
 }
 
 impl Link {
-    /// Learns of a request that brought so many bytes in that time.
-    pub fn learn(&self, bytes: u64, took: Duration) {
+    /// Learns of a request that brought so many bytes, the first and all of them after these times.
+    pub fn learn(&self, bytes: u64, first: Duration, all: Duration) {
         let mut measured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        measured.learn(bytes, took.as_secs_f64().max(1e-6));
+        let all = all.as_secs_f64().max(1e-6);
+        measured.learn(bytes, first.as_secs_f64().clamp(1e-6, all), all);
     }
 
     /// Bytes that can be fetched in the time of one more request, about.
@@ -61,12 +63,16 @@ impl Link {
 mod tests {
     use super::*;
 
+    /// Bytes that come first.
+    const PIECE: u64 = 16_000;
+
     /// Requests over a link of that round trip, in milliseconds, and that bandwidth, in bytes per millisecond.
     fn carried(round_trip: f64, bandwidth: f64, requests: &[u64]) -> u64 {
         let link = Link::default();
         for bytes in requests {
-            let milliseconds = round_trip + *bytes as f64 / bandwidth;
-            link.learn(*bytes, Duration::from_secs_f64(milliseconds / 1e3));
+            let [first, all] = [*bytes.min(&PIECE), *bytes]
+                .map(|bytes| Duration::from_secs_f64((round_trip + bytes as f64 / bandwidth) / 1e3));
+            link.learn(*bytes, first, all);
         }
         link.bytes_in_a_round_trip()
     }

@@ -5,8 +5,8 @@
 //!                 │ no
 //!                 ▼
 //!            lazy: who already fetches it? ──▶ planner ──▶ source (ranged reads of the blob)
-//!                 ▲                                              │
-//!                 └── wake the readers ◀── mark ◀── write ◀── verify ◀── decode
+//!                 ▲                                              │ piece by piece
+//!                 └── wake the readers ◀── mark ◀── write ◀── verify ◀── decode   (delivery)
 //! ```
 //!
 //! Two readers of one missing chunk cause one fetch. What arrives is decoded, verified, written, and then marked in the chunk
@@ -14,6 +14,7 @@
 
 pub mod archive;
 pub mod content;
+mod delivery;
 mod draft_sink;
 #[cfg(test)]
 mod eviction_tests;
@@ -36,6 +37,8 @@ pub mod soci;
 pub mod source;
 mod span;
 mod stored;
+#[cfg(test)]
+mod testing;
 mod threads;
 mod toc_image;
 pub mod twins;

@@ -14,14 +14,14 @@
 //! readers, so that a known image asks the network for nothing. So is what can only be got from far before it (a layer of one zstd
 //! frame). The first request that fails ends it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
 use super::content::LayerContent;
-use super::lazy;
+use super::delivery;
 use super::planner::{self, Limits, Request, blob_range, companions};
 use super::span::long_span;
 use crate::table::format::Codec;
@@ -92,13 +92,35 @@ impl Prefetch {
             }
             let claimed = lazy.claim(&layer, &request.chunks);
             for request in planner::plan(layer.table().chunks(), claimed, LIMITS) {
-                under_way.spawn(lazy::bring_ahead(layer.clone(), request));
+                under_way.spawn(delivery::bring_ahead(layer.clone(), request));
             }
         }
         while !under_way.is_empty() {
             one_succeeded(&mut under_way).await;
         }
     }
+}
+
+/// Brings what is missing of these parts, and what costs little more with it, in one go: somebody will want it soon, one thinks. It is a
+/// guess, of which no more is made than the ledger allows, the first part first. Returns when all that was begun has ended; if it is dropped, so is that.
+pub async fn bring_soon(layers: &[Arc<LayerContent>], wanted: impl IntoIterator<Item = Wanted>) {
+    let mut claimed: Vec<Vec<u32>> = vec![Vec::new(); layers.len()];
+    for (number, decoded) in wanted {
+        let (Some(layer), Some(claimed)) = (layers.get(number), claimed.get_mut(number)) else { continue };
+        let Some(lazy) = layer.lazy().filter(|_| !layer.is_poisoned()) else { continue };
+        let chunks = layer.table().chunks();
+        let with_companions = layer.table().chunks_of(decoded).flat_map(|chunk| companions(chunks, chunk));
+        let useful: BTreeSet<u32> =
+            with_companions.filter(|chunk| is_worth_it(layer, *chunk)).map(|chunk| chunk as u32).collect();
+        claimed.extend(lazy.claim_guess(layer, &useful.into_iter().collect::<Vec<_>>()));
+    }
+    let mut under_way = JoinSet::new();
+    for (layer, claimed) in layers.iter().zip(claimed) {
+        for request in planner::plan(layer.table().chunks(), claimed, Limits::default()) {
+            under_way.spawn(delivery::bring_ahead(layer.clone(), request));
+        }
+    }
+    while under_way.join_next().await.is_some() {}
 }
 
 /// Waits for the end of one request, and tells whether it brought what it should.

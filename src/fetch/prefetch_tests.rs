@@ -1,20 +1,11 @@
 //! Promises of a prefetch: the order of what is wanted, few requests, readers first, and an end.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
 use bytes::Bytes;
-use peelfs_registry::Digest;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, watch};
 
-use super::super::index::{Draft, draft_of, identity};
 use super::super::source::{BlobSource, ReadFuture};
-use super::super::{Fetcher, NetworkThreads};
+use super::super::testing::{RawLayer, raw_blob};
 use super::*;
-use crate::layer::entry::Chunk;
-use crate::store::{Store, TableSource};
-use crate::table::Table;
 
 const CHUNK: u64 = 200_000;
 
@@ -40,48 +31,21 @@ impl BlobSource for Gated {
 }
 
 struct Fixture {
+    raw: RawLayer,
     layer: Arc<LayerContent>,
     asked: mpsc::UnboundedReceiver<u64>,
     may: watch::Sender<BTreeSet<u64>>,
-    threads: NetworkThreads,
-    _directory: tempfile::TempDir,
 }
 
 impl Fixture {
     /// A layer of so many chunks of which nothing is here.
     fn new(chunks: u64, fails: bool) -> Fixture {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        let blob: Vec<u8> = (0..chunks * CHUNK).map(|place| (place / CHUNK + place % 251) as u8).collect();
-        let chunk = |number: u64| Chunk {
-            blob_offset: number * CHUNK,
-            blob_length: CHUNK,
-            decoded_offset: number * CHUNK,
-            decoded_length: CHUNK,
-            skip: 0,
-            codec: Codec::Raw,
-            checkpoint: 0,
-            digest: Sha256::digest(&blob[(number * CHUNK) as usize..((number + 1) * CHUNK) as usize]).into(),
-        };
-        let draft = Draft {
-            entries: vec![],
-            chunks: (0..chunks).map(chunk).collect(),
-            decoded_length: chunks * CHUNK,
-            format: "test",
-            source: TableSource::Toc,
-            landmark: None,
-        };
-        let digest = Digest::sha256_of(&blob);
-        let (files, pending) = draft_of(&store, &digest, draft, |_| Ok(())).unwrap();
-        pending.commit_replacing().unwrap();
-        let table = Table::open(&files.table, &identity(&digest)).unwrap();
-        let threads = NetworkThreads::new(|| {});
+        let blob = raw_blob(chunks, CHUNK);
         let (sender, asked) = mpsc::unbounded_channel();
         let may = watch::Sender::default();
-        let source = Gated { blob: blob.into(), asked: sender, may: may.subscribe(), fails };
-        let fetcher = Fetcher::new(threads.starter().clone(), Duration::from_secs(60), None, |_| {});
-        let layer = LayerContent::lazy_from(digest.as_str(), table, files, Arc::new(source), fetcher);
-        Fixture { layer, asked, may, threads, _directory: directory }
+        let source = Gated { blob: blob.clone(), asked: sender, may: may.subscribe(), fails };
+        let raw = RawLayer::new(&blob, CHUNK, Arc::new(source));
+        Fixture { layer: raw.content.clone(), raw, asked, may }
     }
 
     fn plan(&self, wanted: &[u64]) -> Prefetch {
@@ -90,7 +54,7 @@ impl Fixture {
     }
 
     fn start(&self, wanted: &[u64]) -> tokio::task::JoinHandle<()> {
-        self.threads.starter().handle().unwrap().spawn(self.plan(wanted).run())
+        self.raw.threads.starter().handle().unwrap().spawn(self.plan(wanted).run())
     }
 
     /// From now on, requests that begin at these chunks are answered.
@@ -105,10 +69,7 @@ impl Fixture {
 
     /// Asks for a chunk as a reader does; gives the receiver of the result.
     fn read(&self, chunk: u64) -> std::sync::mpsc::Receiver<bool> {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let wanted = chunk * CHUNK..(chunk + 1) * CHUNK;
-        self.layer.fetch(wanted, move |result| sender.send(result.is_ok()).unwrap());
-        receiver
+        self.raw.read(chunk..chunk + 1)
     }
 }
 
@@ -150,7 +111,7 @@ fn what_is_here_is_not_planned_and_what_a_reader_fetches_is_not_fetched_twice() 
     fixture.allow([15, 9]);
     assert_eq!(read.recv(), Ok(true));
     assert_eq!(fixture.next(), 9);
-    fixture.threads.starter().handle().unwrap().block_on(prefetch).unwrap();
+    fixture.raw.threads.starter().handle().unwrap().block_on(prefetch).unwrap();
     assert!(fixture.layer.has_chunk(9) && fixture.asked.try_recv().is_err());
 }
 
@@ -164,7 +125,7 @@ fn three_requests_are_under_way_and_none_begins_while_a_reader_waits() {
     let read = fixture.read(5);
     assert_eq!(fixture.next(), 5, "a reader does not wait for a prefetch");
     fixture.allow([10, 20, 30]);
-    let handle = fixture.threads.starter().handle().unwrap();
+    let handle = fixture.raw.threads.starter().handle().unwrap();
     while ![10, 20, 30].iter().all(|chunk| fixture.layer.has_chunk(*chunk)) {
         std::thread::yield_now();
     }
@@ -204,7 +165,7 @@ fn readers_one_after_the_other_leave_it_a_turn() {
     assert!(before.try_recv().is_err());
     fixture.allow([42]);
     assert_eq!(before.recv(), Ok(true));
-    fixture.threads.starter().handle().unwrap().block_on(prefetch).unwrap();
+    fixture.raw.threads.starter().handle().unwrap().block_on(prefetch).unwrap();
 }
 
 #[test]
@@ -218,9 +179,47 @@ fn a_prefetch_that_fails_ends_and_readers_go_on_asking() {
     let joined = fixture.read(20);
     fixture.allow(0..40);
     assert_eq!(joined.recv(), Ok(false));
-    fixture.threads.starter().handle().unwrap().block_on(prefetch).unwrap();
+    fixture.raw.threads.starter().handle().unwrap().block_on(prefetch).unwrap();
     assert!(fixture.asked.try_recv().is_err(), "after a failure nothing more is asked for");
     let read = fixture.read(20);
     assert_eq!(fixture.next(), 20);
     assert_eq!(read.recv(), Ok(false));
+}
+
+#[test]
+fn what_is_needed_soon_is_asked_for_at_once_and_counts_as_a_guess_until_it_is_read() {
+    let mut fixture = Fixture::new(60, false);
+    let layers = [fixture.layer.clone()];
+    let handle = fixture.raw.threads.starter().handle().unwrap();
+    let wanted = |chunks: &[u64]| -> Vec<Wanted> {
+        chunks.iter().map(|chunk| (0, chunk * CHUNK..chunk * CHUNK + 1)).collect()
+    };
+    // Neighbours come together; no reader is waited for, and nothing that is under way is asked for again.
+    let read = fixture.read(50);
+    assert_eq!(fixture.next(), 50);
+    let soon = wanted(&[30, 31, 10, 50, 20, 31]);
+    let bringing = handle.spawn({
+        let layers = layers.clone();
+        async move { bring_soon(&layers, soon).await }
+    });
+    let mut asked = [fixture.next(), fixture.next(), fixture.next()];
+    asked.sort_unstable();
+    assert_eq!(asked, [10, 20, 30]);
+    fixture.allow([10, 20, 30, 50]);
+    handle.block_on(bringing).unwrap();
+    assert_eq!(read.recv(), Ok(true));
+    assert_eq!(fixture.raw.here(), [10, 20, 30, 31, 50]);
+
+    // Eleven chunks that nobody has read fit in 2 MiB and in what was wanted.
+    fixture.allow(0..60);
+    handle.block_on(bring_soon(&layers, wanted(&(0..60).step_by(2).collect::<Vec<_>>())));
+    assert_eq!(fixture.raw.here().len(), 11 + 1);
+    // Who reads them may have more; who looks at them may not.
+    let mut bytes = vec![0; CHUNK as usize];
+    assert!(fixture.layer.peek(10 * CHUNK, &mut bytes).unwrap());
+    handle.block_on(bring_soon(&layers, wanted(&[55])));
+    assert!(!fixture.layer.has_chunk(55));
+    assert!(fixture.layer.read(10 * CHUNK, &mut bytes).unwrap());
+    handle.block_on(bring_soon(&layers, wanted(&[55])));
+    assert!(fixture.layer.has_chunk(55));
 }

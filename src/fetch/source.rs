@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, TryFutureExt, TryStreamExt};
 use peelfs_registry::{Blob, BlobDescriptor, ImageReference};
 use tokio::sync::{OnceCell, mpsc};
 
@@ -18,10 +18,18 @@ pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
 /// A ranged read under way.
 pub type ReadFuture = Pin<Box<dyn Future<Output = Result<Bytes, SourceError>> + Send>>;
 
+/// The bytes of a ranged read, as they arrive.
+pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, SourceError>> + Send>>;
+
 /// A blob that can be read by ranges.
 pub trait BlobSource: Send + Sync + 'static {
     /// Exactly these bytes, not yet verified. It ends within the source's own deadline, retries included.
     fn read(&self, range: Range<u64>) -> ReadFuture;
+
+    /// The same, piece by piece, none of which is empty: together they are these bytes, in order, unless one is an error, which is the last.
+    fn pieces(&self, range: Range<u64>) -> Pieces {
+        Box::pin(futures_util::stream::once(self.read(range)))
+    }
 }
 
 /// Hands the pieces of a blob to the thread that decodes it, up to the first that did not come. That thread hangs up when it fails or has
@@ -88,5 +96,12 @@ impl BlobSource for OriginBlob {
     fn read(&self, range: Range<u64>) -> ReadFuture {
         let blob = self.clone();
         Box::pin(async move { Ok(blob.open().await?.read(range).await?) })
+    }
+
+    fn pieces(&self, range: Range<u64>) -> Pieces {
+        let blob = self.clone();
+        let pieces =
+            async move { Ok::<_, SourceError>(blob.open().await?.pieces(range).map_err(SourceError::from)) };
+        Box::pin(pieces.try_flatten_stream())
     }
 }

@@ -16,7 +16,8 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::content::LayerContent;
-use super::lazy::{FetchError, Purpose, deliver_decoded};
+use super::delivery::deliver_decoded;
+use super::lazy::{FetchError, Purpose};
 use super::planner::{LONGEST_REQUEST, blob_range};
 use super::source::SourceError;
 use crate::layer::chunk::{self, ChunkError, MAXIMUM_CHUNK};

@@ -12,12 +12,10 @@ use crate::fetch::FetchError;
 use crate::fetch::extract::{ExtractError, Progress};
 use crate::fetch::proof::Standing;
 use crate::table::format::InodeRecord;
-use crate::tree::serve::MergedTree;
+use crate::tree::paths::find;
 
 /// Layers that are extracted at the same time.
 const LAYERS: usize = 4;
-/// Most symbolic links that are followed on the way to a file (path_resolution(7)).
-const MOST_LINKS: usize = 40;
 
 /// Why an image is not extracted. What was fetched stays.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +69,9 @@ impl Pulled {
     ) -> Result<(), ImageExtractError> {
         let mut wanted = vec![Vec::new(); self.brought.layers.len()];
         for path in paths {
-            let inode = find(&self.tree, path).ok_or_else(|| ImageExtractError::NoSuchPath {
+            let table = self.tree.table();
+            let found = find(table, path).and_then(|(number, _)| table.inode(number));
+            let inode = found.ok_or_else(|| ImageExtractError::NoSuchPath {
                 image: self.brought.reference.to_string(),
                 path: String::from_utf8_lossy(path).into_owned(),
             })?;
@@ -126,45 +126,4 @@ impl Pulled {
         }
         Ok(())
     }
-}
-
-/// What a path names. `..` of the root is the root; links lead nowhere outside.
-fn find<'a>(tree: &'a MergedTree, path: &[u8]) -> Option<&'a InodeRecord> {
-    let table = tree.table();
-    let root = table.inode(0)?;
-    // The directories on the way, the root not among them.
-    let mut way: Vec<&InodeRecord> = Vec::new();
-    let mut left: Vec<Vec<u8>> = components(path).rev().collect();
-    let mut links = 0;
-    while let Some(name) = left.pop() {
-        let directory = way.last().copied().unwrap_or(root);
-        if directory.mode.get() & libc::S_IFMT != libc::S_IFDIR {
-            return None;
-        }
-        if name == b".." {
-            way.pop();
-            continue;
-        }
-        let inode = table.inode(table.find(directory, &name)?.inode.get())?;
-        if inode.mode.get() & libc::S_IFMT == libc::S_IFLNK {
-            links += 1;
-            if links > MOST_LINKS {
-                return None;
-            }
-            let target = table.target(inode);
-            if target.starts_with(b"/") {
-                way.clear();
-            }
-            left.extend(components(target).rev());
-        } else {
-            way.push(inode);
-        }
-    }
-    Some(way.last().copied().unwrap_or(root))
-}
-
-/// The names in a path; those that lead nowhere are left out.
-fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> + '_ {
-    let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
-    names.map(<[u8]>::to_vec)
 }

@@ -63,6 +63,52 @@ pub fn file_at<'a>(table: &'a Table, path: &[u8]) -> Option<&'a InodeRecord> {
     (inode.mode.get() & libc::S_IFMT == libc::S_IFREG).then_some(inode)
 }
 
+/// Most symbolic links that are followed on the way to a file (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
+/// What a path names, links followed: the number of its inode, and its path from the root, through no links. `..` of the root is the root;
+/// links lead nowhere outside.
+pub fn find(table: &Table, path: &[u8]) -> Option<(u32, Vec<u8>)> {
+    // What lies on the way, the root not among it.
+    let mut way: Vec<(u32, Vec<u8>)> = Vec::new();
+    let mut left: Vec<Vec<u8>> = components(path).rev().collect();
+    let mut links = 0;
+    while let Some(name) = left.pop() {
+        let directory = table.inode(way.last().map_or(0, |(number, _)| *number))?;
+        if directory.mode.get() & libc::S_IFMT != libc::S_IFDIR {
+            return None;
+        }
+        if name == b".." {
+            way.pop();
+            continue;
+        }
+        let number = table.find(directory, &name)?.inode.get();
+        let inode = table.inode(number)?;
+        if inode.mode.get() & libc::S_IFMT == libc::S_IFLNK {
+            links += 1;
+            if links > MOST_LINKS {
+                return None;
+            }
+            let target = table.target(inode);
+            if target.starts_with(b"/") {
+                way.clear();
+            }
+            left.extend(components(target).rev());
+        } else {
+            way.push((number, name));
+        }
+    }
+    let number = way.last().map_or(0, |(number, _)| *number);
+    let names: Vec<Vec<u8>> = way.into_iter().map(|(_, name)| name).collect();
+    Some((number, names.join(&b'/')))
+}
+
+/// The names in a path; those that lead nowhere are left out.
+fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> + '_ {
+    let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".");
+    names.map(<[u8]>::to_vec)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +119,9 @@ mod tests {
         let mut builder = LayerBuilder::new();
         for path in paths {
             let kind = match path.split_once('=') {
+                Some((_, target)) if target.starts_with('>') => {
+                    EntryKind::Symlink { target: target[1..].into() }
+                }
                 Some((_, target)) => EntryKind::Hardlink { target: target.into() },
                 None if path.ends_with('/') => EntryKind::Directory,
                 None => EntryKind::Regular { size: 1, content: Content::Contiguous(0) },
@@ -101,6 +150,48 @@ mod tests {
         assert!(paths_of(&table, [4_000_000_000].into()).is_empty());
         for nothing in ["", "usr", "usr/", "/top", "usr/bin/a/", "top/x", "usr//z", "nothing"] {
             assert!(file_at(&table, nothing.as_bytes()).is_none(), "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn links_are_followed_within_the_tree() {
+        let table = table(&[
+            "usr/",
+            "usr/lib/",
+            "usr/lib/libc.so.6",
+            "lib=>usr/lib",
+            "usr/lib/libm.so=>../../lib/./libc.so.6",
+            "out=>../../../usr//lib/",
+            "absolute=>/lib/libm.so",
+            "circle=>circle",
+            "dead=>nowhere",
+        ]);
+        let libc = Some("usr/lib/libc.so.6");
+        for (path, expected) in [
+            ("usr/lib/libc.so.6", libc),
+            ("/lib/libc.so.6", libc),
+            ("lib/libm.so", libc),
+            ("absolute", libc),
+            ("out/../lib/libc.so.6", libc),
+            ("out", Some("usr/lib")),
+            ("/..", Some("")),
+            ("", Some("")),
+            ("circle", None),
+            ("dead", None),
+            ("usr/lib/libc.so.6/", libc),
+            ("usr/lib/libc.so.6/x", None),
+            ("usr/lib/libc.so.6/..", None),
+        ] {
+            let found = find(&table, path.as_bytes());
+            assert_eq!(
+                found.as_ref().map(|(_, path)| path.as_slice()),
+                expected.map(str::as_bytes),
+                "{path:?}"
+            );
+            let of_path = found.and_then(|(number, _)| table.inode(number));
+            if let (Some(record), Some(expected)) = (of_path, expected.filter(|path| path.contains('.'))) {
+                assert!(std::ptr::eq(record, file_at(&table, expected.as_bytes()).unwrap()));
+            }
         }
     }
 }

@@ -10,14 +10,15 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use peelfs_fuse::{
     Attributes, DataOrHole, Device, DirectoryEntry, Errno, FilesystemStatistics, ReadReply, Timestamp, Tree,
 };
 
 use super::inode_set::InodeSet;
+use super::program::is_program;
 use super::touches::Touches;
 use crate::error::chain;
 use crate::fetch::LayerContent;
@@ -35,6 +36,21 @@ pub struct MergedTree {
     proved: Option<Arc<InodeSet>>,
     /// If what is read is noted.
     touches: Option<Touches>,
+    programs: OnceLock<Arc<Programs>>,
+}
+
+/// Tells of each program, once, that its beginning is read.
+struct Programs {
+    told: InodeSet,
+    tell: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+impl Programs {
+    fn begun(&self, inode: u64) {
+        if !self.told.contains(inode) && self.told.insert(inode) {
+            (self.tell)(inode);
+        }
+    }
 }
 
 /// How many inodes are shown before the table's pages are let go of; they fill some 6 MB of it. To map as much again takes less than
@@ -69,7 +85,35 @@ impl MergedTree {
         let must_be_proved = layers.iter().any(|layer| layer.must_be_proved());
         // Inode numbers are counted from 1.
         let proved = must_be_proved.then(|| Arc::new(InodeSet::none(table.inodes().len() as u64)));
-        MergedTree { name, table, layers, shown: AtomicU64::new(0), proved, touches: None }
+        let (shown, programs) = (AtomicU64::new(0), OnceLock::new());
+        MergedTree { name, table, layers, shown, proved, touches: None, programs }
+    }
+
+    /// From now on, `tell` is called with the kernel's number of each file whose beginning is read and which may be a program, on a thread that
+    /// must not be held up. To be called once.
+    pub fn tell_of_programs(&self, tell: impl Fn(u64) + Send + Sync + 'static) {
+        let told = InodeSet::none(self.table.inodes().len() as u64);
+        let _ = self.programs.set(Arc::new(Programs { told, tell: Box::new(tell) }));
+    }
+
+    /// These bytes of a regular file, which lie within it, if they are all here. They do not count as read.
+    pub fn read_here(&self, record: &InodeRecord, part: Range<u64>) -> Option<Vec<u8>> {
+        let layer = self.layer(record)?;
+        let mut bytes = vec![0; usize::try_from(part.end.checked_sub(part.start)?).ok()?];
+        let (mut rest, mut all_here) = (&mut bytes[..], true);
+        segments(layer, record, part, |segment| {
+            let (Segment::Hole { length } | Segment::Data { length, .. }) = segment;
+            let taken = std::mem::take(&mut rest);
+            let Some((piece, after)) = taken.split_at_mut_checked(length as usize) else {
+                all_here = false;
+                return;
+            };
+            if let Segment::Data { decoded_offset, .. } = segment {
+                all_here &= matches!(layer.peek(decoded_offset, piece), Ok(true));
+            }
+            rest = after;
+        });
+        all_here.then_some(bytes)
     }
 
     /// The same tree; from now on it is noted which of its files are read.
@@ -186,8 +230,13 @@ impl MergedTree {
         must_be.then_some(proved)
     }
 
-    /// Answers if all is here, and gives the reply back if not.
-    fn read_segments(layer: &LayerContent, segments: &[Segment], reply: ReadReply) -> Option<ReadReply> {
+    /// Answers if all is here, and gives the reply back if not. Of a file's beginning, `begins` is told if it is that of a program.
+    fn read_segments(
+        layer: &LayerContent,
+        segments: &[Segment],
+        begins: Option<(&Programs, u64)>,
+        reply: ReadReply,
+    ) -> Option<ReadReply> {
         BUFFER.with_borrow_mut(|buffer| {
             let length = reply.length() as usize;
             if buffer.len() < length {
@@ -214,6 +263,9 @@ impl MergedTree {
                 }
                 rest = after;
             }
+            if let Some((programs, inode)) = begins.filter(|_| is_program(&buffer[..length])) {
+                programs.begun(inode);
+            }
             reply.data(&buffer[..length]);
             None
         })
@@ -227,6 +279,8 @@ struct Read {
     offset: u64,
     length: u32,
     segments: Vec<Segment>,
+    /// If it is of the file's beginning.
+    programs: Option<Arc<Programs>>,
 }
 
 /// How often one read fetches what it needs: what was fetched may be evicted before it could be read.
@@ -241,12 +295,17 @@ impl Read {
         layer.prove_file(file, move |result| match result {
             Ok(()) => {
                 proved.insert(self.inode);
-                if let Some(reply) = MergedTree::read_segments(&content, &self.segments, reply) {
+                if let Some(reply) = MergedTree::read_segments(&content, &self.segments, self.begins(), reply)
+                {
                     self.fetch(&content, reply, FETCHES);
                 }
             }
             Err(error) => self.failed(&content, &chain(&error), reply),
         });
+    }
+
+    fn begins(&self) -> Option<(&Programs, u64)> {
+        self.programs.as_deref().map(|programs| (programs, self.inode))
     }
 
     fn failed(&self, layer: &LayerContent, error: &str, reply: ReadReply) {
@@ -272,7 +331,7 @@ impl Read {
         let content = layer.clone();
         layer.fetch(self.bounds(), move |result| {
             let (reply, error) = match result {
-                Ok(()) => match MergedTree::read_segments(&content, &self.segments, reply) {
+                Ok(()) => match MergedTree::read_segments(&content, &self.segments, self.begins(), reply) {
                     None => return,
                     Some(reply) if fetches > 1 => return self.fetch(&content, reply, fetches - 1),
                     Some(reply) => (reply, "it was evicted again and again".to_owned()),
@@ -397,13 +456,17 @@ impl Tree for MergedTree {
         }
         let mut wanted = Vec::with_capacity(1);
         segments(layer, record, offset..end, |segment| wanted.push(segment));
+        let programs = self.programs.get().filter(|_| offset == 0);
+        let read = |segments| {
+            let (image, programs) = (self.name.clone(), programs.cloned());
+            Read { image, inode, offset, length, segments, programs }
+        };
         if let Some(proved) = self.unproved(layer, inode, record) {
-            let read = Read { image: self.name.clone(), inode, offset, length, segments: wanted };
-            return read.prove(layer, record.content.get(), proved.clone(), reply);
+            return read(wanted).prove(layer, record.content.get(), proved.clone(), reply);
         }
-        let Some(reply) = Self::read_segments(layer, &wanted, reply) else { return };
-        let read = Read { image: self.name.clone(), inode, offset, length, segments: wanted };
-        read.fetch(layer, reply, FETCHES);
+        let begins = programs.map(|programs| (&**programs, inode));
+        let Some(reply) = Self::read_segments(layer, &wanted, begins, reply) else { return };
+        read(wanted).fetch(layer, reply, FETCHES);
     }
 
     fn whole_file(&self, inode: u64) -> Option<Arc<File>> {
@@ -425,6 +488,10 @@ impl Tree for MergedTree {
             }
         }
         let file = layer.whole_file(record.content.get(), record.size.get())?;
+        if let Some(programs) = self.programs.get() {
+            // Its beginning will not be seen.
+            programs.begun(inode);
+        }
         if let Some(touches) = &self.touches {
             touches.handed_over(inode, record.size.get());
         }
