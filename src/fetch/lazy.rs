@@ -624,6 +624,9 @@ async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) 
                 let result = deliver(&content, *number, &mut stretch);
                 all_came &= result.is_ok();
                 if let Err(error) = &result {
+                    if matches!(error, FetchError::Chunk { .. }) {
+                        lazy.source.doubt();
+                    }
                     tracing::error!(layer = %content.layer(), chunk = number, error = %chain(error), "a chunk did not arrive");
                 }
                 lazy.finish(&[*number], result);

@@ -22,6 +22,9 @@ pub type ReadFuture = Pin<Box<dyn Future<Output = Result<Bytes, SourceError>> + 
 pub trait BlobSource: Send + Sync + 'static {
     /// Exactly these bytes, not yet verified. It ends within the source's own deadline, retries included.
     fn read(&self, range: Range<u64>) -> ReadFuture;
+
+    /// What came last is not what it should be. If somebody else may have the blob, he is asked next.
+    fn doubt(&self) {}
 }
 
 /// Hands the pieces of a blob to the thread that decodes it, up to the first that did not come. That thread hangs up when it fails or has
@@ -88,5 +91,11 @@ impl BlobSource for OriginBlob {
     fn read(&self, range: Range<u64>) -> ReadFuture {
         let blob = self.clone();
         Box::pin(async move { Ok(blob.open().await?.read(range).await?) })
+    }
+
+    fn doubt(&self) {
+        if let Some(blob) = self.0.blob.get() {
+            blob.doubt();
+        }
     }
 }
