@@ -2,6 +2,7 @@
 #
 #   debian_root TAR PACKAGES…   a minimal Debian of this machine's release with PACKAGES, as an uncompressed tar
 #   debian_suite=SUITE          makes it of that suite (unstable, say) of the same archives instead
+#   debian_variant=extract      only unpacks PACKAGES and what they depend on: nothing in it need run
 #
 # The packages come from where this machine's own apt gets Debian's packages, with its settings (proxy, certificates); neither
 # is left in the root. All times in it are at most SOURCE_DATE_EPOCH, so the same packages give the same bytes.
@@ -33,9 +34,9 @@ debian_root() {
   fi
   apt-config dump Acquire | grep -v '^Acquire "";' >"$tar.apt" || true
   printf '%s\n' "$sources" >"$tar.list"
-  if ! mmdebstrap --mode=root --variant=minbase ${1:+--include="$(IFS=,; printf '%s' "$*")"} --aptopt="$tar.apt" \
+  if ! mmdebstrap --mode=root --variant="${debian_variant:-minbase}" ${1:+--include="$(IFS=,; printf '%s' "$*")"} --aptopt="$tar.apt" \
     --customize-hook='rm -f "$1"/etc/apt/sources.list.d/* "$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/resolv.conf' \
-    --customize-hook='echo peel >"$1"/etc/hostname' --format=tar \
+    --customize-hook='mkdir -p "$1"/etc && echo peel >"$1"/etc/hostname' --format=tar \
     "$release" "$tar.partial" "$tar.list" >"$tar.log" 2>&1; then
     tail -n 20 "$tar.log" >&2
     fail "mmdebstrap could not make a Debian root; the end of its log is above"

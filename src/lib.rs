@@ -6,6 +6,7 @@ pub mod commit;
 pub mod compose;
 pub mod containerd;
 pub mod convert;
+pub mod cri;
 pub mod daemon;
 pub mod directory;
 pub mod error;

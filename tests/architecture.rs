@@ -12,7 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["cache"],
     &["mount", "convert", "commit"],
     &["push", "gc", "compose", "directory", "changes", "snapshotter"],
-    &["containerd"],
+    &["containerd", "cri"],
     &["daemon"],
 ];
 
@@ -24,9 +24,9 @@ const NAMED_IN_ONE_PLACE: &[(&str, &[&str])] = &[
     ("rusqlite::", &["src/store"]),
     ("clap::", &["src/cli"]),
     ("anyhow::", &["src/cli"]),
-    ("tonic::", &["src/daemon", "src/containerd"]),
-    ("hyper::", &["src/daemon", "src/containerd"]),
-    ("prost::", &["src/daemon", "src/containerd"]),
+    ("tonic::", &["src/daemon", "src/containerd", "src/cri"]),
+    ("hyper::", &["src/daemon", "src/containerd", "src/cri"]),
+    ("prost::", &["src/daemon", "src/containerd", "src/cri"]),
     ("std::env::var", &["src/cli"]),
 ];
 

@@ -3,6 +3,7 @@
 mod against_docker_registry;
 mod authentication;
 mod failures;
+mod hosts;
 mod layout;
 mod ranges;
 mod referrers;

@@ -3,6 +3,7 @@
 //! registry.
 
 mod claims;
+mod cri;
 mod ctr_pull;
 mod user_namespaces;
 

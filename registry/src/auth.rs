@@ -21,10 +21,11 @@ use reqwest::header::{self, HeaderMap, HeaderValue};
 use serde::Deserialize;
 
 use crate::challenge::{Challenge, challenges};
-use crate::credentials::{self, Credential, Sources};
+use crate::credentials::{self, Asked, Credential, Sources};
+use crate::endpoint::Endpoint;
 use crate::error::ErrorKind;
 use crate::origin::Origin;
-use crate::transport::{Endpoint, Failure, Request, Transport};
+use crate::transport::{Failure, Request, Transport};
 
 /// Most bytes of a token service's answer.
 const MAXIMUM_TOKEN_ANSWER: usize = 1024 * 1024;
@@ -65,6 +66,23 @@ struct TokenService {
     scope: String,
 }
 
+/// How far the answers to the challenges of one request have come: there may be several credentials.
+#[derive(Debug, Default)]
+pub(crate) struct Tried {
+    /// Credentials that were tried.
+    credentials: usize,
+    /// What another task had just got was tried.
+    was_lent: bool,
+    is_all: bool,
+}
+
+impl Tried {
+    /// Whether there is nothing left to answer with.
+    pub(crate) fn is_all(&self) -> bool {
+        self.is_all
+    }
+}
+
 impl Authenticator {
     fn grant(&self, endpoint: &Endpoint) -> SharedGrant {
         let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,7 +100,9 @@ impl Authenticator {
         match (&grant.authorization, grant.service.clone()) {
             (Some(authorization), _) if !authorization.is_stale() => Ok(Some(authorization.header.clone())),
             (_, Some(service)) => {
-                let authorization = token(transport, endpoint, &service).await?;
+                let wanted = Wanted::Token(service);
+                let authorization =
+                    authorized(transport, endpoint, &wanted, None, &mut Tried::default()).await?;
                 let header = authorization.header.clone();
                 grant.authorization = Some(authorization);
                 Ok(Some(header))
@@ -98,6 +118,7 @@ impl Authenticator {
         endpoint: &Endpoint,
         headers: &HeaderMap,
         rejected: Option<&HeaderValue>,
+        tried: &mut Tried,
     ) -> Result<HeaderValue, Failure> {
         let grant = self.grant(endpoint);
         let mut grant = grant.lock().await;
@@ -105,21 +126,16 @@ impl Authenticator {
         if let Some(current) = &grant.authorization
             && Some(&current.header) != rejected
             && !current.is_stale()
+            && !tried.was_lent
         {
+            tried.was_lent = true;
             return Ok(current.header.clone());
         }
         grant.authorization = None;
-        let authorization = match wanted(headers, endpoint)? {
-            Wanted::Token(service) => {
-                let authorization = token(transport, endpoint, &service).await?;
-                grant.service = Some(service);
-                authorization
-            }
-            Wanted::Basic => basic(transport, endpoint).await?,
-        };
-        // The same Basic credentials, or the same fixed token, would be refused again.
-        if Some(&authorization.header) == rejected {
-            return Err(refused(&format!("{} refused the credentials", endpoint.host)));
+        let wanted = wanted(headers, endpoint)?;
+        let authorization = authorized(transport, endpoint, &wanted, rejected, tried).await?;
+        if let Wanted::Token(service) = wanted {
+            grant.service = Some(service);
         }
         let header = authorization.header.clone();
         grant.authorization = Some(authorization);
@@ -187,8 +203,42 @@ fn scope(offered: Option<&str>, endpoint: &Endpoint) -> String {
     offered.filter(suffices).map_or_else(|| endpoint.scope(), str::to_owned)
 }
 
-async fn basic(transport: &Transport, endpoint: &Endpoint) -> Result<Authorization, Failure> {
-    match credential(transport, endpoint).await? {
+/// What the next of our credentials gives that was not tried; without any, perhaps a token all the same.
+async fn authorized(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    wanted: &Wanted,
+    rejected: Option<&HeaderValue>,
+    tried: &mut Tried,
+) -> Result<Authorization, Failure> {
+    let found = credentials(transport, endpoint).await?;
+    let candidates = if found.is_empty() { vec![None] } else { found.into_iter().map(Some).collect() };
+    let count = candidates.len();
+    let mut refusal = refused(&format!("{} refused the credentials", endpoint.host));
+    for credential in candidates.into_iter().skip(tried.credentials) {
+        tried.credentials += 1;
+        tried.is_all = tried.credentials >= count;
+        let given = match wanted {
+            Wanted::Token(service) => token(transport, endpoint, service, credential).await,
+            Wanted::Basic => basic(transport, endpoint, credential),
+        };
+        match given {
+            // The same Basic credentials, or the same fixed token, would be refused again.
+            Ok(authorization) if Some(&authorization.header) == rejected => {}
+            Err(failure) if failure.kind == ErrorKind::Unauthorized => refusal = failure,
+            other => return other,
+        }
+    }
+    tried.is_all = true;
+    Err(refusal)
+}
+
+fn basic(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    credential: Option<Credential>,
+) -> Result<Authorization, Failure> {
+    match credential {
         Some(Credential::Password { user, password }) => {
             Authorization::new(basic_text(&user, &password), None)
         }
@@ -196,8 +246,21 @@ async fn basic(transport: &Transport, endpoint: &Endpoint) -> Result<Authorizati
         Some(Credential::IdentityToken(_)) => {
             Err(refused("the host wants a password, but the credential for it is an identity token"))
         }
-        None => Err(refused(&format!("{} wants a password and none is configured", endpoint.host))
-            .hinted("log in first, with `podman login` or `docker login`")),
+        None => {
+            let failure = refused(&format!("{} wants a password and none is configured", endpoint.host));
+            Err(without_login(transport, failure))
+        }
+    }
+}
+
+/// The failure of somebody who has given no credentials. Whoever could have known some writes for a log, where nobody gives hints.
+fn without_login(transport: &Transport, mut failure: Failure) -> Failure {
+    match transport.configuration.credential_source.as_deref() {
+        Some(source) => {
+            failure.message = format!("{}; {}", failure.message, source.hint());
+            failure
+        }
+        None => failure.hinted("log in first, with `podman login` or `docker login`"),
     }
 }
 
@@ -206,9 +269,9 @@ async fn token(
     transport: &Transport,
     endpoint: &Endpoint,
     service: &TokenService,
+    credential: Option<Credential>,
 ) -> Result<Authorization, Failure> {
     let realm = Origin::of(&service.realm);
-    let credential = credential(transport, endpoint).await?;
     if let Some(Credential::RegistryToken(token)) = credential {
         return Authorization::new(format!("Bearer {token}"), None);
     }
@@ -237,7 +300,7 @@ async fn token(
             let failure = refused(&message);
             return Err(match credential {
                 Some(_) => failure.hinted("are the credentials right, and do they allow this repository?"),
-                None => failure.hinted("log in first, with `podman login` or `docker login`"),
+                None => without_login(transport, failure),
             });
         }
         408 | 429 | 500..=599 => {
@@ -316,15 +379,20 @@ struct TokenAnswer {
 }
 
 /// Files are read and helpers run where blocking is allowed. They are asked each time, so that a new login counts at once.
-async fn credential(transport: &Transport, endpoint: &Endpoint) -> Result<Option<Credential>, Failure> {
+async fn credentials(transport: &Transport, endpoint: &Endpoint) -> Result<Vec<Credential>, Failure> {
     let configuration = &transport.configuration;
     let sources = Sources {
+        source: configuration.credential_source.clone(),
         files: configuration.credential_files.clone(),
         helper_directories: configuration.helper_directories.clone(),
         helper_timeout: configuration.timeouts.credential_helper,
     };
-    let (host, repository) = (endpoint.host.clone(), endpoint.repository.clone());
-    tokio::task::spawn_blocking(move || credentials::find(&sources, &host, &repository))
+    let asked = Asked {
+        registry: endpoint.registry.clone(),
+        host: endpoint.host.clone(),
+        repository: endpoint.repository.clone(),
+    };
+    tokio::task::spawn_blocking(move || credentials::find(&sources, &asked))
         .await
         .map_err(|error| {
             Failure::permanent(ErrorKind::Local, "credentials could not be looked up").caused_by(error)

@@ -9,14 +9,16 @@ use reqwest::header;
 
 use crate::configuration::ClientConfiguration;
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind};
+use crate::endpoint::{Endpoint, Endpoints};
+use crate::error::{Context, Error, ErrorKind};
 use crate::layout::{Layout, LayoutBlob};
 use crate::manifest::{ACCEPT, BlobDescriptor, Document, MAXIMUM_DOCUMENT_SIZE};
+use crate::mirrors::first_answer;
 use crate::reference::{DEFAULT_TAG, ImageReference, Target};
-use crate::remote::{BlobReader, PartReader, RangeMemory, RemoteBlob};
+use crate::remote::{BlobHost, BlobReader, PartReader, RangeMemory, RemoteBlob};
 use crate::retry::{Policy, Retrier};
 use crate::statistics::Statistics;
-use crate::transport::{Endpoint, Failure, Request, Transport};
+use crate::transport::{Failure, Request, Transport};
 
 /// How much of a layout's blob a stream reads at once.
 const LAYOUT_PIECE: u64 = 1024 * 1024;
@@ -40,10 +42,10 @@ impl Client {
     pub fn repository(&self, reference: &ImageReference) -> Result<Repository, Error> {
         let place = match reference {
             ImageReference::Layout(layout) => Place::Layout(Layout::new(layout.path.clone())),
-            ImageReference::Registry(reference) => Place::Registry {
-                endpoint: Box::new(Endpoint::new(reference, &self.transport.configuration)?),
-                client: self.clone(),
-            },
+            ImageReference::Registry(reference) => {
+                let Endpoints { written, all } = Endpoints::new(reference, &self.transport.configuration)?;
+                Place::Registry { endpoint: Box::new(written), hosts: all, client: self.clone() }
+            }
         };
         Ok(Repository { place })
     }
@@ -62,7 +64,13 @@ pub struct Repository {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
-    Registry { endpoint: Box<Endpoint>, client: Client },
+    Registry {
+        /// Where it is written to, and by which it is named.
+        endpoint: Box<Endpoint>,
+        /// Who is asked for what is there, in that order.
+        hosts: Arc<[Endpoint]>,
+        client: Client,
+    },
     Layout(Layout),
 }
 
@@ -107,8 +115,8 @@ impl Repository {
         announced: Option<&str>,
     ) -> Result<FetchedDocument, Error> {
         let (bytes, media_type, digest) = match &self.place {
-            Place::Registry { endpoint, client } => {
-                registry_document(&client.transport, endpoint, target).await?
+            Place::Registry { hosts, client, .. } => {
+                registry_document(&client.transport, hosts, target, &self.context(target)).await?
             }
             Place::Layout(layout) => layout_document(layout, target).await?,
         };
@@ -130,11 +138,13 @@ impl Repository {
 
     fn blob_or_foreign(&self, digest: Digest, size: u64, urls: &[String]) -> Blob {
         let place = match &self.place {
-            Place::Registry { endpoint, client } => {
-                let ranges = client.ranges.of(&endpoint.origin);
-                let transport = client.transport.clone();
-                let (endpoint, urls) = (Endpoint::clone(endpoint), urls.to_vec());
-                BlobPlace::Registry(RemoteBlob::new(transport, endpoint, ranges, digest, size, urls))
+            Place::Registry { endpoint, hosts, client } => {
+                let hosts = hosts.iter().filter(|host| host.capabilities.pull);
+                let hosts = hosts
+                    .map(|host| BlobHost { endpoint: host.clone(), ranges: client.ranges.of(&host.origin) });
+                let (transport, hosts) = (client.transport.clone(), hosts.collect());
+                let context = endpoint.context(format!("blob {digest}"));
+                BlobPlace::Registry(RemoteBlob::new(transport, context, hosts, digest, size, urls.to_vec()))
             }
             Place::Layout(layout) => BlobPlace::Layout(LayoutBlob::new(layout, digest, size)),
         };
@@ -171,15 +181,15 @@ impl Repository {
         Ok(blob)
     }
 
-    pub(crate) fn context(&self, target: &Target) -> crate::error::Context {
+    pub(crate) fn context(&self, target: &Target) -> Context {
         self.context_of(format!("manifest {target}"))
     }
 
-    pub(crate) fn context_of_blob(&self, digest: &Digest) -> crate::error::Context {
+    pub(crate) fn context_of_blob(&self, digest: &Digest) -> Context {
         self.context_of(format!("blob {digest}"))
     }
 
-    fn context_of(&self, subject: String) -> crate::error::Context {
+    fn context_of(&self, subject: String) -> Context {
         match &self.place {
             Place::Registry { endpoint, .. } => endpoint.context(subject),
             Place::Layout(layout) => layout.context(subject),
@@ -207,28 +217,40 @@ async fn layout_document(layout: &Layout, target: &Target) -> Result<FetchedByte
     Ok((stored.bytes, stored.media_type, stored.digest))
 }
 
+/// Of a host that may not say what a tag means, only what has a digest is asked for.
 async fn registry_document(
     transport: &Transport,
-    endpoint: &Endpoint,
+    hosts: &[Endpoint],
     target: &Target,
+    context: &Context,
 ) -> Result<FetchedBytes, Error> {
-    let context = endpoint.context(format!("manifest {target}"));
+    let is_proved = matches!(target, Target::Digest(_));
+    let may = |host: &&Endpoint| if is_proved { host.capabilities.pull } else { host.capabilities.resolve };
+    let hosts: Vec<&Endpoint> = hosts.iter().filter(may).collect();
+    let nobody = || {
+        let capability = if is_proved { "pull" } else { "resolve" };
+        let message = format!("no host that is named for it may be asked: \"{capability}\" is missing");
+        Failure::permanent(ErrorKind::Local, message)
+    };
     let patience = transport.configuration.timeouts.operation;
     let attempts = async {
         let mut retrier = Retrier::new(Policy::INTERACTIVE, patience);
         loop {
-            match registry_document_once(transport, endpoint, target).await {
-                Ok(found) => return Ok(found),
+            let asked = first_answer(&transport.absent, &hosts, None, |number| {
+                registry_document_once(transport, hosts[number], target)
+            });
+            match asked.await.unwrap_or_else(|| Err(nobody())) {
+                Ok((_, found)) => return Ok(found),
                 Err(failure) => retrier.wait_after(failure, &transport.counters).await?,
             }
         }
     };
     // The retrier bounds the waits; this bounds a host that sends a byte now and then.
     match tokio::time::timeout(patience, attempts).await {
-        Ok(result) => result.map_err(|failure: Failure| failure.into_error(&context)),
+        Ok(result) => result.map_err(|failure: Failure| failure.into_error(context)),
         Err(_) => {
             let message = format!("it did not arrive within {} s", patience.as_secs());
-            Err(Error::new(ErrorKind::Timeout, &context, message))
+            Err(Error::new(ErrorKind::Timeout, context, message))
         }
     }
 }
@@ -358,6 +380,13 @@ impl Blob {
         Error::new(ErrorKind::InvalidRange, &self.context(), message)
     }
 
+    /// What came last is not what it should be: of several hosts that stand for the registry, another is asked next.
+    pub fn doubt(&self) {
+        if let BlobPlace::Registry(blob) = &self.place {
+            blob.doubt();
+        }
+    }
+
     async fn read_whole_by_range(&self) -> Result<Bytes, Error> {
         match &self.place {
             BlobPlace::Registry(blob) if blob.size() > 0 => blob.read_whole_by_range().await,
@@ -384,9 +413,9 @@ impl Blob {
         state.stream()
     }
 
-    fn context(&self) -> crate::error::Context {
+    fn context(&self) -> Context {
         match &self.place {
-            BlobPlace::Registry(blob) => blob.context(),
+            BlobPlace::Registry(blob) => blob.context().clone(),
             BlobPlace::Layout(blob) => blob.context().clone(),
         }
     }

@@ -7,9 +7,13 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
+use reqwest::header::HeaderMap;
+
+use crate::credentials::CredentialSource;
 
 /// Everything a [`Client`](crate::Client) may be told. The default reads no files and uses no proxy.
 #[derive(Clone, Debug, Default)]
@@ -21,11 +25,16 @@ pub struct ClientConfiguration {
     /// Files in the format of Docker's `config.json` and podman's `auth.json`; the first that knows a host decides. A file
     /// that does not exist is skipped.
     pub credential_files: Vec<PathBuf>,
+    /// Who else knows credentials; he is asked before the files.
+    pub credential_source: Option<Arc<dyn CredentialSource>>,
     /// Where the programs `docker-credential-NAME` are looked for, in order; a shell's `PATH`.
     pub helper_directories: Vec<PathBuf>,
     /// Directories laid out as `/etc/docker/certs.d`: `HOST[:PORT]/` with `*.crt` (authorities), `*.cert` and `*.key`
     /// (client certificate). All that know a host count.
     pub certificate_directories: Vec<PathBuf>,
+    /// Directories laid out as `/etc/containerd/certs.d` (containerd, `docs/hosts.md`): `HOST[:PORT]/hosts.toml` says which hosts are asked
+    /// in which order for what that registry has, and how. The first that knows a registry counts.
+    pub hosts_directories: Vec<PathBuf>,
     /// Settings by `host[:port]` as in a reference, in addition to the directories.
     pub hosts: BTreeMap<String, HostSettings>,
     /// Proxies; loopback hosts are always spoken to directly.
@@ -35,18 +44,51 @@ pub struct ClientConfiguration {
 }
 
 /// What is particular about one host.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct HostSettings {
     /// PEM files of authorities trusted for this host, besides the system's.
     pub certificate_authorities: Vec<PathBuf>,
     /// The certificate shown to this host, and no other.
     pub client_certificate: Option<ClientCertificate>,
+    /// Take whatever certificate it shows, so that anybody may answer in its place.
+    pub accepts_any_certificate: bool,
+    /// Headers of requests to this host, and to no other that it leads to.
+    pub headers: HeaderMap,
+    /// How long to wait for a connection, TLS included, if not as for others.
+    pub connect_timeout: Option<Duration>,
+    /// The proxy by which it is reached, whatever else is configured.
+    pub proxy: Option<String>,
+}
+
+impl HostSettings {
+    /// Whether it is said how to speak TLS, and so that this is spoken.
+    pub(crate) fn is_about_tls(&self) -> bool {
+        !self.certificate_authorities.is_empty()
+            || self.client_certificate.is_some()
+            || self.accepts_any_certificate
+    }
+}
+
+impl fmt::Debug for HostSettings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Headers and proxies may carry a password.
+        let headers: Vec<&str> = self.headers.keys().map(|name| name.as_str()).collect();
+        formatter
+            .debug_struct("HostSettings")
+            .field("certificate_authorities", &self.certificate_authorities)
+            .field("client_certificate", &self.client_certificate)
+            .field("accepts_any_certificate", &self.accepts_any_certificate)
+            .field("headers", &headers)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("proxy", &self.proxy.as_deref().map(without_credentials))
+            .finish()
+    }
 }
 
 /// A certificate with its private key, both PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// The certificate, followed by its chain.
+    /// The certificate, followed by its chain; the key may be in the same file.
     pub certificate: PathBuf,
     /// The private key: PKCS #8, PKCS #1 or SEC 1, not encrypted.
     pub key: PathBuf,

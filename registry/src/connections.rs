@@ -13,9 +13,10 @@ use reqwest::{Certificate, Identity, NoProxy, Proxy, Url};
 use crate::configuration::{
     ClientCertificate, ClientConfiguration, HostSettings, Proxies, without_credentials,
 };
+use crate::endpoint::Endpoint;
 use crate::error::{Context, Error, ErrorKind};
 use crate::origin::Origin;
-use crate::transport::{Endpoint, Failure};
+use crate::transport::Failure;
 
 const USER_AGENT: &str = concat!("peelfs/", env!("CARGO_PKG_VERSION"));
 
@@ -27,8 +28,8 @@ enum Pool {
     Secure {
         proxied: bool,
     },
-    /// The host's `host[:port]`.
-    Host(String),
+    /// A host with settings: its `host[:port]`, if those of it are kept by name, and its origin, if a file of hosts names it.
+    Host(Option<String>, Option<Origin>),
 }
 
 /// The pools made so far.
@@ -78,16 +79,22 @@ impl Connections {
             Pool::Plain { proxied }
         } else {
             match settings_key(configuration, endpoint, &origin, url) {
-                Some(host) => Pool::Host(host),
+                Some(host) => Pool::Host(Some(host), None),
                 None => Pool::Secure { proxied },
             }
+        };
+        let own = endpoint.settings.as_deref().filter(|_| origin == endpoint.origin);
+        let pool = match (pool, own) {
+            (Pool::Host(host, _), Some(_)) => Pool::Host(host, Some(origin.clone())),
+            (_, Some(_)) => Pool::Host(None, Some(origin.clone())),
+            (pool, None) => pool,
         };
         let pool = (pool, waits);
         let client = match made.pools.get(&pool) {
             Some(client) => client.clone(),
             None => {
                 let proxies = if proxied { self.proxies.as_slice() } else { &[] };
-                let client = built(configuration, &pool.0, waits, proxies)?;
+                let client = built(configuration, &pool.0, own, waits, proxies)?;
                 made.pools.insert(pool, client.clone());
                 client
             }
@@ -120,31 +127,45 @@ fn settings_key(
 fn built(
     configuration: &ClientConfiguration,
     pool: &Pool,
+    own: Option<&HostSettings>,
     waits: bool,
     proxies: &[Proxy],
 ) -> Result<reqwest::Client, Failure> {
     // Another part of the program may have chosen a provider already; any will do.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let connect_timeout = own.and_then(|own| own.connect_timeout).unwrap_or(configuration.timeouts.connect);
     let mut builder = reqwest::Client::builder()
         .user_agent(USER_AGENT)
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .referer(false)
-        .connect_timeout(configuration.timeouts.connect)
+        .connect_timeout(connect_timeout)
         .tcp_nodelay(true)
         .http2_adaptive_window(true)
         .no_proxy();
     if !waits {
         builder = builder.read_timeout(configuration.timeouts.idle);
     }
-    for proxy in proxies {
-        builder = builder.proxy(proxy.clone());
+    match own.and_then(|own| own.proxy.as_deref()) {
+        Some(proxy) => builder = builder.proxy(own_proxy(proxy)?),
+        None => {
+            for proxy in proxies {
+                builder = builder.proxy(proxy.clone());
+            }
+        }
     }
     match pool {
         Pool::Plain { .. } => builder = builder.tls_certs_only([]),
         Pool::Secure { .. } => {}
-        Pool::Host(host) => {
-            for settings in host_settings(configuration, host)? {
+        Pool::Host(host, _) => {
+            let mut all = own.cloned().into_iter().collect::<Vec<HostSettings>>();
+            if let Some(host) = host {
+                all.extend(host_settings(configuration, host)?);
+            }
+            for settings in all {
+                if settings.accepts_any_certificate {
+                    builder = builder.tls_danger_accept_invalid_certs(true);
+                }
                 for path in &settings.certificate_authorities {
                     let pem = read(path)?;
                     let certificates =
@@ -153,8 +174,10 @@ fn built(
                 }
                 if let Some(ClientCertificate { certificate, key }) = &settings.client_certificate {
                     let mut pem = read(certificate)?;
-                    pem.push(b'\n');
-                    pem.extend(read(key)?);
+                    if key != certificate {
+                        pem.push(b'\n');
+                        pem.extend(read(key)?);
+                    }
                     builder = builder
                         .identity(Identity::from_pem(&pem).map_err(|error| unusable(certificate, error))?);
                 }
@@ -164,6 +187,14 @@ fn built(
     builder.build().map_err(|error| {
         Failure::permanent(ErrorKind::Local, "TLS cannot be set up; are root certificates installed?")
             .caused_by(error)
+    })
+}
+
+/// The proxy of one host. The library's error would quote its address, with its password.
+fn own_proxy(address: &str) -> Result<Proxy, Failure> {
+    Proxy::all(address).map_err(|_| {
+        let message = format!("the address of the proxy {} is malformed", without_credentials(address));
+        Failure::permanent(ErrorKind::Local, message)
     })
 }
 
@@ -199,22 +230,26 @@ fn proxies(settings: &Proxies) -> Result<Vec<Proxy>, Error> {
 fn host_settings(configuration: &ClientConfiguration, host: &str) -> Result<Vec<HostSettings>, Failure> {
     let mut settings: Vec<HostSettings> = configuration.hosts.get(host).cloned().into_iter().collect();
     for directory in &configuration.certificate_directories {
-        let directory = directory.join(host);
-        let failed = |error| {
-            let message = format!("cannot read the certificate directory {}", directory.display());
-            Failure::permanent(ErrorKind::Local, message).caused_by(error)
-        };
-        match std::fs::read_dir(&directory) {
-            Ok(entries) => {
-                let paths: Result<Vec<PathBuf>, _> =
-                    entries.map(|entry| entry.map(|entry| entry.path())).collect();
-                settings.push(settings_of(paths.map_err(failed)?)?);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
+        settings.extend(settings_in(&directory.join(host))?);
     }
     Ok(settings)
+}
+
+/// The settings that the files of one directory are; nothing if there is no such directory.
+pub(crate) fn settings_in(directory: &Path) -> Result<Option<HostSettings>, Failure> {
+    let failed = |error| {
+        let message = format!("cannot read the certificate directory {}", directory.display());
+        Failure::permanent(ErrorKind::Local, message).caused_by(error)
+    };
+    match std::fs::read_dir(directory) {
+        Ok(entries) => {
+            let paths: Result<Vec<PathBuf>, _> =
+                entries.map(|entry| entry.map(|entry| entry.path())).collect();
+            settings_of(paths.map_err(failed)?).map(Some)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// What the files of one `certs.d/HOST` directory mean, by Docker's convention.
@@ -239,6 +274,7 @@ fn settings_of(mut paths: Vec<PathBuf>) -> Result<HostSettings, Failure> {
     Ok(HostSettings {
         certificate_authorities: with_extension("crt").into_values().collect(),
         client_certificate,
+        ..HostSettings::default()
     })
 }
 

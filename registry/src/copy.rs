@@ -44,7 +44,7 @@ impl Repository {
         }
         match &self.place {
             Place::Layout(_) => self.write_copy(blob, told).await?,
-            Place::Registry { endpoint, client } => {
+            Place::Registry { endpoint, client, .. } => {
                 let endpoint = endpoint.written();
                 let context = endpoint.context(format!("blob {}", blob.digest()));
                 let upload = Upload {

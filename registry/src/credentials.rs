@@ -1,4 +1,4 @@
-//! Credentials from the files of Docker and podman, and from credential helpers.
+//! Credentials from the files of Docker and podman, from credential helpers, and from whoever else knows some.
 //!
 //! ```text
 //! { "auths":       { "host:5000": {"auth": "base64(user:password)"}, "quay.io/org": {"identitytoken": "…"} },
@@ -14,6 +14,7 @@ mod helper;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -23,14 +24,19 @@ use crate::reference::DEFAULT_HOST;
 
 /// The key under which Docker keeps the credentials of Docker Hub.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+/// Most credentials of one source that are tried.
+const MAXIMUM_FROM_SOURCE: usize = 4;
 /// Larger files are not credential files.
 const MAXIMUM_FILE_SIZE: u64 = 4 * 1024 * 1024;
 
-/// What proves who we are.
+/// What proves who we are. It shows in no `Debug`.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) enum Credential {
+pub enum Credential {
+    /// As one types it.
     Password {
+        /// The user's name.
         user: String,
+        /// The password.
         password: String,
     },
     /// A refresh token of OAuth 2, exchanged for access tokens.
@@ -79,6 +85,15 @@ pub enum CredentialError {
         /// The entry.
         key: String,
     },
+    /// A source of the caller's.
+    #[error("whoever knows the credentials of {host} cannot be asked: {cause}")]
+    Source {
+        /// Who asks for credentials.
+        host: String,
+        /// Why not.
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A helper that cannot be run, fails or answers nonsense.
     #[error("the credential helper {helper:?} {problem}")]
     Helper {
@@ -89,20 +104,51 @@ pub enum CredentialError {
     },
 }
 
+/// What credentials are wanted for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The registry, as in a reference: `docker.io`, `host:5000`.
+    pub registry: String,
+    /// The host that wants them, in the same words: the registry, or one that is asked in its place.
+    pub host: String,
+    /// The repository.
+    pub repository: String,
+}
+
+/// Somebody who knows credentials that stand in no file.
+pub trait CredentialSource: fmt::Debug + Send + Sync {
+    /// The credentials to try, in order; none if it knows none. May block.
+    fn credentials(&self, asked: &Asked)
+    -> Result<Vec<Credential>, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// What a person does who has given none.
+    fn hint(&self) -> &str;
+}
+
 /// Where credentials come from.
 #[derive(Clone, Debug)]
 pub(crate) struct Sources {
+    pub(crate) source: Option<Arc<dyn CredentialSource>>,
     pub(crate) files: Vec<PathBuf>,
     pub(crate) helper_directories: Vec<PathBuf>,
     pub(crate) helper_timeout: Duration,
 }
 
-/// Finds the credential for a repository; reads files and may run a helper, so call it where blocking is allowed.
-pub(crate) fn find(
-    sources: &Sources,
-    host: &str,
-    repository: &str,
-) -> Result<Option<Credential>, CredentialError> {
+/// Finds the credentials for a repository, in the order in which they are to be tried; reads files and may run a helper, so call it
+/// where blocking is allowed.
+pub(crate) fn find(sources: &Sources, asked: &Asked) -> Result<Vec<Credential>, CredentialError> {
+    let mut found = match &sources.source {
+        Some(source) => source
+            .credentials(asked)
+            .map_err(|cause| CredentialError::Source { host: asked.host.clone(), cause })?,
+        None => Vec::new(),
+    };
+    found.truncate(MAXIMUM_FROM_SOURCE);
+    found.extend(in_files(sources, &asked.host, &asked.repository)?);
+    Ok(found)
+}
+
+fn in_files(sources: &Sources, host: &str, repository: &str) -> Result<Option<Credential>, CredentialError> {
     for path in &sources.files {
         let Some(file) = read(path)? else { continue };
         let server = if host == DEFAULT_HOST { DOCKER_HUB_KEY } else { host };
@@ -260,7 +306,8 @@ mod tests {
     }
 
     fn sources(files: Vec<PathBuf>) -> Sources {
-        Sources { files, helper_directories: Vec::new(), helper_timeout: Duration::from_secs(10) }
+        let (source, helper_directories) = (None, Vec::new());
+        Sources { source, files, helper_directories, helper_timeout: Duration::from_secs(10) }
     }
 
     fn found(files: &[&str], host: &str, repository: &str) -> Result<Option<Credential>, CredentialError> {
@@ -274,7 +321,7 @@ mod tests {
                 path
             })
             .collect();
-        find(&sources(paths), host, repository)
+        in_files(&sources(paths), host, repository)
     }
 
     /// `u:p`, `v:q` and `w:r:s` in base64, from the `base64` tool.
@@ -317,12 +364,49 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_no_error_and_a_malformed_one_is() {
-        assert_eq!(find(&sources(vec!["/nonexistent/file".into()]), "h", "r").unwrap(), None);
+        assert_eq!(in_files(&sources(vec!["/nonexistent/file".into()]), "h", "r").unwrap(), None);
         let malformed =
             found(&[r#"{"auths": {"h": {"auth": 5, "password": "secret"}}}"#], "h", "r").unwrap_err();
         assert!(matches!(malformed, CredentialError::Malformed { line: 1, .. }), "{malformed}");
         let undecodable = found(&[FILE], "bad.example", "r").unwrap_err();
         assert!(matches!(undecodable, CredentialError::Undecodable { .. }), "{undecodable}");
+    }
+
+    #[derive(Debug)]
+    struct Knows(Vec<Credential>);
+
+    impl CredentialSource for Knows {
+        fn credentials(
+            &self,
+            asked: &Asked,
+        ) -> Result<Vec<Credential>, Box<dyn std::error::Error + Send + Sync>> {
+            if asked.registry == "broken" { Err("broken".into()) } else { Ok(self.0.clone()) }
+        }
+
+        fn hint(&self) -> &str {
+            "ask again"
+        }
+    }
+
+    #[test]
+    fn who_knows_some_is_asked_before_the_files_and_believed_up_to_a_bound() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
+        std::fs::write(&path, FILE).unwrap();
+        let found = |known: usize, registry: &str| {
+            let known = (0..known).map(|number| Credential::RegistryToken(number.to_string()));
+            let sources =
+                Sources { source: Some(Arc::new(Knows(known.collect()))), ..sources(vec![path.clone()]) };
+            let (host, repository) = ("quay.io".to_owned(), "name".to_owned());
+            find(&sources, &Asked { registry: registry.to_owned(), host, repository })
+        };
+        let file = password("u", "p").unwrap();
+        assert_eq!(found(0, "quay.io").unwrap(), std::slice::from_ref(&file));
+        let one = Credential::RegistryToken("0".to_owned());
+        assert_eq!(found(1, "quay.io").unwrap(), [one, file]);
+        assert_eq!(found(9, "quay.io").unwrap().len(), MAXIMUM_FROM_SOURCE + 1);
+        let error = found(1, "broken").unwrap_err();
+        assert!(matches!(error, CredentialError::Source { .. }) && error.to_string().contains("quay.io"));
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl BlobDraft {
                 })
                 .await?;
             }
-            (Place::Registry { endpoint, client }, DraftFile::Registry(file)) => {
+            (Place::Registry { endpoint, client, .. }, DraftFile::Registry(file)) => {
                 push::put_blob(&client.transport, endpoint, &digest, Arc::new(file), size).await?;
             }
             // `new_blob` makes the file that goes with the place.
@@ -121,7 +121,7 @@ impl Repository {
     /// Fails with what a network can do.
     pub async fn has_blob(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
         match &self.place {
-            Place::Registry { endpoint, client } => {
+            Place::Registry { endpoint, client, .. } => {
                 push::has_blob(&client.transport, endpoint, digest, size).await
             }
             Place::Layout(layout) => {
@@ -142,7 +142,7 @@ impl Repository {
         bytes: Bytes,
     ) -> Result<Digest, Error> {
         match &self.place {
-            Place::Registry { endpoint, client } => {
+            Place::Registry { endpoint, client, .. } => {
                 let stored =
                     push::put_document(&client.transport, endpoint, target, media_type, bytes).await?;
                 Ok(stored.digest)

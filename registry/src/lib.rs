@@ -8,8 +8,9 @@
 //!                                      └──▶ new_blob ─▶ BlobDraft ─▶ keep; copy_blob; put_document, put_referrer
 //!
 //! client ─▶ resolve, layout
-//!    └───▶ remote ─▶ retry ─▶ transport ─▶ auth ─▶ credentials
-//!                                    └───▶ connections
+//!    ├───▶ endpoint ─▶ hosts: who is asked
+//!    └───▶ remote ─▶ retry ─▶ mirrors ─▶ transport ─▶ auth ─▶ credentials
+//!                                            └───▶ connections
 //! ```
 //!
 //! Rules that hold here:
@@ -31,11 +32,14 @@ mod copy;
 mod credentials;
 pub mod digest;
 mod draft;
+mod endpoint;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod hosts;
 mod layout;
 pub mod manifest;
+mod mirrors;
 pub mod odd_keys;
 mod origin;
 pub mod platform;
@@ -52,7 +56,7 @@ mod upload;
 pub use client::{Blob, Client, FetchedDocument, Repository};
 pub use configuration::{ClientCertificate, ClientConfiguration, HostSettings, Proxies, Timeouts};
 pub use copy::Copied;
-pub use credentials::CredentialError;
+pub use credentials::{Asked, Credential, CredentialError, CredentialSource};
 pub use digest::{Digest, Digester};
 pub use draft::BlobDraft;
 pub use error::{Error, ErrorKind};

@@ -17,15 +17,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{self, HeaderMap, HeaderValue};
+use reqwest::header::{self, HeaderValue};
 use reqwest::{Body, Method, Response, Url};
 
+use crate::auth::Tried;
 use crate::digest::Digest;
+use crate::endpoint::Endpoint;
 use crate::error::{Context, Error, ErrorKind};
 use crate::origin::Origin;
 use crate::reference::{DEFAULT_TAG, Target};
 use crate::retry::{Policy, Retrier};
-use crate::transport::{Answer, Endpoint, Failure, Request, Transport};
+use crate::transport::{Answer, Failure, Request, Transport};
 
 /// A transfer slower than this, in bytes a second, is given up even if it never stops.
 const SLOWEST_UPLOAD: u64 = 16 * 1024;
@@ -254,9 +256,9 @@ pub(crate) async fn exchange(
     let at_home = Origin::of(url) == endpoint.origin;
     let mut authorization =
         if at_home { transport.authenticator.known(transport, endpoint).await? } else { None };
-    let mut challenged = false;
+    let mut tried = Tried::default();
     loop {
-        let mut headers = HeaderMap::new();
+        let mut headers = endpoint.headers(url);
         if let Some(content_type) = content_type.and_then(|text| HeaderValue::from_str(text).ok()) {
             headers.insert(header::CONTENT_TYPE, content_type);
         }
@@ -278,14 +280,14 @@ pub(crate) async fn exchange(
         if accepted.contains(&status) {
             return Ok(response);
         }
-        if status != 401 || !at_home || challenged {
+        if status != 401 || !at_home || tried.is_all() {
             let answer = Answer { response, url: url.clone() };
             return Err(transport.refusal(answer, Request::default(), authorization.is_some()).await);
         }
-        challenged = true;
         let headers = response.headers().clone();
         transport.discard(response).await;
-        let answer = transport.authenticator.answer(transport, endpoint, &headers, authorization.as_ref());
+        let rejected = authorization.as_ref();
+        let answer = transport.authenticator.answer(transport, endpoint, &headers, rejected, &mut tried);
         authorization = Some(answer.await?);
     }
 }

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use crate::client::{Place, Repository};
 use crate::digest::Digest;
 use crate::draft::blocking;
+use crate::endpoint::Endpoint;
 use crate::error::{Context, Error, ErrorKind};
 use crate::manifest::{
     BlobDescriptor, Document, DocumentError, MAXIMUM_DESCRIPTORS, MAXIMUM_DOCUMENT_SIZE, OCI_INDEX,
@@ -30,7 +31,7 @@ use crate::manifest::{
 use crate::push;
 use crate::reference::Target;
 use crate::retry::{Outcome, Policy, Retrier};
-use crate::transport::{Endpoint, Failure, Request, Transport};
+use crate::transport::{Failure, Request, Transport};
 
 /// Most pages of a list that are asked for.
 const MAXIMUM_PAGES: usize = 16;
@@ -84,8 +85,8 @@ impl Repository {
                 let found = blocking(self, move || layout.referrers(&subject)).await?;
                 of_type(found, artifact_type)
             }
-            Place::Registry { endpoint, client } => {
-                match listed(&client.transport, endpoint, subject, artifact_type).await? {
+            Place::Registry { hosts, client, .. } => {
+                match first_listed(&client.transport, hosts, subject, artifact_type).await? {
                     Some(listed) => listed,
                     None => of_type(self.fallback(subject).await?, artifact_type),
                 }
@@ -119,7 +120,7 @@ impl Repository {
                 let (layout, bytes) = (layout.clone(), referrer.bytes.clone());
                 return blocking(self, move || layout.put_referrer(entry, &bytes)).await;
             }
-            Place::Registry { endpoint, client } => (endpoint, client),
+            Place::Registry { endpoint, client, .. } => (endpoint, client),
         };
         let target = Target::Digest(digest);
         let (media_type, bytes) = (referrer.media_type, referrer.bytes.clone());
@@ -195,7 +196,26 @@ fn unusable(context: &Context, error: DocumentError) -> Error {
     Error::new(ErrorKind::BadDocument, context, format!("the list of referrers: {error}")).with_cause(error)
 }
 
-/// The registry's own list; nothing if it keeps none.
+/// The list of the first host that keeps one; nothing if none does. Nothing proves a list, so only those are asked that may say what a tag
+/// means.
+async fn first_listed(
+    transport: &Transport,
+    hosts: &[Endpoint],
+    subject: &Digest,
+    artifact_type: &str,
+) -> Result<Option<Vec<Descriptor>>, Error> {
+    let mut failed = None;
+    for host in hosts.iter().filter(|host| host.capabilities.resolve) {
+        match listed(transport, host, subject, artifact_type).await {
+            Ok(Some(listed)) => return Ok(Some(listed)),
+            Ok(None) => {}
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(None), Err)
+}
+
+/// A host's own list; nothing if it keeps none.
 async fn listed(
     transport: &Transport,
     endpoint: &Endpoint,

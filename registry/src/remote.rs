@@ -4,7 +4,7 @@
 //!           ┌── location known ──▶ storage host ──fails──┐ forget it
 //! open ─────┤                                            ▼
 //!           └── registry ──307──▶ storage host: remembered for the next read
-//!                  │
+//!                  │                 (of several hosts for the registry: one after the other, until one answers)
 //!                 206 exactly what was asked: pass it on
 //!                 200 the range was ignored: skip to it, stop after it, remember that, unless it was the whole blob
 //!                 400, 416, 501: ranges are refused, remember that
@@ -26,10 +26,12 @@ use reqwest::{Response, StatusCode, Url};
 
 use crate::content_range;
 use crate::digest::Digest;
+use crate::endpoint::Endpoint;
 use crate::error::{Context, Error, ErrorKind};
+use crate::mirrors::first_answer;
 use crate::origin::Origin;
 use crate::retry::{Outcome, Policy, Retrier};
-use crate::transport::{Answer, Endpoint, Failure, Request, Transport};
+use crate::transport::{Answer, Failure, Request, Transport};
 
 /// A transfer slower than this, in bytes a second, is given up even if it never stops.
 const SLOWEST_TRANSFER: u64 = 16 * 1024;
@@ -79,32 +81,48 @@ pub(crate) struct RemoteBlob {
     shared: Arc<Shared>,
 }
 
+/// A host that may have a blob.
+#[derive(Clone, Debug)]
+pub(crate) struct BlobHost {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) ranges: Arc<RangeSupport>,
+}
+
+/// Where the blob was found last.
+#[derive(Clone, Debug)]
+struct Location {
+    /// The number of the host.
+    host: usize,
+    /// Where that sent us. It may be a signed URL, so it is never shown.
+    elsewhere: Option<Url>,
+}
+
 #[derive(Debug)]
 struct Shared {
     transport: Arc<Transport>,
-    endpoint: Endpoint,
+    context: Context,
+    /// In the order in which they are asked.
+    hosts: Vec<BlobHost>,
     digest: Digest,
     size: u64,
     /// Where the blob is if the registry lacks it.
     foreign: Vec<String>,
-    /// Where the registry sent us last. It may be a signed URL, so it is never shown.
-    location: Mutex<Option<Url>>,
+    location: Mutex<Option<Location>>,
     ranges: RangeSupport,
-    host_ranges: Arc<RangeSupport>,
 }
 
 impl RemoteBlob {
     pub(crate) fn new(
         transport: Arc<Transport>,
-        endpoint: Endpoint,
-        host_ranges: Arc<RangeSupport>,
+        context: Context,
+        hosts: Vec<BlobHost>,
         digest: Digest,
         size: u64,
         foreign: Vec<String>,
     ) -> RemoteBlob {
         let ranges = RangeSupport::default();
         let location = Mutex::new(None);
-        let shared = Shared { transport, endpoint, digest, size, foreign, location, ranges, host_ranges };
+        let shared = Shared { transport, context, hosts, digest, size, foreign, location, ranges };
         RemoteBlob { shared: Arc::new(shared) }
     }
 
@@ -116,9 +134,19 @@ impl RemoteBlob {
         self.shared.size
     }
 
-    /// What this blob showed, else what its host showed.
+    /// What this blob showed, else what its host showed: the one that gave some of it, or will be asked first.
     pub(crate) fn range_support(&self) -> Option<bool> {
-        self.shared.ranges.verdict().or_else(|| self.shared.host_ranges.verdict())
+        let host = self.location().map_or(0, |location| location.host);
+        let of_host = || self.shared.hosts.get(host).and_then(|host| host.ranges.verdict());
+        self.shared.ranges.verdict().or_else(of_host)
+    }
+
+    fn location(&self) -> Option<Location> {
+        self.shared.location.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn locate_at(&self, location: Option<Location>) {
+        *self.shared.location.lock().unwrap_or_else(PoisonError::into_inner) = location;
     }
 
     /// The same, else hope.
@@ -126,8 +154,8 @@ impl RemoteBlob {
         self.range_support().unwrap_or(true)
     }
 
-    pub(crate) fn context(&self) -> Context {
-        self.shared.endpoint.context(format!("blob {}", self.shared.digest))
+    pub(crate) fn context(&self) -> &Context {
+        &self.shared.context
     }
 
     /// Reads exactly `range`, which lies within the blob.
@@ -146,14 +174,14 @@ impl RemoteBlob {
         let limit = self.time_limit(length);
         let read = tokio::time::timeout(limit, self.read_with_retries(range, by_range));
         match read.await {
-            Ok(result) => result.map_err(|failure| failure.into_error(&self.context())),
+            Ok(result) => result.map_err(|failure| failure.into_error(self.context())),
             Err(_) => Err(self.too_slow(length, limit)),
         }
     }
 
     fn too_slow(&self, length: u64, limit: Duration) -> Error {
         let message = format!("{length} bytes did not arrive within {} s", limit.as_secs());
-        Error::new(ErrorKind::Timeout, &self.context(), message)
+        Error::new(ErrorKind::Timeout, self.context(), message)
     }
 
     async fn read_with_retries(&self, range: Range<u64>, mut by_range: bool) -> Result<Bytes, Failure> {
@@ -170,7 +198,7 @@ impl RemoteBlob {
             let failure = match self.open(rest, by_range || !is_whole).await {
                 Ok(mut body) => match self.fill(&mut body, &mut content, &mut retrier).await {
                     Ok(()) => return Ok(content.freeze()),
-                    Err(failure) => failure,
+                    Err(failure) => self.doubted(body.host, failure),
                 },
                 // All of it can be had otherwise.
                 Err(failure) if failure.kind == ErrorKind::RangeUnsupported && is_whole => {
@@ -202,6 +230,28 @@ impl RemoteBlob {
             content.extend_from_slice(&piece);
         }
         Ok(())
+    }
+
+    /// What the host sent that gave some of it last is of no use: if others may have the blob, they are asked before it is asked again.
+    pub(crate) fn doubt(&self) {
+        if let Some(location) = self.location() {
+            self.doubt_host(location.host);
+        }
+    }
+
+    fn doubt_host(&self, host: usize) {
+        if self.shared.hosts.len() > 1
+            && let Some(BlobHost { endpoint, .. }) = self.shared.hosts.get(host)
+        {
+            self.shared.transport.absent.doubt(endpoint);
+            self.locate_at(None);
+        }
+    }
+
+    /// A failure in the middle of what a host sends.
+    fn doubted(&self, host: usize, failure: Failure) -> Failure {
+        self.doubt_host(host);
+        failure
     }
 
     /// The blob from `from` to its end, as it arrives.
@@ -239,13 +289,9 @@ impl RemoteBlob {
     /// Begins to read `range`; with `ranged` false, by reading the blob from its start.
     async fn open(&self, range: Range<u64>, ranged: bool) -> Result<Body, Failure> {
         let whole = range == (0..self.shared.size);
-        let answer = match self.locate(&range, ranged).await {
+        let (host, answer) = match self.locate(&range, ranged).await {
             Err(failure) if failure.kind == ErrorKind::RangeUnsupported => {
                 self.shared.ranges.learn(false);
-                // 416 may speak of this blob only; the others speak of the host.
-                if failure.status != Some(416) {
-                    self.shared.host_ranges.learn(false);
-                }
                 return Err(failure.hinted("the blob can still be read as a whole"));
             }
             other => other?,
@@ -254,10 +300,9 @@ impl RemoteBlob {
         match (answer.response.status(), ranged) {
             (StatusCode::PARTIAL_CONTENT, true) => {
                 check_content_range(&answer.response, &range, self.shared.size, &origin)?;
-                self.shared.ranges.learn(true);
-                self.shared.host_ranges.learn(true);
+                self.learn_ranges(host, true);
                 let remaining = range.end - range.start;
-                Ok(Body { response: answer.response, origin, skip: 0, remaining, to_end: true })
+                Ok(Body { host, response: answer.response, origin, skip: 0, remaining, to_end: true })
             }
             (StatusCode::PARTIAL_CONTENT, false) => Err(Failure::malformed(format!(
                 "{origin} sent a part of the blob, but all of it was asked for"
@@ -270,10 +315,10 @@ impl RemoteBlob {
                 }
                 // To a range that is the whole blob a host may answer so that knows ranges.
                 if ranged && !whole {
-                    self.shared.ranges.learn(false);
-                    self.shared.host_ranges.learn(false);
+                    self.learn_ranges(host, false);
                 }
                 Ok(Body {
+                    host,
                     response: answer.response,
                     origin,
                     skip: range.start,
@@ -284,39 +329,74 @@ impl RemoteBlob {
         }
     }
 
-    /// Asks where the registry sent us last time, or else the registry.
-    async fn locate(&self, range: &Range<u64>, ranged: bool) -> Result<Answer, Failure> {
-        let Shared { transport, endpoint, digest, .. } = &*self.shared;
+    fn learn_ranges(&self, host: usize, works: bool) {
+        self.shared.ranges.learn(works);
+        if let Some(host) = self.shared.hosts.get(host) {
+            host.ranges.learn(works);
+        }
+    }
+
+    /// Asks where the registry sent us last time, or else the registry: its hosts in turn. Tells which of them it was.
+    async fn locate(&self, range: &Range<u64>, ranged: bool) -> Result<(usize, Answer), Failure> {
+        let Shared { transport, hosts, digest, .. } = &*self.shared;
         let range = ranged.then(|| (range.start, range.end - 1));
         let request = Request { accept: Some("application/octet-stream, */*;q=0.5"), range };
-        let remembered = self.shared.location.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(location) = remembered {
+        let remembered = self.location();
+        let known = remembered.as_ref().map(|location| location.host);
+        if let Some(Location { host, elsewhere: Some(location) }) = remembered
+            && let Some(BlobHost { endpoint, .. }) = hosts.get(host)
+        {
             match transport.get(endpoint, &location, request).await {
                 // It was answered, and the answer says nothing about the signature.
                 Err(failure) if matches!(failure.status, Some(416 | 429)) => return Err(failure),
                 Err(failure) => {
                     tracing::debug!(%digest, failure = %failure.message, "asking the registry again for the location");
-                    *self.shared.location.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                    self.locate_at(Some(Location { host, elsewhere: None }));
                 }
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => return Ok((host, answer)),
             }
         }
-        let start = endpoint.url(&format!("blobs/{digest}"))?;
-        let answer = match transport.get(endpoint, &start, request).await {
+        let endpoints: Vec<&Endpoint> = hosts.iter().map(|host| &host.endpoint).collect();
+        let asked = first_answer(&transport.absent, &endpoints, known, |host| self.ask(host, request));
+        let asked = asked.await.unwrap_or_else(|| {
+            let message = "no host that is named for it may be asked: \"pull\" is missing";
+            Err(Failure::permanent(ErrorKind::Local, message))
+        });
+        let (host, (start, answer)) = match asked {
             Err(missing) if missing.kind == ErrorKind::NotFound && !self.shared.foreign.is_empty() => {
-                self.locate_foreign(missing, request).await?
+                // Whoever is asked for a foreign blob, it is on behalf of the registry.
+                let host = hosts.len().saturating_sub(1);
+                (host, (None, self.locate_foreign(missing, request).await?))
             }
             other => other?,
         };
-        if answer.url != start {
-            *self.shared.location.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.url.clone());
+        let elsewhere = (start.as_ref() != Some(&answer.url)).then(|| answer.url.clone());
+        self.locate_at(Some(Location { host, elsewhere }));
+        Ok((host, answer))
+    }
+
+    /// Asks a host; gives the address with which that began, too.
+    async fn ask(&self, host: usize, request: Request<'_>) -> Result<(Option<Url>, Answer), Failure> {
+        let Shared { transport, hosts, digest, .. } = &*self.shared;
+        // Only numbers of hosts are asked for.
+        let BlobHost { endpoint, ranges } = &hosts[host];
+        let start = endpoint.url(&format!("blobs/{digest}"))?;
+        let asked = transport.get(endpoint, &start, request).await;
+        // 416 may speak of this blob only; the others speak of the host.
+        if let Err(failure) = &asked
+            && failure.kind == ErrorKind::RangeUnsupported
+            && failure.status != Some(416)
+        {
+            ranges.learn(false);
         }
-        Ok(answer)
+        Ok((Some(start), asked?))
     }
 
     /// Asks the hosts that the descriptor names, one after the other, if the user allows it. Our credentials are not theirs.
     async fn locate_foreign(&self, missing: Failure, request: Request<'_>) -> Result<Answer, Failure> {
-        let Shared { transport, endpoint, foreign, .. } = &*self.shared;
+        let Shared { transport, hosts, foreign, .. } = &*self.shared;
+        // Missing it was, so somebody was asked.
+        let Some(BlobHost { endpoint, .. }) = hosts.last() else { return Err(missing) };
         let urls: Vec<Url> = foreign.iter().filter_map(|url| foreign_url(url)).collect();
         let hosts: Vec<String> = urls.iter().map(|url| Origin::of(url).to_string()).collect();
         let mut failure = missing;
@@ -356,7 +436,7 @@ pub(crate) struct BlobReader {
 impl BlobReader {
     /// The next bytes; `None` after the last, whose end the host has confirmed.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        self.next_with_retries().await.map_err(|failure| failure.into_error(&self.blob.context()))
+        self.next_with_retries().await.map_err(|failure| failure.into_error(self.blob.context()))
     }
 
     async fn next_with_retries(&mut self) -> Result<Option<Bytes>, Failure> {
@@ -411,7 +491,9 @@ impl BlobReader {
                 empty.insert(self.blob.open(self.position..self.end, ranged).await?)
             }
         };
-        body.next(&self.blob.shared.transport).await
+        let host = body.host;
+        let next = body.next(&self.blob.shared.transport).await;
+        next.map_err(|failure| self.blob.doubted(host, failure))
     }
 }
 
@@ -442,6 +524,8 @@ impl PartReader {
 
 /// The part of an answer that was asked for.
 struct Body {
+    /// The number of the host that gives it.
+    host: usize,
     response: Response,
     origin: Origin,
     /// Bytes still to be thrown away before it begins.

@@ -15,12 +15,13 @@ use bytes::Bytes;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Response, StatusCode, Url};
 
-use crate::auth::Authenticator;
+use crate::auth::{Authenticator, Tried};
 use crate::configuration::ClientConfiguration;
 use crate::connections::Connections;
+use crate::endpoint::Endpoint;
 use crate::error::{Cause, Context, Error, ErrorKind, printable};
-use crate::origin::{Origin, is_loopback_authority};
-use crate::reference::Reference;
+use crate::mirrors::Absent;
+use crate::origin::Origin;
 use crate::retry::{Outcome, retry_after};
 use crate::statistics::Counters;
 
@@ -37,94 +38,8 @@ pub(crate) struct Transport {
     pub(crate) counters: Counters,
     connections: Connections,
     pub(crate) authenticator: Authenticator,
-}
-
-/// The API of one repository on one host.
-#[derive(Clone, Debug)]
-pub(crate) struct Endpoint {
-    /// The host as in the reference: the key for credentials and settings.
-    pub(crate) host: String,
-    pub(crate) repository: String,
-    pub(crate) origin: Origin,
-    /// `https://host/v2/repository/`.
-    base: Url,
-    /// Whether it is written to, which takes another token and other patience.
-    is_written: bool,
-    /// Another repository of the host from which a blob is to be mounted.
-    lender: Option<String>,
-}
-
-impl Endpoint {
-    pub(crate) fn new(reference: &Reference, configuration: &ClientConfiguration) -> Result<Endpoint, Error> {
-        let host = reference.host();
-        let has_tls_settings = Connections::has_settings(configuration, host);
-        let plain = configuration.plain_http || (is_loopback_authority(host) && !has_tls_settings);
-        let scheme = if plain { "http" } else { "https" };
-        let text = format!("{scheme}://{}/v2/{}/", reference.api_host(), reference.repository());
-        let base = Url::parse(&text).map_err(|error| {
-            let context = Context {
-                host: host.to_owned(),
-                repository: reference.repository().to_owned(),
-                subject: "the registry's address".to_owned(),
-                is_written: false,
-            };
-            Error::new(ErrorKind::Local, &context, "the host is malformed").with_cause(error)
-        })?;
-        Ok(Endpoint {
-            host: host.to_owned(),
-            repository: reference.repository().to_owned(),
-            origin: Origin::of(&base),
-            base,
-            is_written: false,
-            lender: None,
-        })
-    }
-
-    pub(crate) fn context(&self, subject: String) -> Context {
-        Context {
-            host: self.host.clone(),
-            repository: self.repository.clone(),
-            subject,
-            is_written: self.is_written,
-        }
-    }
-
-    /// The same, to be written to.
-    pub(crate) fn written(&self) -> Endpoint {
-        Endpoint { is_written: true, ..self.clone() }
-    }
-
-    /// The same, to mount a blob of another repository.
-    pub(crate) fn mounting_from(&self, lender: &str) -> Endpoint {
-        Endpoint { is_written: true, lender: Some(lender.to_owned()), ..self.clone() }
-    }
-
-    /// The other repository that a token must allow to read.
-    pub(crate) fn lender(&self) -> Option<&str> {
-        self.lender.as_deref()
-    }
-
-    pub(crate) fn is_written(&self) -> bool {
-        self.is_written
-    }
-
-    /// What a token must allow: scopes, with a space between them.
-    pub(crate) fn scope(&self) -> String {
-        let actions = if self.is_written { "pull,push" } else { "pull" };
-        let own = format!("repository:{}:{actions}", self.repository);
-        match &self.lender {
-            Some(lender) => format!("{own} repository:{lender}:pull"),
-            None => own,
-        }
-    }
-
-    /// The URL of `manifests/3.12` or `blobs/sha256:…`.
-    pub(crate) fn url(&self, path: &str) -> Result<Url, Failure> {
-        // `join` would read the colon of a digest as a scheme if nothing stood before it.
-        Url::parse(&format!("{}{path}", self.base)).map_err(|error| {
-            Failure::permanent(ErrorKind::Local, "the address is malformed").caused_by(error)
-        })
-    }
+    /// Hosts in a registry's place that did not answer of late.
+    pub(crate) absent: Absent,
 }
 
 /// What a request asks for, wherever it goes.
@@ -146,6 +61,7 @@ impl Transport {
         Ok(Arc::new(Transport {
             connections: Connections::new(&configuration.proxies)?,
             authenticator: Authenticator::default(),
+            absent: Absent::default(),
             counters: Counters::default(),
             configuration,
         }))
@@ -161,20 +77,20 @@ impl Transport {
         let starts_at_home = Origin::of(start) == endpoint.origin;
         let mut authorization =
             if starts_at_home { self.authenticator.known(self, endpoint).await? } else { None };
-        let mut challenged = false;
+        let mut tried = Tried::default();
         loop {
             let answer = self.follow(endpoint, start, request, authorization.as_ref()).await?;
             let status = answer.response.status();
             let at_home = Origin::of(&answer.url) == endpoint.origin;
             match status {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(answer),
-                StatusCode::UNAUTHORIZED if starts_at_home && at_home && !challenged => {
-                    challenged = true;
+                StatusCode::UNAUTHORIZED if starts_at_home && at_home && !tried.is_all() => {
                     let headers = answer.response.headers().clone();
                     self.discard(answer.response).await;
-                    authorization = Some(
-                        self.authenticator.answer(self, endpoint, &headers, authorization.as_ref()).await?,
-                    );
+                    let rejected = authorization.as_ref();
+                    let answered =
+                        self.authenticator.answer(self, endpoint, &headers, rejected, &mut tried).await?;
+                    authorization = Some(answered);
                 }
                 _ => {
                     let sent_credentials = authorization.is_some();
@@ -198,8 +114,9 @@ impl Transport {
         let home = Origin::of(start);
         let mut url = start.clone();
         let mut authorization = authorization;
+        let mut has_left = false;
         for _ in 0..=MAXIMUM_REDIRECTS {
-            let mut headers = HeaderMap::new();
+            let mut headers = if has_left { HeaderMap::new() } else { endpoint.headers(&url) };
             if let Some(accept) = request.accept.and_then(|accept| HeaderValue::from_str(accept).ok()) {
                 headers.insert(header::ACCEPT, accept);
             }
@@ -226,6 +143,7 @@ impl Transport {
             }
             if to != home {
                 authorization = None;
+                has_left = true;
             }
             self.discard(response).await;
             url = next;
@@ -429,6 +347,12 @@ impl Failure {
         if attempts > 1 {
             self.message = format!("{} (after {attempts} attempts)", self.message);
         }
+        self
+    }
+
+    /// The same, after another host in the registry's place failed.
+    pub(crate) fn after(mut self, before: &Failure) -> Failure {
+        self.message = format!("{}; {}", before.message, self.message);
         self
     }
 

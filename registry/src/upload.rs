@@ -16,10 +16,11 @@ use futures_util::{Stream, StreamExt as _};
 use reqwest::{Method, Response, Url, header};
 
 use crate::digest::Digest;
+use crate::endpoint::Endpoint;
 use crate::error::{Context, Error, ErrorKind};
 use crate::push::{Content, exchange, patience, upload_location};
 use crate::retry::{Policy, Retrier};
-use crate::transport::{Endpoint, Failure, Transport};
+use crate::transport::{Failure, Transport};
 
 /// Bytes that are sent at once, and kept until the registry has them. Object stores take no smaller parts than 5 MiB.
 const PIECE: u64 = 8 << 20;

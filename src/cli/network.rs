@@ -1,6 +1,7 @@
 //! How commands reach registries: the options that they share, and the threads on which they wait.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -51,6 +52,14 @@ pub struct NetworkArguments {
     /// Fetch a layer that the registry lacks from where the manifest says it is (a foreign layer), without credentials
     #[arg(long)]
     foreign_urls: bool,
+    /// Directory that says which hosts are asked for each registry (containerd's HOST/hosts.toml)
+    #[arg(long, value_name = "DIR", default_value = "/etc/containerd/certs.d", value_parser = absolute)]
+    hosts_dir: PathBuf,
+}
+
+/// A serving process leaves the directory in which it was started.
+fn absolute(text: &str) -> std::io::Result<PathBuf> {
+    std::path::absolute(text)
 }
 
 impl NetworkArguments {
@@ -59,6 +68,7 @@ impl NetworkArguments {
         ClientConfiguration {
             plain_http: self.plain_http,
             follow_foreign_urls: self.foreign_urls,
+            hosts_directories: vec![self.hosts_dir.clone()],
             timeouts: Timeouts::of_operations(Duration::from_secs(self.network_timeout)),
             ..ClientConfiguration::from_environment(|name| std::env::var_os(name))
         }
@@ -67,6 +77,7 @@ impl NetworkArguments {
     /// These options as somebody would type them.
     pub fn to_arguments(&self) -> Vec<OsString> {
         let mut words = vec!["--network-timeout".into(), self.network_timeout.to_string().into()];
+        words.extend(["--hosts-dir".into(), self.hosts_dir.clone().into()]);
         words.extend(self.plain_http.then(|| "--plain-http".into()));
         words.extend(self.foreign_urls.then(|| "--foreign-urls".into()));
         words
@@ -109,7 +120,16 @@ mod tests {
         // A host that says nothing is asked once more before that.
         assert!(changed.timeouts.idle < changed.timeouts.operation);
         assert!(changed.follow_foreign_urls && changed.plain_http);
-        for arguments in [&[][..], &["--network-timeout", "7"], &["--foreign-urls"], &["--plain-http"]] {
+        assert_eq!(ordinary.hosts_directories, [PathBuf::from("/etc/containerd/certs.d")]);
+        assert_eq!(client(&["--hosts-dir", "/hosts"]).hosts_directories, [PathBuf::from("/hosts")]);
+        assert!(client(&["--hosts-dir", "hosts"]).hosts_directories[0].is_absolute());
+        for arguments in [
+            &[][..],
+            &["--network-timeout", "7"],
+            &["--foreign-urls"],
+            &["--plain-http"],
+            &["--hosts-dir", "/hosts"],
+        ] {
             let command = Command::try_parse_from(["peel"].iter().chain(arguments)).unwrap();
             let again = command.network.to_arguments();
             let again = Command::try_parse_from([OsString::from("peel")].into_iter().chain(again)).unwrap();

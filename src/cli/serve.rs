@@ -9,6 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use peelfs::cri::agent;
+use peelfs::cri::learned::Learned;
+use peelfs::cri::proxy::ImageService;
 use peelfs::daemon;
 use peelfs::daemon::socket::Socket;
 use peelfs::fetch::NetworkThreads;
@@ -17,6 +20,7 @@ use peelfs::mount::{Prefetching, Pull, Request};
 use peelfs::snapshotter::images::Images;
 use peelfs::snapshotter::{BoxError, RemoteStack, Snapshotter, store_fault};
 use peelfs::store::Store;
+use peelfs_registry::ClientConfiguration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -34,6 +38,9 @@ const LONGEST_ERROR: u64 = 4096;
 
 /// Serve containerd as a remote snapshotter
 ///
+/// Also serves CRI's image service, for a kubelet's --image-service-endpoint: passes its calls on to containerd, and remembers in memory by
+/// which credentials each image was pulled.
+///
 /// Stays in the foreground until SIGINT or SIGTERM. Takes the socket that a service manager has made, if it did (sd_listen_fds). Trees that containers use stay mounted, each served by a process of its own, and are
 /// taken over by the next `peel serve`.
 #[derive(clap::Args)]
@@ -41,6 +48,14 @@ pub struct Arguments {
     /// The socket to listen at
     #[arg(long, value_name = "PATH", default_value = "/run/peel/snapshotter.sock")]
     address: PathBuf,
+    /// containerd's socket, at which it serves CRI
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "CONTAINERD_ADDRESS",
+        default_value = "/run/containerd/containerd.sock"
+    )]
+    containerd_address: PathBuf,
     /// Stream layers that cannot be read lazily, instead of leaving them to containerd
     #[arg(long)]
     stream: bool,
@@ -62,14 +77,21 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
     }
     if arguments.print_containerd_config {
         let address = std::path::absolute(&arguments.address)?;
-        std::io::stdout().write_all(containerd_configuration(&address, &store).as_bytes())?;
+        let platform = arguments.source.platform().to_string();
+        std::io::stdout().write_all(containerd_configuration(&address, &store, &platform).as_bytes())?;
         return Ok(ExitCode::SUCCESS);
+    }
+    let containerd = std::path::absolute(&arguments.containerd_address)?;
+    if containerd == std::path::absolute(&arguments.address)? {
+        let text = format!("--containerd-address is its own address, {}", containerd.display());
+        return Err(Usage(text).into());
     }
     environment::log(verbose.max(1), std::io::stderr);
     let inherited = inherited::listener()?;
     let opened = Arc::new(Store::open(&store)?);
     let threads = NetworkThreads::new(|| {});
-    let images = images(arguments, &opened, &threads)?;
+    let learned = Learned::default();
+    let images = images(arguments, &opened, &threads, &learned)?;
     let Some(snapshotter) = Snapshotter::open(opened, Box::new(images))? else {
         bail!(
             "another peel serve uses the store {}; stop it, or choose another with --store",
@@ -84,11 +106,14 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
             (Some(socket), listener)
         }
     };
+    let (_agent, questions) = Socket::listen(&agent::socket_of(&store))?;
+    let image_service = ImageService::new(&containerd, learned.clone());
     let runtime = threads.starter().handle().context("cannot start threads")?;
     runtime.block_on(async {
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let listener = tokio::net::UnixListener::from_std(listener)?;
+        tokio::spawn(agent::answer(tokio::net::UnixListener::from_std(questions)?, learned));
         tracing::info!(address = ?listener.local_addr(), store = %store.display(), "serving");
         environment::tell_readiness();
         clean_up(&snapshotter);
@@ -98,7 +123,7 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
                 _ = terminate.recv() => {}
             }
         };
-        daemon::serve(listener, snapshotter.clone(), end).await;
+        daemon::serve(listener, snapshotter.clone(), image_service, end).await;
         anyhow::Ok(())
     })?;
     drop(socket);
@@ -114,9 +139,18 @@ fn clean_up(snapshotter: &Arc<Snapshotter>) {
     });
 }
 
-fn images(arguments: &Arguments, store: &Arc<Store>, threads: &NetworkThreads) -> anyhow::Result<Images> {
+fn images(
+    arguments: &Arguments,
+    store: &Arc<Store>,
+    threads: &NetworkThreads,
+    learned: &Learned,
+) -> anyhow::Result<Images> {
     let platform = arguments.source.platform();
-    let (client, trust_referrers) = (arguments.source.client(), arguments.source.trust_referrers);
+    let trust_referrers = arguments.source.trust_referrers;
+    let client = ClientConfiguration {
+        credential_source: Some(Arc::new(learned.clone())),
+        ..arguments.source.client()
+    };
     let read_deadline = Duration::from_secs(arguments.read_timeout);
     let request = move |reference| Request {
         reference,
@@ -184,9 +218,19 @@ fn wait(mut child: Child) -> Result<ExitStatus, BoxError> {
     Ok(child.wait()?)
 }
 
-/// What is to be added to containerd's configuration.
-fn containerd_configuration(address: &Path, store: &Path) -> String {
+/// What is to be added to containerd's configuration, of whichever version: what a version has no word for it passes over.
+fn containerd_configuration(address: &Path, store: &Path, platform: &str) -> String {
     let (address, root) = (address.display(), store.display());
+    // Whoever names one snapshotter takes the usual one away.
+    let unpacked = ["overlayfs", "peel"].map(|snapshotter| {
+        format!(
+            "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
+             \x20 platform = \"{platform}\"\n\
+             \x20 snapshotter = \"{snapshotter}\"\n\
+             \x20 differ = \"walking\"\n"
+        )
+    });
+    let unpacked = unpacked.concat();
     format!(
         "# Lets containerd start containers before their images are here. Pull with `peel ctr-pull` and use it with\n\
          # `ctr run --snapshotter peel`, with `nerdctl --snapshotter peel`, or as below for Kubernetes.\n\
@@ -198,6 +242,9 @@ fn containerd_configuration(address: &Path, store: &Path) -> String {
          \x20   root = \"{root}\"\n\
          \x20   enable_remote_snapshot_annotations = \"true\"\n\
          \n\
+         # containerd 2.x (version = 3): `ctr images pull --snapshotter` is for these; 1.x (version = 2) passes this over.\n\
+         {unpacked}\
+         \n\
          # Kubernetes, containerd 1.x:\n\
          # [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n\
          #   snapshotter = \"peel\"\n\
@@ -205,6 +252,8 @@ fn containerd_configuration(address: &Path, store: &Path) -> String {
          # Kubernetes, containerd 2.x:\n\
          # [plugins.\"io.containerd.cri.v1.images\"]\n\
          #   snapshotter = \"peel\"\n\
-         #   disable_snapshot_annotations = false\n"
+         #   disable_snapshot_annotations = false\n\
+         # and for the kubelet, so that the credentials of pods are known here:\n\
+         # --image-service-endpoint=unix://{address}\n"
     )
 }

@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use peelfs::cri::agent::{self, Asking};
 use peelfs::fetch::NetworkThreads;
 use peelfs::mount::{Prefetching, Pull, Request, prepare_lowest};
 use peelfs::snapshotter::RemoteStack;
 use peelfs::store::Store;
 use peelfs_fuse::MountOptions;
-use peelfs_registry::{Digest, ImageReference, Platform};
+use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
 use super::log_file::LogFile;
 use super::mount::{keep_house, stop_on_signals};
@@ -81,7 +82,10 @@ fn serve(
         platform: arguments.platform.clone(),
         pinned: Some(arguments.manifest.clone()),
         pull: Pull::Missing,
-        client: arguments.network.client(),
+        client: ClientConfiguration {
+            credential_source: Some(Arc::new(Asking::new(agent::socket_of(store.path())))),
+            ..arguments.network.client()
+        },
         read_deadline: Duration::from_secs(arguments.read_timeout),
         trust_referrers: arguments.trust_referrers,
         records_profile: true,

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! containerd ── unix socket ── connection ── gRPC ── service ── blocking thread ── snapshotter
-//!                 0600, root      HTTP/2      messages   │
-//!                 or own user                            └ one error, one code
+//!   kubelet       0600, root      HTTP/2      messages   │ │
+//!                 or own user                            │ └ CRI's image service: passed on to containerd
+//!                                                        └ one error, one code
 //! ```
 
 mod service;
@@ -19,6 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
+use crate::cri::proxy::ImageService;
 use crate::snapshotter::Snapshotter;
 use service::Service;
 
@@ -27,9 +29,14 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Connections at a time: containerd keeps one open, and tools come and go.
 const MOST_CONNECTIONS: usize = 256;
 
-/// Answers containerd's requests on that socket until `end` comes, and then those that are under way.
-pub async fn serve(listener: UnixListener, snapshotter: Arc<Snapshotter>, end: impl Future<Output = ()>) {
-    let service = Service::new(snapshotter);
+/// Answers containerd's requests on that socket, and those for the image service, until `end` comes; and then those that are under way.
+pub async fn serve(
+    listener: UnixListener,
+    snapshotter: Arc<Snapshotter>,
+    images: ImageService,
+    end: impl Future<Output = ()>,
+) {
+    let service = Service::new(snapshotter, images);
     let (ending, watching) = tokio::sync::watch::channel(false);
     let mut connections = JoinSet::new();
     let mut end = std::pin::pin!(end);

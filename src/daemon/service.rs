@@ -18,6 +18,7 @@ use crate::containerd::messages::{
     CleanupRequest, CommitRequest, CreateRequest, Info, InfoResponse, KeyRequest, ListRequest, ListResponse,
     Mount, MountsResponse, Timestamp, UpdateRequest, UsageResponse,
 };
+use crate::cri::proxy::{self, ImageService};
 use crate::error::chain;
 use crate::snapshotter::{self, DiskUsage, SnapshotKind, Snapshotter, SnapshotterError};
 
@@ -30,15 +31,19 @@ const LISTED_AT_ONCE: usize = 100;
 #[derive(Clone)]
 pub struct Service {
     snapshotter: Arc<Snapshotter>,
+    images: ImageService,
 }
 
 impl Service {
-    pub fn new(snapshotter: Arc<Snapshotter>) -> Service {
-        Service { snapshotter }
+    pub fn new(snapshotter: Arc<Snapshotter>, images: ImageService) -> Service {
+        Service { snapshotter, images }
     }
 
     /// Answers a call.
     pub async fn answer(&self, call: Request<Incoming>) -> Response<Body> {
+        if call.uri().path().starts_with(proxy::PREFIX) {
+            return self.images.answer(call).await;
+        }
         let method = call.uri().path().strip_prefix(PREFIX).unwrap_or_default().to_owned();
         match method.as_str() {
             "Prepare" => {

@@ -205,6 +205,9 @@ fn deliver_all(content: &LayerContent, start: u64, bytes: &[u8], chunks: &[u32])
         let result = deliver(content, *number, &mut stretch);
         all_came &= result.is_ok();
         if let Err(error) = &result {
+            if matches!(error, FetchError::Chunk { .. }) {
+                lazy.source.doubt();
+            }
             tracing::error!(layer = %content.layer(), chunk = number, error = %chain(error), "a chunk did not arrive");
         }
         lazy.finish(&[*number], result);

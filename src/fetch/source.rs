@@ -30,6 +30,9 @@ pub trait BlobSource: Send + Sync + 'static {
     fn pieces(&self, range: Range<u64>) -> Pieces {
         Box::pin(futures_util::stream::once(self.read(range)))
     }
+
+    /// What came last is not what it should be. If somebody else may have the blob, he is asked next.
+    fn doubt(&self) {}
 }
 
 /// Hands the pieces of a blob to the thread that decodes it, up to the first that did not come. That thread hangs up when it fails or has
@@ -103,5 +106,11 @@ impl BlobSource for OriginBlob {
         let pieces =
             async move { Ok::<_, SourceError>(blob.open().await?.pieces(range).map_err(SourceError::from)) };
         Box::pin(pieces.try_flatten_stream())
+    }
+
+    fn doubt(&self) {
+        if let Some(blob) = self.0.blob.get() {
+            blob.doubt();
+        }
     }
 }

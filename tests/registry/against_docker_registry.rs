@@ -100,6 +100,7 @@ async fn tls_trusts_the_authority_given_for_a_host_and_shows_it_our_certificate(
         |authorities: &[std::path::PathBuf], certificate: Option<&ClientCertificate>| HostSettings {
             certificate_authorities: authorities.to_vec(),
             client_certificate: certificate.cloned(),
+            ..HostSettings::default()
         };
     let host = registry.url_host();
     let reference: ImageReference = format!("{host}/name:tag").parse().unwrap();

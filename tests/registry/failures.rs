@@ -114,7 +114,7 @@ async fn tls_to_a_plain_http_host_hints_at_the_cause() {
         // Settings for a loopback host mean that it speaks TLS.
         let settings = HostSettings {
             certificate_authorities: vec![certificates().join("ca.crt")],
-            client_certificate: None,
+            ..HostSettings::default()
         };
         let configuration =
             ClientConfiguration { hosts: [(host, settings)].into(), ..ClientConfiguration::default() };

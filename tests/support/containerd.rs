@@ -1,4 +1,5 @@
-//! A containerd of a test's own, which uses `peel serve`: Debian's, with root, state and socket in a temporary folder.
+//! A containerd of a test's own, which uses `peel serve`: Debian's, with root, state and socket in a temporary folder. Another one, with its
+//! clients, is taken from the directory that `PEEL_TEST_CONTAINERD` names (scripts/verify-containerd).
 
 use super::peel::{Outcome, Peel, is_mount_point, mounts_below, run_to_end, wait_or_kill};
 use rustix::mount::{UnmountFlags, unmount};
@@ -7,11 +8,41 @@ use std::fs::{self, File};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 use tempfile::TempDir;
 
+/// The namespace that CRI uses.
+const KUBERNETES: &str = "k8s.io";
+const LIST: [&str; 4] = ["snapshots", "--snapshotter", "peel", "ls"];
 /// Nothing that starts takes as long.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where containerd, its clients and its shim are looked for.
+static PROGRAMS: LazyLock<String> = LazyLock::new(|| {
+    let path = std::env::var("PATH").expect("there is a PATH");
+    let other = std::env::var("PEEL_TEST_CONTAINERD").ok();
+    other.into_iter().chain([path]).collect::<Vec<_>>().join(":")
+});
+
+/// One of these programs.
+fn program(name: &str) -> Command {
+    let mut command = Command::new(name);
+    command.env("PATH", PROGRAMS.as_str());
+    command
+}
+
+/// The version of the containerd that the tests use, such as `1.6` or `2.1`.
+pub fn version() -> (u32, u32) {
+    static VERSION: LazyLock<(u32, u32)> = LazyLock::new(|| {
+        let output = program("containerd").arg("--version").output().expect("containerd is installed");
+        let text = String::from_utf8(output.stdout).expect("a version is text");
+        let version = text.split(' ').nth(2).expect("it is the third word").trim_start_matches('v');
+        let numbers: Vec<u32> = version.split('.').map_while(|number| number.parse().ok()).collect();
+        (numbers[0], numbers[1])
+    });
+    *VERSION
+}
 
 /// A process that serves until it is told to end.
 struct Server {
@@ -74,6 +105,12 @@ impl Daemon {
         let address = peel.scratch().join("peel.sock");
         let mut command = peel.command(&["serve", "--address", address.to_str().unwrap()]);
         command.args(options).env("PEEL_LOG", "peelfs=debug");
+        Daemon::start_by(command, peel)
+    }
+
+    /// Starts what [`command`](Self::command) gives.
+    pub fn start_by(command: Command, peel: &Peel) -> Daemon {
+        let address = peel.scratch().join("peel.sock");
         Daemon { server: Server::start(command, peel.scratch(), "serve"), address }
     }
 
@@ -102,6 +139,16 @@ pub struct Containerd {
 
 impl Containerd {
     pub fn start(peel: &Peel) -> Containerd {
+        // Nobody in these tests is a kubelet.
+        Containerd::configured(
+            peel,
+            &["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"],
+            "",
+        )
+    }
+
+    /// Without these plugins, and with this at the end of its configuration, in which `DIRECTORY` is its own directory.
+    pub fn configured(peel: &Peel, without: &[&str], more: &str) -> Containerd {
         // Short: the names of its sockets are below it.
         let directory =
             tempfile::Builder::new().prefix("ctd-").tempdir_in("/tmp").expect("making a directory");
@@ -109,12 +156,20 @@ impl Containerd {
         let address = peel.scratch().join("peel.sock");
         let proxy =
             peel.succeed(&["serve", "--print-containerd-config", "--address", address.to_str().unwrap()]);
+        let nobodys = [
+            "io.containerd.internal.v1.opt",
+            "io.containerd.snapshotter.v1.aufs",
+            "io.containerd.snapshotter.v1.btrfs",
+            "io.containerd.snapshotter.v1.devmapper",
+            "io.containerd.snapshotter.v1.zfs",
+        ];
+        let without: Vec<&str> = nobodys.iter().chain(without).copied().collect();
+        let configuration_version = if version() >= (2, 0) { 3 } else { 2 };
+        let more = more.replace("DIRECTORY", &path.to_string());
         let configuration = format!(
-            "version = 2\nroot = \"{path}/root\"\nstate = \"{path}/state\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\", \
-             \"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.btrfs\", \
-             \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.zfs\"]\n\
-             [grpc]\naddress = \"{path}/socket\"\n[ttrpc]\naddress = \"{path}/socket.ttrpc\"\n{proxy}"
+            "version = {configuration_version}\nroot = \"{path}/root\"\nstate = \"{path}/state\"\n\
+             disabled_plugins = {without:?}\n\
+             [grpc]\naddress = \"{path}/socket\"\n[ttrpc]\naddress = \"{path}/socket.ttrpc\"\n{proxy}{more}"
         );
         fs::write(directory.path().join("config.toml"), configuration).expect("the configuration");
         let mut containerd = Containerd { server: None, directory };
@@ -123,7 +178,7 @@ impl Containerd {
     }
 
     fn start_server(&mut self) {
-        let mut command = Command::new("containerd");
+        let mut command = program("containerd");
         command.arg("--config").arg(self.directory.path().join("config.toml"));
         self.server = Some(Server::start(command, self.directory.path(), "containerd"));
     }
@@ -150,8 +205,13 @@ impl Containerd {
         self.directory.path().file_name().and_then(|name| name.to_str()).expect("we named it")
     }
 
-    fn client(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
+    /// Its socket.
+    pub fn address(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    fn client(&self, name: &str, arguments: &[&str]) -> Command {
+        let mut command = program(name);
         command.arg("--address").arg(self.directory.path().join("socket"));
         command.args(["--namespace", self.namespace()]);
         command.args(arguments).stdin(Stdio::null());
@@ -180,6 +240,14 @@ impl Containerd {
             self.log()
         );
         outcome.stdout
+    }
+
+    /// `ctr` in the namespace of Kubernetes.
+    pub fn run_in_kubernetes(&self, arguments: &[&str]) -> Outcome {
+        let mut command = program("ctr");
+        command.arg("--address").arg(self.address()).args(["--namespace", KUBERNETES]);
+        command.args(arguments).stdin(Stdio::null());
+        run_to_end(command, self.directory.path())
     }
 
     /// `ctr-remote images rpull`, which must succeed: it adds the labels by which layers are found.
@@ -242,7 +310,9 @@ impl Containerd {
     pub fn wait_for_snapshotter(&self) {
         let mut outcome = None;
         for _ in 0..1000 {
-            let tried = self.run(&["snapshots", "--snapshotter", "peel", "ls"]);
+            let tried = self.run(&LIST);
+            // It asks for nothing where it knows of none.
+            let tried = if tried.code == Some(0) { self.run_in_kubernetes(&LIST) } else { tried };
             if tried.code == Some(0) {
                 return;
             }
@@ -296,10 +366,13 @@ impl Drop for Containerd {
     fn drop(&mut self) {
         // Shims outlive containerd: they are asked to go while it is there.
         if self.server.is_some() {
-            let tasks = self.run(&["tasks", "ls", "--quiet"]).stdout;
-            for task in tasks.lines() {
-                let _ = self.run(&["tasks", "rm", "--force", task]);
-            }
+            let end_all = |run: &dyn Fn(&[&str]) -> Outcome| {
+                for task in run(&["tasks", "ls", "--quiet"]).stdout.lines() {
+                    run(&["tasks", "rm", "--force", task]);
+                }
+            };
+            end_all(&|arguments| self.run(arguments));
+            end_all(&|arguments| self.run_in_kubernetes(arguments));
         }
         drop(self.server.take());
         for mount in mounts_below(self.directory.path()) {

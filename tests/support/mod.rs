@@ -6,6 +6,7 @@ pub mod cases;
 pub mod clock;
 pub mod containerd;
 pub mod content;
+pub mod cri;
 pub mod docker_registry;
 pub mod image;
 pub mod merged;

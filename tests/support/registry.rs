@@ -190,6 +190,8 @@ struct State {
     /// By `repository/reference`.
     manifests: HashMap<String, Manifest>,
     authentication: Option<Authentication>,
+    /// What the paths of the API begin with, if not `/v2/`.
+    root: Option<String>,
     /// Uses left of each token, with the repository it is good for.
     tokens: HashMap<String, (String, usize)>,
     next_token: usize,
@@ -406,6 +408,11 @@ impl FakeRegistry {
         let mut state = self.state();
         state.authentication = Some(authentication);
         state.tokens.clear();
+    }
+
+    /// From now on, the paths of the API begin with this, and slashes at both ends, instead of `/v2/`.
+    pub fn serve_at(&self, root: &str) {
+        self.state().root = Some(root.to_owned());
     }
 
     /// All tokens given so far expire now.

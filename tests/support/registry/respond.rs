@@ -144,9 +144,12 @@ fn violation(shared: &Shared, state: &State, is_storage: bool, request: &Request
 }
 
 fn api(shared: &Shared, state: &mut State, request: &Request, body: &[u8], fault: Option<&Fault>) -> Answer {
-    let Some(path) = request.target.strip_prefix("/v2/") else {
+    let root = state.root.as_deref().unwrap_or("/v2/");
+    let Some(path) = request.target.strip_prefix(root) else {
         return Answer::error(404, "NAME_UNKNOWN", "no such path");
     };
+    // Of which registry this is the mirror is nothing to us.
+    let path = path.split_once("?ns=").map_or(path, |(path, _)| path);
     let split = |at: &str| path.split_once(at);
     let (repository, what) = match (split("/manifests/"), split("/blobs/"), split("/referrers/")) {
         (Some((repository, reference)), ..) => (repository, What::Manifest(reference)),
