@@ -34,5 +34,6 @@ mod snapshotter;
 mod soci;
 mod store_life;
 mod support;
+mod survival;
 mod writable;
 mod zstd_chunked;

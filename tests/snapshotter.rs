@@ -4,6 +4,7 @@
 
 mod claims;
 mod ctr_pull;
+mod killed;
 mod user_namespaces;
 
 use crate::support::archive::TestEntry;
