@@ -9,12 +9,13 @@
 //!
 //! The mount appears only when all of it is there: no partial tree is ever seen. [`prepare`] gets ready, [`Prepared::mount`]
 //! mounts, [`Mounted::wait`] serves until it is unmounted and then tidies up; [`live`] lists what is mounted. [`writable`] is the mount
-//! that can be written to.
+//! that can be written to, [`handover`] how one is served on when its process was killed.
 
 mod bring;
 mod counters;
 pub mod explain;
 pub mod extract;
+pub mod handover;
 pub mod live;
 mod names;
 mod needs;
@@ -28,10 +29,11 @@ pub mod records;
 pub mod writable;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use peelfs_fuse::{KernelCache, MountError, MountOptions, Session};
+use peelfs_fuse::{KernelCache, MountError, MountOptions, ServeError, Session};
 use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
 use tokio::task::AbortHandle;
@@ -182,6 +184,27 @@ pub enum ImageMountError {
         #[source]
         cause: std::io::Error,
     },
+    /// The store gives another tree than the one that is mounted.
+    #[error(
+        "the tree of {image} that is mounted at {mountpoint} is not in the store any more: nobody can go on serving it"
+    )]
+    OtherTree {
+        /// The reference.
+        image: String,
+        /// Where it is mounted.
+        mountpoint: String,
+    },
+    /// A mount cannot be served on.
+    #[error("cannot go on serving {image} at {mountpoint}")]
+    TakeOver {
+        /// The reference.
+        image: String,
+        /// Where it is mounted.
+        mountpoint: String,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
     /// The snapshot that is to take the changes.
     #[error(transparent)]
     Writable(#[from] WritableError),
@@ -199,6 +222,8 @@ pub struct Prepared {
     tree_key: String,
     /// The mount does not wait for it: it is usable, and is to be brought to disk.
     pending_tree: Mutex<Option<PendingTree>>,
+    /// The process that the record of the mount will name.
+    pid: u32,
 }
 
 /// A mounted image.
@@ -213,6 +238,10 @@ pub struct Mounted {
     held: Option<HeldSnapshot>,
     /// Keeps the records of the image's layers; nothing if it has none.
     records: Option<ImmutableRef>,
+    /// The process that the record of the mount names.
+    pid: Arc<AtomicU32>,
+    /// Seconds since 1970.
+    started_at: i64,
 }
 
 /// Seconds since 1970.
@@ -232,8 +261,14 @@ impl Prepared {
         self.mounted(session, None)
     }
 
+    /// The mount will be recorded as that of another process, which holds it as long as it is there.
+    pub fn held_by(self, pid: u32) -> Prepared {
+        Prepared { pid, ..self }
+    }
+
     fn mounted(self, session: Session, held: Option<HeldSnapshot>) -> Result<Mounted, ImageMountError> {
-        let records = match self.record(session.mountpoint()) {
+        let started_at = now();
+        let records = match self.record(session.mountpoint(), started_at) {
             Ok(records) => records,
             // Dropping the session unmounts: a mount that nobody can find must not stay.
             Err(cause) => {
@@ -241,15 +276,26 @@ impl Prepared {
                 return Err(ImageMountError::Records { image, cause: Box::new(cause) });
             }
         };
-        forget_poisoned_content(&self.tree, &session.cache());
-        let (recorder, prefetch, needs) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        Ok(Mounted { prepared: self, session, recorder, prefetch, needs, held, records })
+        Ok(self.serving(session, held, records, started_at))
     }
 
-    fn record(&self, mountpoint: &Path) -> Result<Option<ImmutableRef>, CacheError> {
+    fn serving(
+        self,
+        session: Session,
+        held: Option<HeldSnapshot>,
+        records: Option<ImmutableRef>,
+        started_at: i64,
+    ) -> Mounted {
+        forget_poisoned_content(&self.tree, &session.cache());
+        let (recorder, prefetch, needs) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        let pid = Arc::new(AtomicU32::new(self.pid));
+        Mounted { prepared: self, session, recorder, prefetch, needs, held, records, pid, started_at }
+    }
+
+    fn record(&self, mountpoint: &Path, started_at: i64) -> Result<Option<ImmutableRef>, CacheError> {
         let Brought { origin, reference, image, .. } = &self.brought;
         self.counters.write(origin.statistics(), 0);
-        let pid = std::process::id();
+        let pid = self.pid;
         let mount = MountRecord {
             mountpoint: mountpoint.to_owned(),
             pid,
@@ -257,7 +303,7 @@ impl Prepared {
             reference: reference.to_string(),
             manifest_digest: image.manifest_digest.to_string(),
             tree: self.tree_key.clone(),
-            started_at: now(),
+            started_at,
             status_path: Some(self.counters.path().to_owned()),
         };
         self.brought.record(&self.tree_key, Some(&mount))
@@ -286,6 +332,11 @@ fn forget_poisoned_content(tree: &Arc<MergedTree>, cache: &KernelCache) {
 }
 
 impl Mounted {
+    /// What it was asked for by.
+    pub fn reference(&self) -> &ImageReference {
+        &self.prepared.brought.reference
+    }
+
     /// The kernel's side, to unmount it.
     pub fn session(&self) -> &Session {
         &self.session
@@ -365,10 +416,11 @@ impl Mounted {
     }
 
     /// Serves until the directory is unmounted, by whomever, and then tidies up.
-    pub fn wait(mut self) {
-        if let Err(error) = self.session.wait() {
-            tracing::error!(error = %chain(&error), "serving ended");
-        }
+    ///
+    /// # Errors
+    /// If serving ended otherwise: then the mount is still there, and so is its record.
+    pub fn wait(mut self) -> Result<(), ServeError> {
+        let served = self.session.wait();
         if let Some(prefetch) = self.prefetch.get() {
             prefetch.abort();
         }
@@ -378,11 +430,12 @@ impl Mounted {
         if let Some(recorder) = self.recorder.get() {
             recorder.finish();
         }
+        served?;
         // Nobody writes any more: before the record goes, for which `peel unmount` waits.
         drop(self.held.take());
         self.settle();
         // Last, as `peel unmount` waits for this process while the record is there.
-        let (mountpoint, pid) = (self.session.mountpoint(), std::process::id());
+        let (mountpoint, pid) = (self.session.mountpoint(), self.pid.load(Ordering::Relaxed));
         let ended = match self.records.take() {
             Some(records) => records.end_mount(mountpoint, pid),
             None => {
@@ -393,5 +446,6 @@ impl Mounted {
         if let Err(error) = ended {
             tracing::warn!(error = %chain(&error), "the record of the mount stays until it is found to be stale");
         }
+        Ok(())
     }
 }

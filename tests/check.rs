@@ -7,7 +7,7 @@ use crate::support::cases::many_layers;
 use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::model::Model;
-use crate::support::peel::{Peel, is_mount_point, kill_and_wait};
+use crate::support::peel::{Peel, is_mount_point};
 use crate::support::registry::FakeRegistry;
 use crate::support::tree::{Tree, assert_same};
 use serde_json::Value;
@@ -314,9 +314,7 @@ fn a_mount_whose_process_was_killed_is_told_of() {
     let peel = Peel::new();
     let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers(), Form::ESTARGZ);
     let mount = peel.mount(&reference);
-    for server in peel.servers() {
-        kill_and_wait(server);
-    }
+    assert_eq!(peel.kill_servers(), 1);
     let report = is_well(&peel);
     assert_eq!(report["dead_mounts"], serde_json::json!([mount.path().to_str().unwrap()]));
     assert_eq!(report["stale_sessions"], 1);

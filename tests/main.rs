@@ -35,5 +35,6 @@ mod soci;
 mod startup;
 mod store_life;
 mod support;
+mod survival;
 mod writable;
 mod zstd_chunked;

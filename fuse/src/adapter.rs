@@ -26,6 +26,7 @@ use fuser::{
 use crate::attr::{self, FOREVER};
 use crate::directory;
 use crate::errno::Errno;
+use crate::handshake::{Gate, NOBODY};
 use crate::label::{self, Label};
 use crate::mount::MountOptions;
 use crate::opens::{Mode, Opens};
@@ -67,10 +68,12 @@ pub(crate) struct Adapter<T> {
     opens: Opens<BackingId>,
     opens_without_us: bool,
     opens_directories_without_us: bool,
+    gate: Arc<Gate>,
 }
 
 impl<T: Tree> Adapter<T> {
-    pub(crate) fn new(tree: Arc<T>, options: &MountOptions) -> Self {
+    /// An adapter whose threads, once they are told to forget nobody, wait at that gate.
+    pub(crate) fn new(tree: Arc<T>, options: &MountOptions, gate: Arc<Gate>) -> Self {
         Adapter {
             tree,
             passthrough: AtomicBool::new(options.passthrough),
@@ -79,6 +82,7 @@ impl<T: Tree> Adapter<T> {
             opens: Opens::new(),
             opens_without_us: false,
             opens_directories_without_us: false,
+            gate,
         }
     }
 
@@ -155,6 +159,13 @@ impl<T: Tree> Filesystem for Adapter<T> {
         Ok(())
     }
 
+    fn forget(&self, _request: &Request, inode: INodeNo, _lookups: u64) {
+        // Nobody counts what the kernel remembers: a tree has all its inodes for ever.
+        if inode.0 == NOBODY {
+            self.gate.pass();
+        }
+    }
+
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = self.ask(|tree| match name.as_bytes() {
             // Asked when an inode is named by a file handle (FUSE_EXPORT_SUPPORT).
@@ -178,7 +189,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
 
     fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
         match self.ask(|tree| tree.symlink_target(inode.0)) {
-            Ok(target) if target.len() < libc::PATH_MAX as usize => reply.data(target),
+            Ok(target) if target.len() < libc::PATH_MAX as usize => reply.data(&copied(target)),
             Ok(_) => reply.error(Errno::NAME_TOO_LONG.into()),
             Err(errno) => reply.error(errno.into()),
         }
@@ -408,11 +419,17 @@ impl<T: Tree> Filesystem for Adapter<T> {
     );
 }
 
+/// Bytes of a table in memory that is there. A table is a mapped file: if the process is killed while the kernel brings a page of it, the
+/// request fails, and nobody can answer it any more.
+fn copied(bytes: &[u8]) -> Vec<u8> {
+    bytes.to_vec()
+}
+
 /// Answers with a value or a list, as `getxattr(2)` has it: `size` 0 asks for the length alone.
 fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
     match u32::try_from(value.len()) {
         Ok(length) if size == 0 => reply.size(length),
-        Ok(length) if length <= size => reply.data(value),
+        Ok(length) if length <= size => reply.data(&copied(value)),
         Ok(_) => reply.error(Errno::RANGE.into()),
         Err(_) => reply.error(Errno::TOO_BIG.into()),
     }

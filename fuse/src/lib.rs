@@ -12,6 +12,7 @@
 //!   ([`ReadReply::channel`]).
 //! - [`mount()`] makes the file system appear, complete: when it returns, the directory can be used. [`mount_writable`] lays an overlay
 //!   above it, whose changes go to a directory.
+//! - [`take_over`] goes on to serve a mount whose server was killed, while somebody held its [`Handover`].
 //! - [`mount_mapped`] shows a directory at another place with other owners.
 //! - [`unmount()`] takes it away, whoever serves it, alive or dead; [`mounts`] lists what is there.
 //!
@@ -24,6 +25,8 @@ mod claim;
 mod directory;
 mod errno;
 mod fusermount;
+mod handover;
+mod handshake;
 mod kernel_mount;
 mod label;
 mod mapped;
@@ -39,6 +42,7 @@ mod unmount;
 mod users;
 
 pub use errno::Errno;
+pub use handover::{Handover, take_over};
 pub use label::{Label, LabelError};
 pub use mapped::{IdMap, IdRange, MapError, mount_mapped, outside};
 pub use mount::{MountOptions, mount, mount_writable};

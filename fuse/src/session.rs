@@ -1,20 +1,25 @@
 //! A mount that is being served by this process, and its end.
 //!
 //! ```text
-//!   serve ─> thread "peel-fuse" ─> fuser's threads, one descriptor each ─> last one ends ─> wait() returns
+//!   serve ─> thread "peel-fuse" ─> fuser's threads, all on one descriptor ─> last one ends ─> wait() returns
 //!                                       └ ENODEV once the file system is gone: unmounted, here or elsewhere
 //! ```
 //!
 //! The threads hold nothing that `wait` or `unmount` need, so any thread may call those at any time.
+//!
+//! They share one descriptor, the one that another process may hold, too: what was read from a descriptor of a server's own would be
+//! answered with an error when that is killed.
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::adapter::Adapter;
-use crate::kernel_mount;
+use crate::handover::{Handover, Note};
+use crate::handshake::{self, Gate, Greeting, Prompter};
 use crate::mount::MountOptions;
 use crate::mountinfo::{MountEntry, all_mounts, mount_at};
 use crate::tree::Tree;
@@ -26,6 +31,8 @@ use crate::users::User;
 #[derive(Debug)]
 pub struct Session {
     unmounter: Unmounter,
+    /// Dropping it leaves the mount.
+    stays: AtomicBool,
 }
 
 /// A handle that ends a [`Session`] from anywhere, as from a thread that waits for signals.
@@ -56,12 +63,38 @@ pub(crate) struct Service {
     cache: KernelCache,
     outcome: Mutex<Option<Result<(), String>>>,
     ended: Condvar,
+    greeting: Greeting,
+    /// Until serving has ended. Nothing if another process could not go on with it.
+    device: Mutex<Option<OwnedFd>>,
 }
 
 impl Session {
     /// The session of the mount of this id and device number; `mountpoint` is absolute and without symlinks.
     pub(crate) fn new(service: Arc<Service>, mountpoint: PathBuf, id: u64, device: (u32, u32)) -> Session {
-        Session { unmounter: Unmounter { service, mountpoint, id, device } }
+        Session { unmounter: Unmounter { service, mountpoint, id, device }, stays: AtomicBool::new(false) }
+    }
+
+    /// What another process needs to go on if this one is killed. Nothing if none could: the kernel must hand out again what is not
+    /// answered (Linux 6.9), and files that are passed through are known to this process alone.
+    ///
+    /// # Errors
+    /// If this process has no descriptor left.
+    pub fn handover(&self) -> io::Result<Option<Handover>> {
+        let Unmounter { service, mountpoint, id, device } = &self.unmounter;
+        let note = Note {
+            id: *id,
+            device: *device,
+            greeting: service.greeting.clone(),
+            mountpoint: mountpoint.clone(),
+        };
+        let device = service.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = device.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(device.map(|device| Handover { device, note: note.to_bytes() }))
+    }
+
+    /// From now on the mount outlives this session: another process goes on with it.
+    pub fn leave_mounted(&self) {
+        self.stays.store(true, Ordering::Relaxed);
     }
 
     /// The directory at which the tree is mounted, as an absolute path.
@@ -105,6 +138,9 @@ impl KernelCache {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if self.stays.load(Ordering::Relaxed) {
+            return;
+        }
         let unmounted = self.unmount(false).or_else(|_| self.unmount(true));
         if let Err(error) = unmounted {
             tracing::warn!(%error, "the mount stays behind");
@@ -153,6 +189,7 @@ impl Service {
     }
 
     fn end(&self, outcome: Result<(), String>) {
+        drop(self.device.lock().unwrap_or_else(PoisonError::into_inner).take());
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         self.ended.notify_all();
     }
@@ -164,23 +201,56 @@ impl fmt::Debug for Service {
     }
 }
 
-/// Answers the kernel's INIT and starts to serve what comes over `device`. The INIT must be there already, or
+/// Answers the kernel's greeting and starts to serve what comes over `device`. The greeting must be there already, or
 /// soon be.
 pub(crate) fn serve(
     tree: Arc<impl Tree>,
     device: OwnedFd,
     options: &MountOptions,
 ) -> io::Result<Arc<Service>> {
-    let adapter = Adapter::new(tree, options);
+    let greeting = Greeting::receive(&device)?;
+    start(tree, device, &greeting, options, |device, answer| handshake::answer(device, answer))
+}
+
+/// Starts to serve what comes over `device`, whose server has ended, with what it left unanswered first.
+pub(crate) fn go_on(
+    tree: Arc<impl Tree>,
+    device: OwnedFd,
+    greeting: &Greeting,
+    options: &MountOptions,
+) -> io::Result<Arc<Service>> {
+    start(tree, device, greeting, options, |device, _| handshake::ask_again(device))
+}
+
+/// Starts the threads; `begin` tells the kernel what it must hear before the first of them reads from the device.
+fn start(
+    tree: Arc<impl Tree>,
+    device: OwnedFd,
+    greeting: &Greeting,
+    options: &MountOptions,
+    begin: impl FnOnce(&OwnedFd, &[u8]) -> io::Result<()>,
+) -> io::Result<Arc<Service>> {
+    let threads = options.threads.max(1);
+    let gate = Arc::new(Gate::default());
+    let adapter = Adapter::new(tree, options, gate.clone());
     let mut config = fuser::Config::default();
-    config.n_threads = Some(options.threads.max(1));
-    config.clone_fd = can_open_device();
+    config.n_threads = Some(threads);
+    let (prompter, prompted) = Prompter::new(greeting)?;
     // The kernel itself checks who may come in (`allow_other`); fuser's own check would look at the wrong
     // ids.
-    let session = fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config)?;
+    let session = fuser::Session::from_fd(adapter, prompted, fuser::SessionACL::All, config)?;
+    let answer = prompter.answer()?;
+    prompter.call(threads)?;
+    let place = session.as_fd().as_raw_fd();
     let cache = KernelCache(session.notifier());
-    let service = Arc::new(Service { cache, outcome: Mutex::new(None), ended: Condvar::new() });
-    let serving = Arc::clone(&service);
+    let service = Arc::new(Service {
+        cache,
+        outcome: Mutex::new(None),
+        ended: Condvar::new(),
+        greeting: greeting.clone(),
+        device: Mutex::new(None),
+    });
+    let (serving, opened) = (Arc::clone(&service), gate.clone());
     std::thread::Builder::new().name("peel-fuse".to_owned()).spawn(move || {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| session.run()));
         serving.end(match outcome {
@@ -188,12 +258,16 @@ pub(crate) fn serve(
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("a serving thread panicked".to_owned()),
         });
+        opened.open();
     })?;
-    Ok(service)
-}
-
-/// A descriptor for each thread spares them a shared lock, but is opened anew, which not everyone may do who
-/// was handed the first.
-fn can_open_device() -> bool {
-    std::fs::File::options().read(true).write(true).open(kernel_mount::DEVICE).is_ok()
+    let begun = match gate.is_reached_by(threads) {
+        true => handshake::put_in_place(device.as_fd(), place).and_then(|()| begin(&device, &answer)),
+        // Only serving that has ended opens the gate.
+        false => Err(io::Error::other(service.wait().err().unwrap_or_default())),
+    };
+    if begun.is_ok() && greeting.promises_to_resend() && !options.passthrough {
+        *service.device.lock().unwrap_or_else(PoisonError::into_inner) = Some(device);
+    }
+    gate.open();
+    begun.map(|()| service)
 }

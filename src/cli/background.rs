@@ -1,11 +1,13 @@
-//! `peel mount` returns when the directory is usable, and goes on serving: the process forks before it has threads, the child
-//! works and serves, the parent waits for its word.
+//! `peel mount` returns when the directory is usable, and what it mounted is served on: the process forks before it has threads, and its
+//! child once more.
 //!
 //! ```text
-//! parent ──fork──▶ child: prepare, mount, tell 0 through the pipe, leave the terminal, serve
-//!   │                     any error: told on the terminal, its exit code through the pipe
-//!   └─ read the pipe ◀────┘          end of file without a word: the child died
+//! command ──fork──▶ holder ──fork──▶ server: prepare, mount, hand over the mount's descriptor, say that it is usable, serve
+//!    │                │  ◀──socket──────┘         any error: told on the terminal, its exit code through the socket
+//!    └─ read the pipe ◀─ 0, or the exit code       end of file without a word: the server died
 //! ```
+//!
+//! What the holder does when the server dies, [`holder`](super::holder) says.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -13,50 +15,49 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use rustix::process::setsid;
+use rustix::process::{Pid, setsid};
 
 use super::failure;
+use super::holder::Holder;
+use super::server::Server;
 
-/// Serves in a child, which calls what `serve` is given once the directory is usable: the parent leaves then. An error is told on the
-/// terminal, and its exit code is that of both. Must be called before the process has a second thread, and before it has written
-/// anything that may not have left it yet.
-pub fn run(
-    serve: impl FnOnce(&mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<()>,
-) -> anyhow::Result<ExitCode> {
-    let mut word = Some(fork().context("cannot start the serving process")?);
-    let served = serve(&mut || match word.take() {
-        Some(word) => Ok(word.usable()?),
-        None => Ok(()),
-    });
-    let Err(error) = served else { return Ok(ExitCode::SUCCESS) };
+/// Serves in a process of its own, and in another one whenever that is killed: all of them call `serve`, which is to tell what it was given
+/// when the directory is usable. The command leaves then. An error before is told on the terminal, and its exit code is that of the command.
+/// Must be called before the process has a second thread, and before it has written anything that may not have left it yet.
+pub fn run(serve: impl FnOnce(&mut Server) -> anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    let cannot_start = "cannot start the serving process";
+    let word = fork_with_word().context(cannot_start)?;
+    let mut server = Holder::new(word).and_then(Holder::run).context(cannot_start)?;
+    let Err(error) = serve(&mut server) else { return Ok(ExitCode::SUCCESS) };
+    tracing::error!(error = %peelfs::error::chain(error.as_ref()), "the serving process ends");
     let code = failure::report(&error);
-    if let Some(word) = word {
-        word.failed(failure::code(&error));
-    }
+    server.failed(failure::code(&error));
     Ok(code)
 }
 
-/// The child's end of the pipe.
-struct Word(File);
-
-/// Forks, and returns in the child alone.
-fn fork() -> io::Result<Word> {
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+/// Forks; gives the child's number in the parent. Must be called while the process has one thread.
+pub fn fork() -> io::Result<Option<Pid>> {
     // SAFETY: the process has one thread, so the child is a whole copy, with no lock held by a thread that it does not have.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
-        0 => {
-            drop(reader);
-            Ok(Word(File::from(writer)))
-        }
-        _ => {
-            drop(writer);
-            let code = wait(reader);
-            // SAFETY: ends the process without a look back: there is nothing to write and no other thread. What the usual end tidies up
-            // are pages that the child still shares, each of which would be copied first.
-            unsafe { libc::_exit(code.into()) }
-        }
+        child => Ok(Pid::from_raw(child)),
     }
+}
+
+/// The holder's end of the pipe to the command.
+pub struct Word(File);
+
+/// Forks, and returns in the child alone.
+fn fork_with_word() -> io::Result<Word> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    if fork()?.is_none() {
+        return Ok(Word(File::from(writer)));
+    }
+    drop(writer);
+    let code = wait(reader);
+    // SAFETY: ends the process without a look back: there is nothing to write and no other thread. What the usual end tidies up
+    // are pages that the child still shares, each of which would be copied first.
+    unsafe { libc::_exit(code.into()) }
 }
 
 /// The exit code that the child tells.
@@ -72,26 +73,21 @@ fn wait(reader: OwnedFd) -> u8 {
 }
 
 impl Word {
-    /// Tells the parent that the directory is usable, and leaves its terminal, session and directory.
-    fn usable(self) -> io::Result<()> {
-        let null = File::options().read(true).write(true).open("/dev/null")?;
-        // The parent may have been killed; then nobody waits for the word.
-        let _ = setsid();
-        rustix::process::chdir("/")?;
-        rustix::stdio::dup2_stdin(&null)?;
-        rustix::stdio::dup2_stdout(&null)?;
-        rustix::stdio::dup2_stderr(&null)?;
-        self.say(0);
-        Ok(())
-    }
-
-    /// Tells the parent to leave with this code.
-    fn failed(self, code: u8) {
-        self.say(code);
-    }
-
-    fn say(mut self, code: u8) {
-        // The parent may have been killed; then nobody waits for the word.
+    /// Tells the command to leave with this code.
+    pub fn say(mut self, code: u8) {
+        // It may have been killed; then nobody waits for the word.
         let _ = self.0.write_all(&[code]);
     }
+}
+
+/// Leaves the command's terminal, session and directory.
+pub fn leave_terminal() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    // Who leads a session has left already.
+    let _ = setsid();
+    rustix::process::chdir("/")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
 }

@@ -10,6 +10,7 @@ use anyhow::Context;
 use peelfs::cache::Cache;
 use peelfs::commit::image_of;
 use peelfs::fetch::{NetworkThreads, ThreadStarter};
+use peelfs::mount::handover::Predecessor;
 use peelfs::mount::writable::{self, WritablePlan};
 use peelfs::mount::{ImageMountError, Mounted, Prefetching, Pull, Request, prepare};
 use peelfs::store::{SnapshotName, Store};
@@ -20,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::background;
 use super::log_file::LogFile;
 use super::network::SourceArguments;
+use super::server::Server;
 use super::signals::{self, Held};
 use super::{environment, memory, progress};
 
@@ -129,40 +131,70 @@ pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<Ex
         let _ = writeln!(anstream::stderr(), "peel: {told}");
     }
     if arguments.foreground {
-        serve(&arguments, &store, verbose, || Ok(()))?;
+        serve(&arguments, &store, verbose, &mut Server::alone())?;
         return Ok(ExitCode::SUCCESS);
     }
-    background::run(|usable| serve(&arguments, &store, verbose, usable))
+    background::run(|server| serve(&arguments, &store, verbose, server))
 }
 
-fn serve(
-    arguments: &Arguments,
-    store: &Path,
-    verbose: u8,
-    usable: impl FnOnce() -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) -> anyhow::Result<()> {
     let store = Arc::new(Store::open(store)?);
     start_log(arguments, &store, verbose)?;
     let threads = NetworkThreads::new(|| {
         signals::hold();
     });
     let request = request(arguments);
-    let writable = writable_plan(arguments, &store, &request)?;
+    let (mounted, signals) = match server.predecessor()? {
+        None => mount(arguments, &store, &threads, request, server)?,
+        Some(predecessor) => {
+            let request = go_on_with(&predecessor, request);
+            let prepared = prepare(store.clone(), threads.starter(), request)?.held_by(server.pid());
+            (prepared.take_over(&options(arguments), predecessor)?, server.hold_signals())
+        }
+    };
+    serve_mounted(&store, &threads, mounted, server, signals)
+}
+
+fn mount(
+    arguments: &Arguments,
+    store: &Arc<Store>,
+    threads: &NetworkThreads,
+    request: Request,
+    server: &mut Server,
+) -> anyhow::Result<(Mounted, Held)> {
+    let writable = writable_plan(arguments, store, &request)?;
     let pinned = writable.as_ref().and_then(WritablePlan::pinned).cloned();
     let prepared = prepare(store.clone(), threads.starter(), Request { pinned, ..request })?;
-    let held = Held::new();
+    let (prepared, signals) = (prepared.held_by(server.pid()), server.hold_signals());
     let mounted = match writable {
         None => prepared.mount(&options(arguments))?,
         Some(plan) => prepared.mount_writable(&options(arguments), plan)?,
     };
-    usable()?;
+    Ok((mounted, signals))
+}
+
+/// The request for the very image that is mounted, whatever its name means by now. What was to be fetched first has been, or is read.
+pub fn go_on_with(predecessor: &Predecessor, request: Request) -> Request {
+    Request { pinned: Some(predecessor.manifest().clone()), prefetching: Prefetching::None, ..request }
+}
+
+/// Serves what is mounted until it is unmounted.
+pub fn serve_mounted(
+    store: &Store,
+    threads: &NetworkThreads,
+    mounted: Mounted,
+    server: &mut Server,
+    signals: Held,
+) -> anyhow::Result<()> {
+    server.hand_over(&mounted);
+    server.usable()?;
     stop_on_signals(threads.starter(), mounted.session().unmounter())?;
-    drop(held);
-    tracing::info!(image = %arguments.reference, mountpoint = %mounted.session().mountpoint().display(), "mounted");
+    drop(signals);
+    server.watch_holder(threads.starter(), mounted.keeper())?;
+    tracing::info!(image = %mounted.reference(), mountpoint = %mounted.session().mountpoint().display(), "mounted");
     mounted.follow_profile();
-    keep_house(&store, &mounted);
-    mounted.wait();
-    Ok(())
+    keep_house(store, &mounted);
+    Ok(mounted.wait()?)
 }
 
 /// What takes the changes, if the mount is to be written to.
@@ -237,7 +269,7 @@ fn start_log(arguments: &Arguments, store: &Store, verbose: u8) -> anyhow::Resul
 }
 
 /// SIGINT and SIGTERM unmount; a mount in use disappears from its directory and is served until nobody uses it any more.
-pub fn stop_on_signals(threads: &ThreadStarter, unmounter: Unmounter) -> anyhow::Result<()> {
+fn stop_on_signals(threads: &ThreadStarter, unmounter: Unmounter) -> anyhow::Result<()> {
     let threads = threads.handle().context("cannot start threads")?;
     let _guard = threads.enter();
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -261,7 +293,7 @@ pub fn stop_on_signals(threads: &ThreadStarter, unmounter: Unmounter) -> anyhow:
 }
 
 /// What can wait until the directory is usable.
-pub fn keep_house(store: &Store, mounted: &Mounted) {
+fn keep_house(store: &Store, mounted: &Mounted) {
     mounted.settle();
     memory::give_back();
     if let Err(error) = store.database().shorten_log() {

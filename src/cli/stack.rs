@@ -15,9 +15,10 @@ use peelfs_fuse::MountOptions;
 use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
 use super::log_file::LogFile;
-use super::mount::{keep_house, stop_on_signals};
+use super::mount::{go_on_with, serve_mounted};
 use super::network::NetworkArguments;
-use super::signals::{self, Held};
+use super::server::Server;
+use super::signals;
 use super::{background, environment};
 
 /// The name of the command.
@@ -62,15 +63,10 @@ pub fn command_line(stack: &RemoteStack, mount_point: &Path) -> Vec<OsString> {
 
 /// Runs the command. The process forks here, before it has a second thread.
 pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
-    background::run(|usable| serve(arguments, store, verbose, usable))
+    background::run(|server| serve(arguments, store, verbose, server))
 }
 
-fn serve(
-    arguments: &Arguments,
-    store: &Path,
-    verbose: u8,
-    usable: impl FnOnce() -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) -> anyhow::Result<()> {
     let store = Arc::new(Store::open(store)?);
     let log = store.path().join("log").join(format!("{}.log", std::process::id()));
     environment::log(verbose, Mutex::new(LogFile::new(log)));
@@ -92,9 +88,6 @@ fn serve(
         prefetching: Prefetching::Auto,
         progress: Arc::new(|_| {}),
     };
-    let layers = usize::try_from(arguments.layers)?;
-    let prepared = prepare_lowest(store.clone(), threads.starter(), request, layers)?;
-    let held = Held::new();
     // What a container may do is decided where the overlay above this is mounted; the store's directory is closed to others.
     let options = MountOptions {
         allow_other: rustix::process::geteuid().is_root(),
@@ -102,13 +95,17 @@ fn serve(
         nodev: false,
         ..MountOptions::new(&arguments.mount_point, arguments.reference.to_string())
     };
-    let mounted = prepared.mount(&options)?;
-    usable()?;
-    stop_on_signals(threads.starter(), mounted.session().unmounter())?;
-    drop(held);
-    tracing::info!(image = %arguments.reference, layers, "mounted for containers");
-    mounted.follow_profile();
-    keep_house(&store, &mounted);
-    mounted.wait();
-    Ok(())
+    let layers = usize::try_from(arguments.layers)?;
+    let predecessor = server.predecessor()?;
+    let request = match &predecessor {
+        None => request,
+        Some(predecessor) => go_on_with(predecessor, request),
+    };
+    let prepared = prepare_lowest(store.clone(), threads.starter(), request, layers)?.held_by(server.pid());
+    let signals = server.hold_signals();
+    let mounted = match predecessor {
+        None => prepared.mount(&options)?,
+        Some(predecessor) => prepared.take_over(&options, predecessor)?,
+    };
+    serve_mounted(&store, &threads, mounted, server, signals)
 }

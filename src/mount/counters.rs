@@ -17,22 +17,41 @@ pub(super) struct Counters {
     /// Nothing if it could not be made.
     file: OnceLock<Option<File>>,
     path: PathBuf,
+    /// What others have counted of the same mount.
+    before: OnceLock<(Statistics, u64)>,
 }
 
 impl Counters {
     /// New ones, of this process.
     pub(super) fn new(store: &Store) -> Counters {
-        let path = store.path().join("run").join(format!("{}.counters", std::process::id()));
+        let path = path_of(store, std::process::id());
         // A process of the same number may have been killed.
         let _ = std::fs::remove_file(&path);
-        Counters { file: OnceLock::new(), path }
+        Counters { file: OnceLock::new(), path, before: OnceLock::new() }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Counts on from what a process has left that is gone.
+    pub(super) fn go_on_from(&self, store: &Store, process: u32) {
+        let left = path_of(store, process);
+        if let Some(before) = read(&left) {
+            let _ = self.before.set(before);
+            self.write(Statistics::default(), 0);
+            let _ = std::fs::remove_file(left);
+        }
+    }
+
     pub(super) fn write(&self, statistics: Statistics, prefetched: u64) {
+        let (before, ahead) = self.before.get().copied().unwrap_or_default();
+        let statistics = Statistics {
+            requests: statistics.requests + before.requests,
+            bytes_received: statistics.bytes_received + before.bytes_received,
+            retries: statistics.retries + before.retries,
+        };
+        let prefetched = prefetched + ahead;
         if statistics == Statistics::default() {
             return;
         }
@@ -66,6 +85,10 @@ impl Drop for Counters {
             tracing::debug!(%error, "the counters stay behind");
         }
     }
+}
+
+fn path_of(store: &Store, process: u32) -> PathBuf {
+    store.path().join("run").join(format!("{process}.counters"))
 }
 
 /// The counters in that file, and the prefetched bytes; nothing if it is not there, as nothing was counted yet, or not whole.

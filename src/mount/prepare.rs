@@ -95,7 +95,8 @@ pub fn prepare_lowest(
     brought.wait_for_database();
     let (tree, pending_tree) = (Arc::new(tree), Mutex::new(pending_tree));
     let tree_key = hex(&composition.identity);
-    Ok(Prepared { brought, counters, prefetching, tree, tree_key, pending_tree })
+    let pid = std::process::id();
+    Ok(Prepared { brought, counters, prefetching, tree, tree_key, pending_tree, pid })
 }
 
 /// What the tree of an image is kept by in the store; nothing if not all of its layers are there.

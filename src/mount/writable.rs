@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use peelfs_fuse::{MountOptions, OverlayAttributes, Tree, Upper};
 use peelfs_registry::{Digest, ImageReference, Platform};
 
+use super::bring::Brought;
+use super::handover::HeldNote;
 use super::{ImageMountError, Mounted, Prepared, now};
 use crate::cache::{Cache, CacheError, ImmutableRef, MutableRef, NamedSnapshot, Purpose};
 use crate::error::chain;
@@ -81,7 +83,29 @@ fn shown_place(place: &Option<PathBuf>) -> String {
 pub(super) struct HeldSnapshot {
     name: SnapshotName,
     /// Released when the mount has ended.
-    _mutable: MutableRef,
+    mutable: MutableRef,
+}
+
+impl HeldSnapshot {
+    /// What its next holder needs to know.
+    pub(super) fn note(&self) -> HeldNote {
+        HeldNote { name: self.name.to_string(), record: self.mutable.id().to_string() }
+    }
+
+    /// Holds what a process held that is gone. Where it is mounted, it takes the changes all the while.
+    pub(super) fn again(brought: &Brought, note: HeldNote) -> Result<HeldSnapshot, WritableError> {
+        let image = brought.reference.to_string();
+        let unknown = || StoreError::Damaged {
+            path: brought.store.path().join("snapshots").join(&note.record),
+            reason: "what takes the changes of the mount has another name than any that is given".to_owned(),
+        };
+        let failed = |cause: CacheError| WritableError::in_store(&image, cause);
+        let name = note.name.parse().map_err(|_| failed(unknown().into()))?;
+        let record = RecordId::parse(&note.record).ok_or_else(|| failed(unknown().into()))?;
+        let cache = Cache::open_as_it_is(brought.store.clone()).map_err(failed)?;
+        let mutable = cache.get_mutable(&record).map_err(failed)?;
+        Ok(HeldSnapshot { name, mutable })
+    }
 }
 
 /// What will take the changes of a mount.
@@ -344,7 +368,7 @@ impl Prepared {
         };
         match peelfs_fuse::mount_writable(self.tree.clone(), options, &upper) {
             Ok(session) => {
-                let held = HeldSnapshot { name: name.clone(), _mutable: mutable };
+                let held = HeldSnapshot { name: name.clone(), mutable };
                 self.mounted(session, Some(held))
                     .map_err(|error| Box::new(NotMounted { error, mutable: None }))
             }

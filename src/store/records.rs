@@ -276,6 +276,21 @@ impl Database {
         })
     }
 
+    /// Says that a mount is that of another process from now on, if it was that of `from`.
+    pub fn hand_mount_on(
+        &self,
+        mountpoint: &Path,
+        from: u32,
+        pid: u32,
+        start_time: u64,
+    ) -> Result<(), StoreError> {
+        self.write("hand a mount on", |transaction| {
+            let change = "UPDATE mounts SET pid = ?1, pid_start_time = ?2 WHERE mountpoint = ?3 AND pid = ?4";
+            let values = params![pid, to_integer(start_time)?, path_bytes(mountpoint), from];
+            transaction.prepare_cached(change)?.execute(values).map(drop)
+        })
+    }
+
     /// Forgets a mount, if it is still the one of that process: another may have mounted there since. False if it was not.
     pub fn forget_mount(&self, mountpoint: &Path, pid: u32) -> Result<bool, StoreError> {
         self.write("forget a mount", |transaction| remove_mount(transaction, mountpoint, pid))

@@ -9,7 +9,7 @@ use super::{bytes, layer_bytes, trees};
 use crate::support::blob::Form;
 use crate::support::containerd::{Containerd, Daemon};
 use crate::support::image::Layout;
-use crate::support::peel::{Peel, kill_and_wait, mounts_below};
+use crate::support::peel::{Peel, mounts_below};
 use crate::support::registry::FakeRegistry;
 use crate::support::tools::real_images;
 
@@ -105,11 +105,7 @@ fn a_container_that_is_started_again_sees_its_owners_though_the_server_of_its_tr
         places.iter().filter(alive).map(|place| place.metadata().unwrap().uid()).collect::<Vec<_>>()
     };
     assert_eq!(owners(), [100_000; 2]);
-    let server = peel.servers().into_iter().find(|server| {
-        let command = std::fs::read(format!("/proc/{server}/cmdline")).unwrap_or_default();
-        command.windows(11).any(|word| word == b"serve-stack")
-    });
-    kill_and_wait(server.expect("a process serves the tree"));
+    assert_eq!(peel.kill_servers_of(&["serve-stack"]), 1);
     assert_eq!(owners(), [100_000], "the tree is dead, the other is not");
     let target = peel.mount_point();
     let mounts = ["snapshots", "--snapshotter", "peel", "mounts", target.to_str().unwrap(), "killed"];

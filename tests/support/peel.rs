@@ -147,25 +147,43 @@ impl Peel {
         mount
     }
 
-    /// The processes that serve mounts of this store.
+    /// The processes that serve mounts of this store, without those that hold them.
     pub fn servers(&self) -> Vec<i32> {
+        self.processes(&[]).into_iter().filter(|process| !is_holder(*process)).collect()
+    }
+
+    /// Those of them that were started by a command with this word.
+    pub fn servers_of(&self, word: &str) -> Vec<i32> {
+        self.processes(&[word]).into_iter().filter(|process| !is_holder(*process)).collect()
+    }
+
+    /// The processes that hold mounts of this store, and have them served.
+    pub fn holders(&self) -> Vec<i32> {
+        self.processes(&[]).into_iter().filter(|process| is_holder(*process)).collect()
+    }
+
+    /// All processes of the program that work with this store, if their command lines have these words.
+    fn processes(&self, words: &[&str]) -> Vec<i32> {
         let store = self.store.as_os_str().as_bytes();
         processes()
             .into_iter()
             .filter(|(process, command_line)| {
                 let executable = fs::read_link(format!("/proc/{process}/exe")).unwrap_or_default();
+                let has =
+                    |word: &[u8]| command_line.split(|byte| *byte == 0).any(|argument| argument == word);
                 executable.as_os_str().as_bytes().starts_with(env!("CARGO_BIN_EXE_peel").as_bytes())
-                    && command_line.split(|byte| *byte == 0).any(|argument| argument == store)
+                    && has(store)
+                    && words.iter().all(|word| has(word.as_bytes()))
             })
             .map(|(process, _)| process)
             .collect()
     }
 
-    /// Waits until no process serves a mount of this store any more; fails if one does not end.
+    /// Waits until no process serves or holds a mount of this store any more; fails if one does not end.
     #[track_caller]
     pub fn wait_for_servers_to_end(&self) {
-        for server in self.servers() {
-            assert!(has_ended(server, WATCHDOG), "process {server} goes on after unmounting");
+        for process in self.processes(&[]) {
+            assert!(has_ended(process, WATCHDOG), "process {process} goes on after unmounting");
         }
     }
 
@@ -179,13 +197,23 @@ impl Peel {
         }
     }
 
-    /// `kill -9` to every process that serves a mount of this store; returns once they are gone.
+    /// `kill -9` to every process that serves a mount of this store, and to those that hold them, so that nobody goes on; returns once
+    /// they are gone. Gives how many served.
     pub fn kill_servers(&self) -> usize {
-        let servers = self.servers();
-        for server in &servers {
-            kill_and_wait(*server);
+        self.kill_servers_of(&[])
+    }
+
+    /// The same, of the commands that have these words.
+    pub fn kill_servers_of(&self, words: &[&str]) -> usize {
+        let servers = self.processes(words).into_iter().filter(|process| !is_holder(*process)).count();
+        // Holders first: they would have the mount served again.
+        for process in self.processes(words).into_iter().filter(|process| is_holder(*process)) {
+            kill_and_wait(process);
         }
-        servers.len()
+        for process in self.processes(words) {
+            kill_and_wait(process);
+        }
+        servers
     }
 }
 
@@ -297,6 +325,11 @@ fn has_ended(process: i32, patience: Duration) -> bool {
     let Ok(handle) = pidfd_open(id, PidfdFlags::empty()) else { return true };
     let patience = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: 0 };
     poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&patience)).is_ok_and(|ready| ready > 0)
+}
+
+/// Whether a process is there to hold a mount, and not to serve it.
+fn is_holder(process: i32) -> bool {
+    fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name.trim_end() == "peel-holder")
 }
 
 fn processes() -> Vec<(i32, Vec<u8>)> {
