@@ -12,10 +12,11 @@
 //! that can be written to.
 
 mod bring;
-mod counters;
+pub mod counters;
 pub mod explain;
 pub mod extract;
 pub mod live;
+pub mod memory;
 mod names;
 pub mod parts;
 mod prefetch;
@@ -26,6 +27,7 @@ mod recorder;
 pub mod records;
 pub mod writable;
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -49,6 +51,7 @@ use crate::table::TableError;
 use crate::table::format::InodeRecord;
 use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
+use crate::tree::status_files::{NamedLayer, StatusTree};
 
 pub use crate::fetch::image_of_manifest;
 pub use bring::{known_image, layer_record, recorded_image};
@@ -198,6 +201,7 @@ pub struct Prepared {
     tree_key: String,
     /// The mount does not wait for it: it is usable, and is to be brought to disk.
     pending_tree: Mutex<Option<PendingTree>>,
+    has_status_files: bool,
 }
 
 /// A mounted image.
@@ -211,7 +215,12 @@ pub struct Mounted {
     held: Option<HeldSnapshot>,
     /// Keeps the records of the image's layers; nothing if it has none.
     records: Option<ImmutableRef>,
+    /// Of the files that say how much of the layers is here.
+    status_inodes: RangeInclusive<u64>,
 }
+
+#[allow(clippy::reversed_empty_ranges, reason = "it is empty")]
+const NO_INODES: RangeInclusive<u64> = 1..=0;
 
 /// Seconds since 1970.
 fn now() -> i64 {
@@ -226,8 +235,35 @@ impl Prepared {
 
     /// Mounts the tree. When this returns, the directory is usable and the mount is recorded.
     pub fn mount(self, options: &MountOptions) -> Result<Mounted, ImageMountError> {
-        let session = peelfs_fuse::mount(self.tree.clone(), options)?;
-        self.mounted(session, None)
+        let (session, status_inodes) = match self.status_tree() {
+            Some(tree) => {
+                let inodes = tree.inodes();
+                (peelfs_fuse::mount(Arc::new(tree), options)?, inodes)
+            }
+            None => (peelfs_fuse::mount(self.tree.clone(), options)?, NO_INODES),
+        };
+        Ok(Mounted { status_inodes, ..self.mounted(session, None)? })
+    }
+
+    /// A mount of it has files that say how much of each layer is here, in `/.peel`; not one that can be written to.
+    #[must_use]
+    pub fn with_status_files(self) -> Prepared {
+        Prepared { has_status_files: true, ..self }
+    }
+
+    fn status_tree(&self) -> Option<StatusTree> {
+        if !self.has_status_files {
+            return None;
+        }
+        let layers = self.brought.image.layers.iter().map(|layer| NamedLayer {
+            digest: layer.descriptor.digest.to_string(),
+            size: layer.descriptor.size,
+        });
+        let tree = StatusTree::new(self.tree.clone(), layers.collect(), now());
+        if tree.is_none() {
+            tracing::warn!(image = %self.brought.reference, "the image has a .peel of its own: its layers' status is not shown");
+        }
+        tree
     }
 
     fn mounted(self, session: Session, held: Option<HeldSnapshot>) -> Result<Mounted, ImageMountError> {
@@ -241,7 +277,8 @@ impl Prepared {
         };
         forget_poisoned_content(&self.tree, &session.cache());
         let (recorder, prefetch) = (OnceLock::new(), OnceLock::new());
-        Ok(Mounted { prepared: self, session, recorder, prefetch, held, records })
+        let status_inodes = NO_INODES;
+        Ok(Mounted { prepared: self, session, recorder, prefetch, held, records, status_inodes })
     }
 
     fn record(&self, mountpoint: &Path) -> Result<Option<ImmutableRef>, CacheError> {
@@ -302,6 +339,16 @@ impl Mounted {
                 Ok(threads) => drop(self.prefetch.set(threads.spawn(plan.run()).abort_handle())),
                 Err(error) => tracing::warn!(%error, "nothing is prefetched"),
             }
+        }
+        if let Some(threads) = threads.running() {
+            let (cache, inodes) = (self.session.cache(), self.status_inodes.clone());
+            self.prepared.counters.keep_fresh(&threads, move || {
+                for inode in inodes.clone() {
+                    if let Err(error) = cache.forget(inode) {
+                        return tracing::debug!(%error, "the status of a layer is shown as it was");
+                    }
+                }
+            });
         }
         if let Some(recorder) = Recorder::start(&image) {
             let _ = self.recorder.set(recorder);

@@ -24,6 +24,7 @@ mod claim;
 mod directory;
 mod errno;
 mod fusermount;
+mod in_use;
 mod kernel_mount;
 mod label;
 mod mapped;
@@ -39,6 +40,7 @@ mod unmount;
 mod users;
 
 pub use errno::Errno;
+pub use in_use::InUse;
 pub use label::{Label, LabelError};
 pub use mapped::{IdMap, IdRange, MapError, mount_mapped, outside};
 pub use mount::{MountOptions, mount, mount_writable};

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use reqwest::Url;
 
+use crate::observer::NetworkObserver;
+
 /// Everything a [`Client`](crate::Client) may be told. The default reads no files and uses no proxy.
 #[derive(Clone, Debug, Default)]
 pub struct ClientConfiguration {
@@ -32,6 +34,8 @@ pub struct ClientConfiguration {
     pub proxies: Proxies,
     /// How long to wait for what.
     pub timeouts: Timeouts,
+    /// Who is told what crosses the network.
+    pub observer: NetworkObserver,
 }
 
 /// What is particular about one host.

@@ -11,7 +11,7 @@ use peelfs::cache::Cache;
 use peelfs::commit::image_of;
 use peelfs::fetch::{NetworkThreads, ThreadStarter};
 use peelfs::mount::writable::{self, WritablePlan};
-use peelfs::mount::{ImageMountError, Mounted, Prefetching, Pull, Request, prepare};
+use peelfs::mount::{ImageMountError, Mounted, Prefetching, Pull, Request, memory, prepare};
 use peelfs::store::{SnapshotName, Store};
 use peelfs_fuse::{Label, LabelError, MountOptions, Unmounter};
 use peelfs_registry::ImageReference;
@@ -21,7 +21,7 @@ use super::background;
 use super::log_file::LogFile;
 use super::network::SourceArguments;
 use super::signals::{self, Held};
-use super::{environment, memory, progress};
+use super::{environment, progress};
 
 /// Mount an image as a directory
 ///
@@ -34,6 +34,9 @@ pub struct Arguments {
     /// An empty directory
     #[arg(value_name = "DIR")]
     mountpoint: PathBuf,
+    /// Show in DIR/.peel, which no list has, how much of each layer is here: a file of JSON for each. Not in a mount that can be written to
+    #[arg(long, conflicts_with_all = ["writable", "snapshot"])]
+    status_files: bool,
     /// Let DIR be written to: what is changed is kept in a snapshot of the store, which outlives the mount. Needs root
     #[arg(long)]
     writable: bool,
@@ -120,6 +123,7 @@ fn label(text: &str) -> Result<Label, LabelError> {
 
 /// Runs the command. The process forks here, before it has a second thread.
 pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
+    memory::spare();
     // The serving process leaves the current directory.
     let store = std::path::absolute(store)?;
     if arguments.label.is_some() && !arguments.quiet && !Label::is_enforced_here() {
@@ -150,6 +154,7 @@ fn serve(
     let writable = writable_plan(arguments, &store, &request)?;
     let pinned = writable.as_ref().and_then(WritablePlan::pinned).cloned();
     let prepared = prepare(store.clone(), threads.starter(), Request { pinned, ..request })?;
+    let prepared = if arguments.status_files { prepared.with_status_files() } else { prepared };
     let held = Held::new();
     let mounted = match writable {
         None => prepared.mount(&options(arguments))?,

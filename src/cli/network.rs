@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::Context;
-use peelfs_registry::{ClientConfiguration, Platform, Timeouts};
+use peelfs::meter;
+use peelfs_registry::{ClientConfiguration, NetworkObserver, Platform, Timeouts};
 
 use super::environment;
 
@@ -60,6 +61,7 @@ impl NetworkArguments {
             plain_http: self.plain_http,
             follow_foreign_urls: self.foreign_urls,
             timeouts: Timeouts::of_operations(Duration::from_secs(self.network_timeout)),
+            observer: NetworkObserver::new(meter::network),
             ..ClientConfiguration::from_environment(|name| std::env::var_os(name))
         }
     }

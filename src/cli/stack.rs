@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use peelfs::fetch::NetworkThreads;
-use peelfs::mount::{Prefetching, Pull, Request, prepare_lowest};
+use peelfs::mount::{Prefetching, Pull, Request, memory, prepare_lowest};
 use peelfs::snapshotter::RemoteStack;
 use peelfs::store::Store;
 use peelfs_fuse::MountOptions;
@@ -21,6 +21,9 @@ use super::{background, environment};
 
 /// The name of the command.
 pub const NAME: &str = "serve-stack";
+
+/// The option that has it show the status of its layers.
+pub const STATUS_FILES: &str = "--status-files";
 
 /// Mount the lowest layers of an image for containers; `peel serve` does this
 #[derive(clap::Args)]
@@ -44,6 +47,9 @@ pub struct Arguments {
     /// As for `peel mount`
     #[arg(long, default_value_t = 60)]
     read_timeout: u64,
+    /// As for `peel mount`
+    #[arg(long)]
+    status_files: bool,
     #[command(flatten)]
     network: NetworkArguments,
 }
@@ -61,6 +67,7 @@ pub fn command_line(stack: &RemoteStack, mount_point: &Path) -> Vec<OsString> {
 
 /// Runs the command. The process forks here, before it has a second thread.
 pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
+    memory::spare();
     background::run(|usable| serve(arguments, store, verbose, usable))
 }
 
@@ -90,6 +97,7 @@ fn serve(
     };
     let layers = usize::try_from(arguments.layers)?;
     let prepared = prepare_lowest(store.clone(), threads.starter(), request, layers)?;
+    let prepared = if arguments.status_files { prepared.with_status_files() } else { prepared };
     let held = Held::new();
     // What a container may do is decided where the overlay above this is mounted; the store's directory is closed to others.
     let options = MountOptions {

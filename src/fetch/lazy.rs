@@ -26,6 +26,7 @@ use crate::layer::chunk::{ChunkError, Stretch};
 use crate::layer::entry::Chunk;
 use crate::layer::gzip::checkpoint::CheckpointError;
 use crate::layer::soci::headers::HeadersError;
+use crate::meter::{self, Count};
 use crate::store::StoreError;
 use crate::table::format::Codec;
 
@@ -147,6 +148,20 @@ struct Waiting {
 
 /// Blob bytes in memory at once, in KiB.
 const MEMORY: u32 = 96 << 10;
+
+impl FetchError {
+    /// As what it is counted.
+    pub fn count(&self) -> Count {
+        match self {
+            FetchError::Source { .. } => Count::ErrorsSource,
+            FetchError::Chunk { .. } | FetchError::Checkpoint { .. } => Count::ErrorsContent,
+            FetchError::Headers { .. } | FetchError::Poisoned { .. } => Count::ErrorsTrust,
+            FetchError::Store { .. } => Count::ErrorsStore,
+            FetchError::Deadline { .. } => Count::ErrorsDeadline,
+            FetchError::Threads { .. } | FetchError::NoSource { .. } => Count::ErrorsOther,
+        }
+    }
+}
 
 impl Fetcher {
     /// Fetches on those threads. A reader waits at most `deadline`. What is written keeps to the budget of `room`'s store. `observer` is called after each request, with
@@ -316,6 +331,7 @@ impl Lazy {
             let brought = bring_along(content, state, fresh);
             let wanted = fresh.len();
             let bytes = bytes_of(content, fresh);
+            meter::count(Count::ChunksMissing, wanted as u64);
             self.read_ahead(content, chunks, brought, state, fresh);
             // Who reads on and on is known better; but that is a guess, too.
             match fresh.get(wanted..) {
@@ -601,6 +617,7 @@ async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) 
         match lazy.source.read(range.clone()).await {
             Ok(bytes) => {
                 lazy.fetcher.link.learn(length, begun.elapsed());
+                meter::count(Count::FetchedBytes, length);
                 bytes
             }
             Err(cause) => {
@@ -674,5 +691,8 @@ pub(super) fn deliver_decoded(
         Err(error) if error.is_full() && content.give_up_rests() => write(),
         written => written,
     };
+    if written.is_ok() {
+        meter::count(Count::DecodedBytes, decoded.len() as u64);
+    }
     written.map_err(|cause| FetchError::Store { layer: content.layer().clone(), cause: Arc::new(cause) })
 }

@@ -1,7 +1,7 @@
 //! A merged tree: the stack of an image's layers as one tree, whiteouts resolved.
 //!
 //! [`merge`] lays inode tables over each other in metadata alone, [`difference`] compares two of the results, and [`compose`] does whatever of
-//! both an image is made of; [`serve`] answers the kernel from the result.
+//! both an image is made of; [`serve`] answers the kernel from the result, [`status_files`] adds what is asked for.
 
 pub mod compose;
 pub mod difference;
@@ -9,6 +9,7 @@ mod inode_set;
 pub mod merge;
 pub mod paths;
 pub mod serve;
+pub mod status_files;
 pub mod touches;
 
 #[cfg(test)]

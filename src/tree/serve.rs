@@ -12,6 +12,7 @@ use std::fs::File;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use peelfs_fuse::{
     Attributes, DataOrHole, Device, DirectoryEntry, Errno, FilesystemStatistics, ReadReply, Timestamp, Tree,
@@ -20,7 +21,8 @@ use peelfs_fuse::{
 use super::inode_set::InodeSet;
 use super::touches::Touches;
 use crate::error::chain;
-use crate::fetch::LayerContent;
+use crate::fetch::{FetchError, LayerContent};
+use crate::meter::{self, Count};
 use crate::table::Table;
 use crate::table::format::{InodeRecord, NONE, inode_flags};
 
@@ -186,6 +188,10 @@ impl MergedTree {
         must_be.then_some(proved)
     }
 
+    fn waiting(&self, inode: u64, offset: u64, length: u32, segments: Vec<Segment>) -> Read {
+        Read { image: self.name.clone(), inode, offset, length, segments, begun: Instant::now() }
+    }
+
     /// Answers if all is here, and gives the reply back if not.
     fn read_segments(layer: &LayerContent, segments: &[Segment], reply: ReadReply) -> Option<ReadReply> {
         BUFFER.with_borrow_mut(|buffer| {
@@ -207,6 +213,7 @@ impl MergedTree {
                         Ok(false) => return Some(reply),
                         Err(error) => {
                             tracing::error!(layer = %layer.layer(), %error, "cannot read a data file of the store");
+                            meter::count(Count::ErrorsStore, 1);
                             reply.error(Errno::IO);
                             return None;
                         }
@@ -214,6 +221,7 @@ impl MergedTree {
                 }
                 rest = after;
             }
+            meter::count(Count::ReadBytes, length as u64);
             reply.data(&buffer[..length]);
             None
         })
@@ -227,6 +235,7 @@ struct Read {
     offset: u64,
     length: u32,
     segments: Vec<Segment>,
+    begun: Instant,
 }
 
 /// How often one read fetches what it needs: what was fetched may be evicted before it could be read.
@@ -241,15 +250,21 @@ impl Read {
         layer.prove_file(file, move |result| match result {
             Ok(()) => {
                 proved.insert(self.inode);
-                if let Some(reply) = MergedTree::read_segments(&content, &self.segments, reply) {
-                    self.fetch(&content, reply, FETCHES);
+                match MergedTree::read_segments(&content, &self.segments, reply) {
+                    Some(reply) => self.fetch(&content, reply, FETCHES),
+                    None => meter::read_waited(self.begun.elapsed()),
                 }
             }
-            Err(error) => self.failed(&content, &chain(&error), reply),
+            Err(error) => self.failed(&content, &error, reply),
         });
     }
 
-    fn failed(&self, layer: &LayerContent, error: &str, reply: ReadReply) {
+    fn failed(&self, layer: &LayerContent, error: &FetchError, reply: ReadReply) {
+        meter::count(error.count(), 1);
+        self.answer_failure(layer, &chain(error), reply);
+    }
+
+    fn answer_failure(&self, layer: &LayerContent, error: &str, reply: ReadReply) {
         let Read { image, inode, offset, length, .. } = self;
         tracing::error!(%image, layer = %layer.layer(), inode, offset, length, error, "a read failed");
         reply.error(Errno::IO)
@@ -270,16 +285,16 @@ impl Read {
     /// Answers when all is here; after `fetches` attempts, with an error.
     fn fetch(self, layer: &Arc<LayerContent>, reply: ReadReply, fetches: u32) {
         let content = layer.clone();
-        layer.fetch(self.bounds(), move |result| {
-            let (reply, error) = match result {
-                Ok(()) => match MergedTree::read_segments(&content, &self.segments, reply) {
-                    None => return,
-                    Some(reply) if fetches > 1 => return self.fetch(&content, reply, fetches - 1),
-                    Some(reply) => (reply, "it was evicted again and again".to_owned()),
-                },
-                Err(error) => (reply, chain(&error)),
-            };
-            self.failed(&content, &error, reply)
+        layer.fetch(self.bounds(), move |result| match result {
+            Ok(()) => match MergedTree::read_segments(&content, &self.segments, reply) {
+                None => meter::read_waited(self.begun.elapsed()),
+                Some(reply) if fetches > 1 => self.fetch(&content, reply, fetches - 1),
+                Some(reply) => {
+                    meter::count(Count::ErrorsOther, 1);
+                    self.answer_failure(&content, "it was evicted again and again", reply);
+                }
+            },
+            Err(error) => self.failed(&content, &error, reply),
         });
     }
 }
@@ -398,11 +413,13 @@ impl Tree for MergedTree {
         let mut wanted = Vec::with_capacity(1);
         segments(layer, record, offset..end, |segment| wanted.push(segment));
         if let Some(proved) = self.unproved(layer, inode, record) {
-            let read = Read { image: self.name.clone(), inode, offset, length, segments: wanted };
+            let read = self.waiting(inode, offset, length, wanted);
             return read.prove(layer, record.content.get(), proved.clone(), reply);
         }
-        let Some(reply) = Self::read_segments(layer, &wanted, reply) else { return };
-        let read = Read { image: self.name.clone(), inode, offset, length, segments: wanted };
+        let Some(reply) = Self::read_segments(layer, &wanted, reply) else {
+            return meter::count(Count::ReadsHere, 1);
+        };
+        let read = self.waiting(inode, offset, length, wanted);
         read.fetch(layer, reply, FETCHES);
     }
 

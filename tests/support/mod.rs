@@ -9,6 +9,7 @@ pub mod content;
 pub mod docker_registry;
 pub mod image;
 pub mod merged;
+pub mod metrics;
 pub mod model;
 pub mod mounts;
 pub mod peel;
