@@ -14,6 +14,7 @@ pub mod fetch;
 pub mod gc;
 pub mod image;
 pub mod layer;
+pub mod meter;
 pub mod mount;
 pub mod push;
 pub mod snapshotter;

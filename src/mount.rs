@@ -12,11 +12,12 @@
 //! that can be written to, [`handover`] how one is served on when its process was killed.
 
 mod bring;
-mod counters;
+pub mod counters;
 pub mod explain;
 pub mod extract;
 pub mod handover;
 pub mod live;
+pub mod memory;
 mod names;
 mod needs;
 pub mod parts;
@@ -28,6 +29,7 @@ mod recorder;
 pub mod records;
 pub mod writable;
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -52,6 +54,7 @@ use crate::table::TableError;
 use crate::table::format::InodeRecord;
 use crate::tree::merge::MergeError;
 use crate::tree::serve::MergedTree;
+use crate::tree::status_files::{NamedLayer, StatusTree};
 
 pub use crate::fetch::image_of_manifest;
 pub use bring::{known_image, layer_record, recorded_image};
@@ -224,6 +227,7 @@ pub struct Prepared {
     pending_tree: Mutex<Option<PendingTree>>,
     /// The process that the record of the mount will name.
     pid: u32,
+    has_status_files: bool,
 }
 
 /// A mounted image.
@@ -242,7 +246,12 @@ pub struct Mounted {
     pid: Arc<AtomicU32>,
     /// Seconds since 1970.
     started_at: i64,
+    /// Of the files that say how much of the layers is here.
+    status_inodes: RangeInclusive<u64>,
 }
+
+#[allow(clippy::reversed_empty_ranges, reason = "it is empty")]
+const NO_INODES: RangeInclusive<u64> = 1..=0;
 
 /// Seconds since 1970.
 fn now() -> i64 {
@@ -257,8 +266,35 @@ impl Prepared {
 
     /// Mounts the tree. When this returns, the directory is usable and the mount is recorded.
     pub fn mount(self, options: &MountOptions) -> Result<Mounted, ImageMountError> {
-        let session = peelfs_fuse::mount(self.tree.clone(), options)?;
-        self.mounted(session, None)
+        let (session, status_inodes) = match self.status_tree(now()) {
+            Some(tree) => {
+                let inodes = tree.inodes();
+                (peelfs_fuse::mount(Arc::new(tree), options)?, inodes)
+            }
+            None => (peelfs_fuse::mount(self.tree.clone(), options)?, NO_INODES),
+        };
+        Ok(Mounted { status_inodes, ..self.mounted(session, None)? })
+    }
+
+    /// A mount of it has files that say how much of each layer is here, in `/.peel`; not one that can be written to.
+    #[must_use]
+    pub fn with_status_files(self) -> Prepared {
+        Prepared { has_status_files: true, ..self }
+    }
+
+    fn status_tree(&self, since: i64) -> Option<StatusTree> {
+        if !self.has_status_files {
+            return None;
+        }
+        let layers = self.brought.image.layers.iter().map(|layer| NamedLayer {
+            digest: layer.descriptor.digest.to_string(),
+            size: layer.descriptor.size,
+        });
+        let tree = StatusTree::new(self.tree.clone(), layers.collect(), since);
+        if tree.is_none() {
+            tracing::warn!(image = %self.brought.reference, "the image has a .peel of its own: its layers' status is not shown");
+        }
+        tree
     }
 
     /// The mount will be recorded as that of another process, which holds it as long as it is there.
@@ -288,8 +324,19 @@ impl Prepared {
     ) -> Mounted {
         forget_poisoned_content(&self.tree, &session.cache());
         let (recorder, prefetch, needs) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        let pid = Arc::new(AtomicU32::new(self.pid));
-        Mounted { prepared: self, session, recorder, prefetch, needs, held, records, pid, started_at }
+        let (pid, status_inodes) = (Arc::new(AtomicU32::new(self.pid)), NO_INODES);
+        Mounted {
+            prepared: self,
+            session,
+            recorder,
+            prefetch,
+            needs,
+            held,
+            records,
+            pid,
+            started_at,
+            status_inodes,
+        }
     }
 
     fn record(&self, mountpoint: &Path, started_at: i64) -> Result<Option<ImmutableRef>, CacheError> {
@@ -355,6 +402,16 @@ impl Mounted {
                 Ok(threads) => drop(self.prefetch.set(threads.spawn(plan.run()).abort_handle())),
                 Err(error) => tracing::warn!(%error, "nothing is prefetched"),
             }
+        }
+        if let Some(threads) = threads.running() {
+            let (cache, inodes) = (self.session.cache(), self.status_inodes.clone());
+            self.prepared.counters.keep_fresh(&threads, move || {
+                for inode in inodes.clone() {
+                    if let Err(error) = cache.forget(inode) {
+                        return tracing::debug!(%error, "the status of a layer is shown as it was");
+                    }
+                }
+            });
         }
         if let Some(recorder) = Recorder::start(&image) {
             let _ = self.recorder.set(recorder);

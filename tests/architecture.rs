@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms of the library by floor: a file may name rooms of lower floors and its own, nothing else.
 const FLOORS: &[&[&str]] = &[
-    &["error"],
+    &["error", "meter"],
     &["table"],
     &["store", "layer", "image"],
     &["fetch"],

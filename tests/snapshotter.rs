@@ -6,6 +6,8 @@ mod claims;
 mod cri;
 mod ctr_pull;
 mod killed;
+mod many;
+mod operations;
 mod user_namespaces;
 
 use crate::support::archive::TestEntry;
@@ -241,7 +243,7 @@ fn an_image_is_shown_as_its_layers_say_whatever_can_be_lazy() {
         (ESTARGZ, GZIP, &[], [false, false, true]),
         // From the first that is not lazy on.
         (GZIP, ESTARGZ, &[], [true, true, true]),
-        (GZIP, GZIP, &["--stream"], [false, false, false]),
+        (GZIP, Form::ZSTD, &["--stream"], [false, false, false]),
         (ESTARGZ, GZIP, &["--stream"], [false, false, false]),
     ] {
         let (peel, registry) = (Peel::new(), FakeRegistry::start());

@@ -27,6 +27,7 @@ mod errno;
 mod fusermount;
 mod handover;
 mod handshake;
+mod in_use;
 mod kernel_mount;
 mod label;
 mod mapped;
@@ -43,6 +44,7 @@ mod users;
 
 pub use errno::Errno;
 pub use handover::{Handover, take_over};
+pub use in_use::InUse;
 pub use label::{Label, LabelError};
 pub use mapped::{IdMap, IdRange, MapError, mount_mapped, outside};
 pub use mount::{MountOptions, mount, mount_writable};

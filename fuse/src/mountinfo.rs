@@ -18,6 +18,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::in_use::lower_directories;
 use crate::overlay::{OVERLAY, OVERLAY_SOURCE};
 
 /// The type under which our mounts appear: `fuse`, and our subtype.
@@ -134,7 +135,7 @@ pub(crate) fn all_mounts() -> io::Result<Vec<MountEntry>> {
     Ok(parse(&fs::read("/proc/self/mountinfo")?))
 }
 
-fn parse(mountinfo: &[u8]) -> Vec<MountEntry> {
+pub(crate) fn parse(mountinfo: &[u8]) -> Vec<MountEntry> {
     mountinfo.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
 }
 
@@ -159,6 +160,20 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
         source: OsStr::from_bytes(&source).to_string_lossy().into_owned(),
         upper,
     })
+}
+
+/// The lower directories of all overlays.
+pub(crate) fn parse_lower_directories(mountinfo: &[u8]) -> Vec<PathBuf> {
+    let of_line = |line: &[u8]| -> Option<Vec<PathBuf>> {
+        let mut fields = line.split(|byte| *byte == b' ').skip_while(|field| *field != b"-").skip(1);
+        let is_overlay = fields.next()? == OVERLAY.as_bytes();
+        let options = fields.nth(1).filter(|_| is_overlay)?;
+        let named = options.split(|byte| *byte == b',').filter_map(|option| {
+            option.strip_prefix(b"lowerdir=").or_else(|| option.strip_prefix(b"lowerdir+="))
+        });
+        Some(named.flat_map(|named| lower_directories(&unescape(named))).collect())
+    };
+    mountinfo.split(|byte| *byte == b'\n').filter_map(of_line).flatten().collect()
 }
 
 /// The directory of changes that the options of an overlay name. The kernel writes a comma in it as a number.

@@ -15,6 +15,8 @@ use reqwest::header::HeaderMap;
 
 use crate::credentials::CredentialSource;
 
+use crate::observer::NetworkObserver;
+
 /// Everything a [`Client`](crate::Client) may be told. The default reads no files and uses no proxy.
 #[derive(Clone, Debug, Default)]
 pub struct ClientConfiguration {
@@ -41,6 +43,8 @@ pub struct ClientConfiguration {
     pub proxies: Proxies,
     /// How long to wait for what.
     pub timeouts: Timeouts,
+    /// Who is told what crosses the network.
+    pub observer: NetworkObserver,
 }
 
 /// What is particular about one host.

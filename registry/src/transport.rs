@@ -9,7 +9,7 @@
 //! Retries are not here: every failure is a [`Failure`] that says what [`retry`](crate::retry) may do about it.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use reqwest::header::{self, HeaderMap, HeaderValue};
@@ -62,7 +62,7 @@ impl Transport {
             connections: Connections::new(&configuration.proxies)?,
             authenticator: Authenticator::default(),
             absent: Absent::default(),
-            counters: Counters::default(),
+            counters: Counters::new(configuration.observer.clone()),
             configuration,
         }))
     }
@@ -168,8 +168,11 @@ impl Transport {
             builder = builder.body(body);
         }
         self.counters.request_sent();
-        let response =
-            builder.send().await.map_err(|error| Failure::from_reqwest(error, &Origin::of(url)))?;
+        let begun = Instant::now();
+        let sent = builder.send().await;
+        let status = sent.as_ref().ok().map(Response::status);
+        self.configuration.observer.tell_answer(url, status, begun.elapsed());
+        let response = sent.map_err(|error| Failure::from_reqwest(error, &Origin::of(url)))?;
         tracing::trace!(origin = %Origin::of(url), path = url.path(), status = %response.status(), "answered");
         let encoding = response.headers().get(header::CONTENT_ENCODING);
         if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {

@@ -63,6 +63,7 @@ pub use lookup::Key;
 pub use named::{NamedSnapshot, Unnamed};
 pub use recover::Recovered;
 pub use refs::{ImmutableRef, MutableRef, Purpose};
+pub use truth::layer_states;
 pub use usage::{Beside, DataPart, Usage, total_bytes};
 pub use walk::LayerDigests;
 pub use writable::{NewMutable, NotCommitted};

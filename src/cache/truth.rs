@@ -45,6 +45,19 @@ pub(super) fn truth(store: &Store, layer: &str) -> Result<Truth, StoreError> {
     Ok(Truth { state, is_proved })
 }
 
+/// How many layers of the store there are in each state, those that are there alone.
+///
+/// # Errors
+/// If the store cannot be read.
+pub fn layer_states(store: &Store) -> Result<Vec<(LayerState, u64)>, StoreError> {
+    let mut counts: Vec<_> = LayerState::ALL.map(|state| (state, 0)).into();
+    for layer in store.layers().list()? {
+        let found = truth(store, &layer)?.state;
+        counts.iter_mut().filter(|(state, _)| *state == found).for_each(|(_, count)| *count += 1);
+    }
+    Ok(counts)
+}
+
 /// The states of layers that were looked at, each once.
 #[derive(Default)]
 pub(super) struct States {

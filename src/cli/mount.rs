@@ -12,7 +12,7 @@ use peelfs::commit::image_of;
 use peelfs::fetch::{NetworkThreads, ThreadStarter};
 use peelfs::mount::handover::Predecessor;
 use peelfs::mount::writable::{self, WritablePlan};
-use peelfs::mount::{ImageMountError, Mounted, Prefetching, Pull, Request, prepare};
+use peelfs::mount::{ImageMountError, Mounted, Prefetching, Pull, Request, memory, prepare};
 use peelfs::store::{SnapshotName, Store};
 use peelfs_fuse::{Label, LabelError, MountOptions, Unmounter};
 use peelfs_registry::ImageReference;
@@ -23,7 +23,7 @@ use super::log_file::LogFile;
 use super::network::SourceArguments;
 use super::server::Server;
 use super::signals::{self, Held};
-use super::{environment, memory, progress};
+use super::{environment, progress};
 
 /// Mount an image as a directory
 ///
@@ -36,6 +36,9 @@ pub struct Arguments {
     /// An empty directory
     #[arg(value_name = "DIR")]
     mountpoint: PathBuf,
+    /// Show in DIR/.peel, which no list has, how much of each layer is here: a file of JSON for each. Not in a mount that can be written to
+    #[arg(long, conflicts_with_all = ["writable", "snapshot"])]
+    status_files: bool,
     /// Let DIR be written to: what is changed is kept in a snapshot of the store, which outlives the mount. Needs root
     #[arg(long)]
     writable: bool,
@@ -122,6 +125,7 @@ fn label(text: &str) -> Result<Label, LabelError> {
 
 /// Runs the command. The process forks here, before it has a second thread.
 pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
+    memory::spare();
     // The serving process leaves the current directory.
     let store = std::path::absolute(store)?;
     if arguments.label.is_some() && !arguments.quiet && !Label::is_enforced_here() {
@@ -149,6 +153,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         Some(predecessor) => {
             let request = go_on_with(&predecessor, request);
             let prepared = prepare(store.clone(), threads.starter(), request)?.held_by(server.pid());
+            let prepared = if arguments.status_files { prepared.with_status_files() } else { prepared };
             (prepared.take_over(&options(arguments), predecessor)?, server.hold_signals())
         }
     };
@@ -165,7 +170,9 @@ fn mount(
     let writable = writable_plan(arguments, store, &request)?;
     let pinned = writable.as_ref().and_then(WritablePlan::pinned).cloned();
     let prepared = prepare(store.clone(), threads.starter(), Request { pinned, ..request })?;
-    let (prepared, signals) = (prepared.held_by(server.pid()), server.hold_signals());
+    let prepared = prepared.held_by(server.pid());
+    let prepared = if arguments.status_files { prepared.with_status_files() } else { prepared };
+    let signals = server.hold_signals();
     let mounted = match writable {
         None => prepared.mount(&options(arguments))?,
         Some(plan) => prepared.mount_writable(&options(arguments), plan)?,

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use peelfs_registry::{ClientConfiguration, Platform, Timeouts};
+use peelfs::meter;
+use peelfs_registry::{ClientConfiguration, NetworkObserver, Platform, Timeouts};
 
 use super::environment;
 
@@ -70,6 +71,7 @@ impl NetworkArguments {
             follow_foreign_urls: self.foreign_urls,
             hosts_directories: vec![self.hosts_dir.clone()],
             timeouts: Timeouts::of_operations(Duration::from_secs(self.network_timeout)),
+            observer: NetworkObserver::new(meter::network),
             ..ClientConfiguration::from_environment(|name| std::env::var_os(name))
         }
     }

@@ -12,11 +12,15 @@ use anyhow::{Context, bail};
 use peelfs::cri::agent;
 use peelfs::cri::learned::Learned;
 use peelfs::cri::proxy::ImageService;
-use peelfs::daemon;
+use peelfs::daemon::metrics::Metrics;
+use peelfs::daemon::metrics_server::{MetricsAddress, MetricsListener};
 use peelfs::daemon::socket::Socket;
+use peelfs::daemon::{self, Serving};
 use peelfs::fetch::NetworkThreads;
+use peelfs::mount::counters::Counters;
+use peelfs::mount::live;
 use peelfs::mount::parts::Bringing;
-use peelfs::mount::{Prefetching, Pull, Request};
+use peelfs::mount::{Prefetching, Pull, Request, memory};
 use peelfs::snapshotter::images::Images;
 use peelfs::snapshotter::{BoxError, RemoteStack, Snapshotter, store_fault};
 use peelfs::store::Store;
@@ -64,6 +68,15 @@ pub struct Arguments {
     /// Seconds after which a read that waits for the registry fails with an I/O error
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     read_timeout: u64,
+    /// Seconds after which a tree that no container uses is unmounted; it is mounted again when a container needs it
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    idle_timeout: u64,
+    /// Show in /.peel of each image, which no list has, how much of its layers is here: a file of JSON for each
+    #[arg(long)]
+    status_files: bool,
+    /// Tell Prometheus numbers at http://ADDRESS/metrics: a loopback address with its port, or the path of a unix socket
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_address: Option<MetricsAddress>,
     /// Print the section for containerd's configuration, and leave
     #[arg(long)]
     print_containerd_config: bool,
@@ -71,6 +84,7 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
+    memory::spare();
     let store = std::path::absolute(store)?;
     if let Some(fault) = store_fault(&store) {
         return Err(Usage(format!("the store cannot be at {}: {fault}", store.display())).into());
@@ -92,7 +106,8 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
     let threads = NetworkThreads::new(|| {});
     let learned = Learned::default();
     let images = images(arguments, &opened, &threads, &learned)?;
-    let Some(snapshotter) = Snapshotter::open(opened, Box::new(images))? else {
+    let idle_after = Duration::from_secs(arguments.idle_timeout);
+    let Some(snapshotter) = Snapshotter::open(opened.clone(), Box::new(images), idle_after)? else {
         bail!(
             "another peel serve uses the store {}; stop it, or choose another with --store",
             store.display()
@@ -108,12 +123,17 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
     };
     let (_agent, questions) = Socket::listen(&agent::socket_of(&store))?;
     let image_service = ImageService::new(&containerd, learned.clone());
+    forget_counters_of_the_dead(&opened);
+    let counters = Arc::new(Counters::new(opened.clone()));
+    let metrics = Arc::new(Metrics::new(opened, counters.clone()));
     let runtime = threads.starter().handle().context("cannot start threads")?;
+    counters.keep_fresh(&runtime, || {});
     runtime.block_on(async {
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let listener = tokio::net::UnixListener::from_std(listener)?;
         tokio::spawn(agent::answer(tokio::net::UnixListener::from_std(questions)?, learned));
+        let metrics_listener = arguments.metrics_address.as_ref().map(MetricsListener::listen).transpose()?;
         tracing::info!(address = ?listener.local_addr(), store = %store.display(), "serving");
         environment::tell_readiness();
         clean_up(&snapshotter);
@@ -123,11 +143,20 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
                 _ = terminate.recv() => {}
             }
         };
-        daemon::serve(listener, snapshotter.clone(), image_service, end).await;
+        let look_every = (idle_after / 4).clamp(Duration::from_millis(500), Duration::from_secs(60));
+        let serving = Serving { snapshotter, images: image_service, metrics, metrics_listener, look_every };
+        daemon::serve(listener, serving, end).await;
         anyhow::Ok(())
     })?;
     drop(socket);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What processes have counted that were killed goes on to count, but not in files of their own.
+fn forget_counters_of_the_dead(store: &Store) {
+    if let Err(error) = store.counters().retire_gone(|pid| live::start_time(pid).is_some()) {
+        tracing::warn!(%error, "what processes have counted that were killed stays where it is");
+    }
 }
 
 /// What was left undone when the last one ended.
@@ -171,6 +200,9 @@ fn images(
     options.extend(["--read-timeout".into(), arguments.read_timeout.to_string().into()]);
     if trust_referrers {
         options.push("--trust-referrers".into());
+    }
+    if arguments.status_files {
+        options.push(stack::STATUS_FILES.into());
     }
     let path = store.path().to_owned();
     let mounter =

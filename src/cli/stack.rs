@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use peelfs::cri::agent::{self, Asking};
 use peelfs::fetch::NetworkThreads;
-use peelfs::mount::{Prefetching, Pull, Request, prepare_lowest};
+use peelfs::mount::{Prefetching, Pull, Request, memory, prepare_lowest};
 use peelfs::snapshotter::RemoteStack;
 use peelfs::store::Store;
 use peelfs_fuse::MountOptions;
@@ -23,6 +23,9 @@ use super::{background, environment};
 
 /// The name of the command.
 pub const NAME: &str = "serve-stack";
+
+/// The option that has it show the status of its layers.
+pub const STATUS_FILES: &str = "--status-files";
 
 /// Mount the lowest layers of an image for containers; `peel serve` does this
 #[derive(clap::Args)]
@@ -46,6 +49,9 @@ pub struct Arguments {
     /// As for `peel mount`
     #[arg(long, default_value_t = 60)]
     read_timeout: u64,
+    /// As for `peel mount`
+    #[arg(long)]
+    status_files: bool,
     #[command(flatten)]
     network: NetworkArguments,
 }
@@ -63,6 +69,7 @@ pub fn command_line(stack: &RemoteStack, mount_point: &Path) -> Vec<OsString> {
 
 /// Runs the command. The process forks here, before it has a second thread.
 pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
+    memory::spare();
     background::run(|server| serve(arguments, store, verbose, server))
 }
 
@@ -102,6 +109,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         Some(predecessor) => go_on_with(predecessor, request),
     };
     let prepared = prepare_lowest(store.clone(), threads.starter(), request, layers)?.held_by(server.pid());
+    let prepared = if arguments.status_files { prepared.with_status_files() } else { prepared };
     let signals = server.hold_signals();
     let mounted = match predecessor {
         None => prepared.mount(&options)?,

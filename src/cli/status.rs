@@ -4,16 +4,21 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use peelfs::fetch::index::open_local_of;
+use peelfs::meter::Count;
 use peelfs::mount::live::{LiveMount, Liveness, live_mounts};
 use peelfs::mount::recorded_image;
 use peelfs::store::{ImageRecord, OpenSnapshot, Store};
 use serde::Serialize;
 
 use super::output::{self, Align};
+use super::status_snapshots;
 
 /// Show what is mounted, and what came over the network for it
 #[derive(clap::Args)]
 pub struct Arguments {
+    /// Show containerd's snapshots instead, and whether the trees below them are mounted and used
+    #[arg(long)]
+    snapshots: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -35,6 +40,10 @@ struct MountLine {
     /// Bytes of layer blobs, among them, that were fetched before they were read.
     prefetched_bytes: u64,
     retries: u64,
+    /// Bytes that the kernel was given; as of a second ago.
+    read_bytes: u64,
+    /// Reads that failed.
+    failed_reads: u64,
     /// Bytes of the image's layer blobs whose content is here, whichever mount brought it.
     present_bytes: u64,
     /// Bytes of the image's layer blobs.
@@ -50,6 +59,10 @@ struct MountLine {
 /// Runs the command.
 pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     let store = Store::open(store)?;
+    if arguments.snapshots {
+        status_snapshots::run(&store, arguments.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let images = store.database().images()?;
     let mounts = live_mounts(&store)?;
     let lines =
@@ -87,10 +100,12 @@ fn line(store: &Store, images: &[ImageRecord], mount: &LiveMount) -> anyhow::Res
             Liveness::Dead => "dead",
         },
         started_at: mount.record.started_at,
-        requests: mount.statistics.requests,
-        fetched_bytes: mount.statistics.bytes_received,
-        prefetched_bytes: mount.prefetched_bytes,
-        retries: mount.statistics.retries,
+        requests: mount.counts.get(Count::Requests),
+        fetched_bytes: mount.counts.get(Count::ReceivedBytes),
+        prefetched_bytes: mount.counts.get(Count::PrefetchedBytes),
+        retries: mount.counts.get(Count::Retries),
+        read_bytes: mount.counts.get(Count::ReadBytes),
+        failed_reads: Count::ERRORS.iter().map(|(cause, _)| mount.counts.get(*cause)).sum(),
         present_bytes,
         blob_bytes,
     })

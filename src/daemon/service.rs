@@ -4,6 +4,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::stream;
 use hyper::body::Incoming;
@@ -14,6 +15,7 @@ use tonic::server::{Grpc, ServerStreamingService, UnaryService};
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
+use super::metrics::Metrics;
 use crate::containerd::messages::{
     CleanupRequest, CommitRequest, CreateRequest, Info, InfoResponse, KeyRequest, ListRequest, ListResponse,
     Mount, MountsResponse, Timestamp, UpdateRequest, UsageResponse,
@@ -32,11 +34,38 @@ const LISTED_AT_ONCE: usize = 100;
 pub struct Service {
     snapshotter: Arc<Snapshotter>,
     images: ImageService,
+    metrics: Arc<Metrics>,
+}
+
+/// What tells for a log which snapshot a request concerns.
+trait Concerning {
+    /// Its key or name; empty if it concerns none.
+    fn snapshot(&self) -> &str;
+}
+
+macro_rules! concerning {
+    ($($request:ty: $snapshot:expr;)*) => {
+        $(impl Concerning for $request {
+            fn snapshot(&self) -> &str {
+                let of: fn(&$request) -> &str = $snapshot;
+                of(self)
+            }
+        })*
+    };
+}
+
+concerning! {
+    CreateRequest: |request| &request.key;
+    KeyRequest: |request| &request.key;
+    CommitRequest: |request| &request.key;
+    UpdateRequest: |request| request.info.as_ref().map_or("", |info| &info.name);
+    CleanupRequest: |_| "";
+    ListRequest: |_| "";
 }
 
 impl Service {
-    pub fn new(snapshotter: Arc<Snapshotter>, images: ImageService) -> Service {
-        Service { snapshotter, images }
+    pub fn new(snapshotter: Arc<Snapshotter>, images: ImageService, metrics: Arc<Metrics>) -> Service {
+        Service { snapshotter, images, metrics }
     }
 
     /// Answers a call.
@@ -50,29 +79,29 @@ impl Service {
                 let prepare = |all: &Snapshotter, request: CreateRequest| {
                     all.prepare(&request.key, &request.parent, &request.labels).map(mounts_response)
                 };
-                self.unary("prepare", call, prepare).await
+                self.unary("Prepare", call, prepare).await
             }
             "View" => {
                 let view = |all: &Snapshotter, request: CreateRequest| {
                     all.view(&request.key, &request.parent, &request.labels).map(mounts_response)
                 };
-                self.unary("view", call, view).await
+                self.unary("View", call, view).await
             }
             "Mounts" => {
                 let mounts =
                     |all: &Snapshotter, request: KeyRequest| all.mounts(&request.key).map(mounts_response);
-                self.unary("mounts", call, mounts).await
+                self.unary("Mounts", call, mounts).await
             }
             "Commit" => {
                 let commit = |all: &Snapshotter, request: CommitRequest| {
                     all.commit(&request.name, &request.key, &request.parent, &request.labels)
                 };
-                self.unary("commit", call, commit).await
+                self.unary("Commit", call, commit).await
             }
-            "Remove" => self.unary("remove", call, |all, request: KeyRequest| all.remove(&request.key)).await,
+            "Remove" => self.unary("Remove", call, |all, request: KeyRequest| all.remove(&request.key)).await,
             "Stat" => {
                 let stat = |all: &Snapshotter, request: KeyRequest| all.stat(&request.key).map(info_response);
-                self.unary("stat", call, stat).await
+                self.unary("Stat", call, stat).await
             }
             "Update" => {
                 let update = |all: &Snapshotter, request: UpdateRequest| {
@@ -80,14 +109,14 @@ impl Service {
                     let paths = request.update_mask.unwrap_or_default().paths;
                     all.update(&info.name, &info.labels, &paths).map(info_response)
                 };
-                self.unary("update", call, update).await
+                self.unary("Update", call, update).await
             }
             "Usage" => {
                 let usage =
                     |all: &Snapshotter, request: KeyRequest| all.usage(&request.key).map(usage_response);
-                self.unary("usage", call, usage).await
+                self.unary("Usage", call, usage).await
             }
-            "Cleanup" => self.unary("clean up", call, |all, _: CleanupRequest| all.clean_up()).await,
+            "Cleanup" => self.unary("Cleanup", call, |all, _: CleanupRequest| all.clean_up()).await,
             "List" => self.list(call).await,
             _ => Status::unimplemented("there is no such method").into_http(),
         }
@@ -95,17 +124,16 @@ impl Service {
 
     async fn unary<Q, A, F>(&self, name: &'static str, call: Request<Incoming>, work: F) -> Response<Body>
     where
-        Q: Message + Default + 'static,
+        Q: Message + Concerning + Default + 'static,
         A: Message + Default + 'static,
         F: FnOnce(&Snapshotter, Q) -> Result<A, SnapshotterError> + Send + 'static,
     {
-        let handler =
-            Handler { snapshotter: self.snapshotter.clone(), name, work: Some(work), answers: PhantomData };
+        let handler = Handler { service: self.clone(), name, work: Some(work), answers: PhantomData };
         Grpc::new(ProstCodec::default()).unary(handler, call).await
     }
 
     async fn list(&self, call: Request<Incoming>) -> Response<Body> {
-        let handler = List { snapshotter: self.snapshotter.clone() };
+        let handler = List { service: self.clone() };
         Grpc::new(ProstCodec::default()).server_streaming(handler, call).await
     }
 }
@@ -114,7 +142,7 @@ type Answer<T> = Pin<Box<dyn Future<Output = Result<tonic::Response<T>, Status>>
 
 /// One call, whose work blocks.
 struct Handler<A, F> {
-    snapshotter: Arc<Snapshotter>,
+    service: Service,
     name: &'static str,
     work: Option<F>,
     answers: PhantomData<fn() -> A>,
@@ -122,7 +150,7 @@ struct Handler<A, F> {
 
 impl<Q, A, F> UnaryService<Q> for Handler<A, F>
 where
-    Q: Send + 'static,
+    Q: Concerning + Send + 'static,
     A: Send + 'static,
     F: FnOnce(&Snapshotter, Q) -> Result<A, SnapshotterError> + Send + 'static,
 {
@@ -130,17 +158,17 @@ where
     type Future = Answer<A>;
 
     fn call(&mut self, request: tonic::Request<Q>) -> Answer<A> {
-        let (snapshotter, name, work) = (self.snapshotter.clone(), self.name, self.work.take());
+        let (service, name, work) = (self.service.clone(), self.name, self.work.take());
         Box::pin(async move {
             // It is called once, for it was made for this call.
             let work = work.ok_or_else(|| Status::internal("a call was made twice"))?;
-            blocking(name, move || work(&snapshotter, request.into_inner())).await.map(tonic::Response::new)
+            service.blocking(name, request.into_inner(), work).await.map(tonic::Response::new)
         })
     }
 }
 
 struct List {
-    snapshotter: Arc<Snapshotter>,
+    service: Service,
 }
 
 impl ServerStreamingService<ListRequest> for List {
@@ -149,10 +177,10 @@ impl ServerStreamingService<ListRequest> for List {
     type Future = Answer<Self::ResponseStream>;
 
     fn call(&mut self, request: tonic::Request<ListRequest>) -> Self::Future {
-        let snapshotter = self.snapshotter.clone();
+        let service = self.service.clone();
         Box::pin(async move {
-            let filters = request.into_inner().filters;
-            let all = blocking("list", move || snapshotter.list(&filters)).await?;
+            let list = |all: &Snapshotter, request: ListRequest| all.list(&request.filters);
+            let all = service.blocking("List", request.into_inner(), list).await?;
             let infos: Vec<Info> = all.into_iter().map(info).collect();
             let messages: Vec<_> =
                 infos.chunks(LISTED_AT_ONCE).map(|infos| Ok(ListResponse { info: infos.to_vec() })).collect();
@@ -161,19 +189,45 @@ impl ServerStreamingService<ListRequest> for List {
     }
 }
 
-async fn blocking<T: Send + 'static>(
-    name: &'static str,
-    work: impl FnOnce() -> Result<T, SnapshotterError> + Send + 'static,
-) -> Result<T, Status> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(status(name, &error)),
-        Err(error) => Err(Status::internal(format!("{name}: {error}"))),
+impl Service {
+    /// Does the work of a call on a thread that may wait; counts it, and what the log says meanwhile tells which call and which snapshot
+    /// it is about.
+    async fn blocking<Q: Concerning + Send + 'static, T: Send + 'static>(
+        &self,
+        method: &'static str,
+        request: Q,
+        work: impl FnOnce(&Snapshotter, Q) -> Result<T, SnapshotterError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let begun = Instant::now();
+        let snapshotter = self.snapshotter.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let call = tracing::info_span!("call", method, snapshot = request.snapshot());
+            call.in_scope(|| work(&snapshotter, request).map_err(|error| status(&error)))
+        });
+        let answer = done.await.unwrap_or_else(|error| Err(Status::internal(format!("{method}: {error}"))));
+        let code = answer.as_ref().err().map_or(Code::Ok, Status::code);
+        self.metrics.called(method, code_name(code), begun.elapsed());
+        answer
+    }
+}
+
+/// A code as metrics of gRPC name it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::Unavailable => "Unavailable",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::Internal => "Internal",
+        _ => "Unknown",
     }
 }
 
 /// An error as containerd understands it (package `errdefs`).
-fn status(name: &str, error: &SnapshotterError) -> Status {
+fn status(error: &SnapshotterError) -> Status {
     let code = match error {
         SnapshotterError::NotFound { .. } => Code::NotFound,
         SnapshotterError::AlreadyExists { .. } => Code::AlreadyExists,
@@ -186,9 +240,9 @@ fn status(name: &str, error: &SnapshotterError) -> Status {
     let text = chain(error);
     match code {
         Code::Unavailable | Code::ResourceExhausted | Code::Unknown => {
-            tracing::error!(call = name, error = text, "a call failed")
+            tracing::error!(error = text, "a call failed")
         }
-        _ => tracing::debug!(call = name, error = text, "a call was refused"),
+        _ => tracing::debug!(error = text, "a call was refused"),
     }
     Status::new(code, text)
 }

@@ -12,6 +12,7 @@ use super::source::BlobSource;
 use crate::layer::entry::Chunk;
 use crate::layer::gzip::checkpoint::{Checkpoint, CheckpointError, Checkpoints};
 use crate::layer::soci::headers::Claims;
+use crate::meter::{self, Count};
 use crate::store::{ChunkPlace, DataFiles, LayerFiles, StoreError};
 use crate::table::placement::DataFile;
 use crate::table::{Codec, Table};
@@ -217,6 +218,7 @@ impl LayerContent {
             if let Some(lazy) = &self.lazy {
                 lazy.note_read(self, chunks.start as usize..chunks.end as usize);
             }
+            meter::count(Count::ChunksHere, chunks.end - chunks.start);
             self.touch(chunks);
         }
         Ok(is_read)

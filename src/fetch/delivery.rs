@@ -31,6 +31,7 @@ use crate::error::chain;
 use crate::layer::chunk::Stretch;
 use crate::layer::entry::Chunk;
 use crate::layer::rebuild::next_stored;
+use crate::meter::{self, Count};
 use crate::table::format::{ChunkRecord, Codec};
 
 /// Fetches what somebody wants.
@@ -79,6 +80,7 @@ async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) 
                         first = begun.elapsed();
                     }
                     let taken = arriving.push(&piece);
+                    meter::count(Count::FetchedBytes, taken);
                     if purpose == Purpose::Ahead {
                         lazy.fetcher().count_prefetched(taken);
                     }
@@ -206,7 +208,7 @@ fn deliver_all(content: &LayerContent, start: u64, bytes: &[u8], chunks: &[u32])
         all_came &= result.is_ok();
         if let Err(error) = &result {
             if matches!(error, FetchError::Chunk { .. }) {
-                lazy.source.doubt();
+                lazy.source().doubt();
             }
             tracing::error!(layer = %content.layer(), chunk = number, error = %chain(error), "a chunk did not arrive");
         }
@@ -254,6 +256,9 @@ pub(super) fn deliver_decoded(
         Err(error) if error.is_full() && content.give_up_rests() => write(),
         written => written,
     };
+    if written.is_ok() {
+        meter::count(Count::DecodedBytes, decoded.len() as u64);
+    }
     written.map_err(|cause| FetchError::Store { layer: content.layer().clone(), cause: Arc::new(cause) })
 }
 

@@ -13,6 +13,7 @@ use crate::layer::builder::LayerBuilder;
 use crate::layer::entry::Entry;
 use crate::layer::lookup::is_bookkeeping;
 use crate::layer::tar::{SinkError, TarSink};
+use crate::meter::{self, Count};
 use crate::store::{DataFile, LayerDraft, StoreError};
 use crate::table::placement::pieces;
 
@@ -59,6 +60,7 @@ impl<'a> DraftSink<'a> {
     }
 
     fn write(&mut self, decoded_offset: u64, mut bytes: &[u8]) -> Result<(), StoreError> {
+        meter::count(Count::DecodedBytes, bytes.len() as u64);
         if !self.has_room(bytes.len() as u64) {
             self.drop(decoded_offset..decoded_offset + bytes.len() as u64);
             return Ok(());

@@ -25,6 +25,7 @@ use super::threads::ThreadStarter;
 use crate::layer::chunk::ChunkError;
 use crate::layer::gzip::checkpoint::CheckpointError;
 use crate::layer::soci::headers::HeadersError;
+use crate::meter::{self, Count};
 use crate::store::StoreError;
 
 /// Why chunks did not arrive.
@@ -145,6 +146,20 @@ struct Waiting {
 
 /// Blob bytes in memory at once, in KiB.
 const MEMORY: u32 = 96 << 10;
+
+impl FetchError {
+    /// As what it is counted.
+    pub fn count(&self) -> Count {
+        match self {
+            FetchError::Source { .. } => Count::ErrorsSource,
+            FetchError::Chunk { .. } | FetchError::Checkpoint { .. } => Count::ErrorsContent,
+            FetchError::Headers { .. } | FetchError::Poisoned { .. } => Count::ErrorsTrust,
+            FetchError::Store { .. } => Count::ErrorsStore,
+            FetchError::Deadline { .. } => Count::ErrorsDeadline,
+            FetchError::Threads { .. } | FetchError::NoSource { .. } => Count::ErrorsOther,
+        }
+    }
+}
 
 impl Fetcher {
     /// Fetches on those threads. A reader waits at most `deadline`. What is written keeps to the budget of `room`'s store. `observer` is called after each request, with
@@ -324,6 +339,7 @@ impl Lazy {
             let brought = bring_along(content, state, fresh);
             let wanted = fresh.len();
             let bytes = bytes_of(content, fresh);
+            meter::count(Count::ChunksMissing, wanted as u64);
             self.read_ahead(content, chunks, brought, state, fresh);
             // Who reads on and on is known better; but that is a guess, too.
             match fresh.get(wanted..) {

@@ -1,33 +1,46 @@
-//! What a serving process has got over the network, in a small file that others read without asking it.
+//! What a serving process has counted, in a small file that others read without asking it.
 //!
-//! Four little-endian 64-bit numbers: requests, bytes received, retries, bytes of blobs that were prefetched. Written at each request, so its cost is nothing beside
-//! what it counts; made at the first, as a mount that asks the network for nothing should not wait for a file to be made.
+//! Written when a request to a registry has ended, and else a second after the first news: so its cost is nothing beside what it counts, and a
+//! process that nobody uses wakes nobody. Made when there is something to write, as a mount that asks the network for nothing should not wait for
+//! a file to be made.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use peelfs_registry::Statistics;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
+use super::memory;
+use crate::error::chain;
+use crate::meter::{self, Count, Counts};
 use crate::store::Store;
 
-/// The counters of one mount.
-pub(super) struct Counters {
+/// How long news wait to be written.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The counters of this process.
+pub struct Counters {
+    store: Arc<Store>,
     /// Nothing if it could not be made.
     file: OnceLock<Option<File>>,
     path: PathBuf,
-    /// What others have counted of the same mount.
-    before: OnceLock<(Statistics, u64)>,
+    /// What a mount's own client has counted. Held while the file is written: what is later stays.
+    of_client: Mutex<Option<(Statistics, u64)>>,
+    /// What the processes have counted that served the same mount before.
+    before: OnceLock<Counts>,
 }
 
 impl Counters {
-    /// New ones, of this process.
-    pub(super) fn new(store: &Store) -> Counters {
-        let path = path_of(store, std::process::id());
+    /// New ones.
+    pub fn new(store: Arc<Store>) -> Counters {
+        let path = store.counters().of_process(std::process::id());
         // A process of the same number may have been killed.
-        let _ = std::fs::remove_file(&path);
-        Counters { file: OnceLock::new(), path, before: OnceLock::new() }
+        retire(&store, &path);
+        Counters { store, file: OnceLock::new(), path, of_client: Mutex::default(), before: OnceLock::new() }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -35,33 +48,49 @@ impl Counters {
     }
 
     /// Counts on from what a process has left that is gone.
-    pub(super) fn go_on_from(&self, store: &Store, process: u32) {
-        let left = path_of(store, process);
+    pub(super) fn go_on_from(&self, process: u32) {
+        let left = self.store.counters().of_process(process);
         if let Some(before) = read(&left) {
             let _ = self.before.set(before);
-            self.write(Statistics::default(), 0);
+            self.refresh();
             let _ = std::fs::remove_file(left);
         }
     }
 
+    /// Writes them, with what the client of a mount has counted, and the bytes of blobs that were prefetched.
     pub(super) fn write(&self, statistics: Statistics, prefetched: u64) {
-        let (before, ahead) = self.before.get().copied().unwrap_or_default();
-        let statistics = Statistics {
-            requests: statistics.requests + before.requests,
-            bytes_received: statistics.bytes_received + before.bytes_received,
-            retries: statistics.retries + before.retries,
-        };
-        let prefetched = prefetched + ahead;
-        if statistics == Statistics::default() {
+        let mut of_client = self.of_client.lock().unwrap_or_else(PoisonError::into_inner);
+        let (known, known_prefetched) = of_client.unwrap_or_default();
+        if statistics == Statistics::default() && known == statistics {
+            return;
+        }
+        // Who comes late may know less.
+        let latest = if statistics.requests < known.requests { known } else { statistics };
+        *of_client = Some((latest, prefetched.max(known_prefetched)));
+        self.write_as(*of_client);
+    }
+
+    /// Writes them, if anything was ever counted.
+    pub fn refresh(&self) {
+        let of_client = self.of_client.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write_as(*of_client);
+    }
+
+    fn write_as(&self, of_client: Option<(Statistics, u64)>) {
+        let mut counts = Counts::here();
+        if let Some((statistics, prefetched)) = of_client {
+            let Statistics { requests, bytes_received, retries } = statistics;
+            counts = counts.with(Count::Requests, requests).with(Count::ReceivedBytes, bytes_received);
+            counts = counts.with(Count::Retries, retries).with(Count::PrefetchedBytes, prefetched);
+        }
+        if let Some(before) = self.before.get() {
+            counts.merge(before);
+        }
+        if counts == Counts::default() {
             return;
         }
         let Some(file) = self.file.get_or_init(|| self.make()) else { return };
-        let mut bytes = [0; 32];
-        let numbers = [statistics.requests, statistics.bytes_received, statistics.retries, prefetched];
-        for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
-            place.copy_from_slice(&number.to_le_bytes());
-        }
-        if let Err(error) = file.write_all_at(&bytes, 0) {
+        if let Err(error) = file.write_all_at(&counts.encode(), 0) {
             tracing::debug!(%error, "the counters are not up to date");
         }
     }
@@ -75,27 +104,70 @@ impl Counters {
         made.inspect_err(|error| tracing::warn!(path = %self.path.display(), %error, "what crosses the network is not counted"))
             .ok()
     }
+
+    /// From now on, news are written soon, for as long as these live, and `told` is called after that; and when nothing was decoded for a while after something was, the memory
+    /// that it took is given back. To be called once in a process.
+    pub fn keep_fresh(self: &Arc<Self>, threads: &Handle, told: impl Fn() + Send + Sync + 'static) {
+        let news = Arc::new(Notify::new());
+        let listener = news.clone();
+        meter::listen(move || listener.notify_one());
+        let (counters, told) = (Arc::downgrade(self), Arc::new(told));
+        threads.spawn(async move {
+            let mut given_back = 0;
+            loop {
+                news.notified().await;
+                loop {
+                    let before = decoded();
+                    tokio::time::sleep(INTERVAL).await;
+                    let Some(counters) = counters.upgrade() else { return };
+                    let now = decoded();
+                    let is_calm = now == before && now != given_back;
+                    if is_calm {
+                        given_back = now;
+                    }
+                    let told = told.clone();
+                    // Some milliseconds, in which this thread would not look for answers of registries.
+                    let work = move || {
+                        counters.refresh();
+                        told();
+                        if is_calm {
+                            memory::give_back();
+                        }
+                    };
+                    if tokio::task::spawn_blocking(work).await.is_err() {
+                        return;
+                    }
+                    if now == before {
+                        break;
+                    }
+                }
+            }
+        });
+    }
 }
 
 impl Drop for Counters {
     fn drop(&mut self) {
-        if let Some(Some(_)) = self.file.get()
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            tracing::debug!(%error, "the counters stay behind");
+        self.refresh();
+        if let Some(Some(_)) = self.file.get() {
+            retire(&self.store, &self.path);
         }
     }
 }
 
-fn path_of(store: &Store, process: u32) -> PathBuf {
-    store.path().join("run").join(format!("{process}.counters"))
+/// Bytes that were decoded in this process.
+fn decoded() -> u64 {
+    meter::value(Count::DecodedBytes)
 }
 
-/// The counters in that file, and the prefetched bytes; nothing if it is not there, as nothing was counted yet, or not whole.
-pub(super) fn read(path: &Path) -> Option<(Statistics, u64)> {
-    let bytes = std::fs::read(path).ok()?;
-    let mut numbers =
-        bytes.chunks_exact(8).filter_map(|number| Some(u64::from_le_bytes(number.try_into().ok()?)));
-    let [requests, bytes_received, retries] = [numbers.next()?, numbers.next()?, numbers.next()?];
-    Some((Statistics { requests, bytes_received, retries }, numbers.next().unwrap_or_default()))
+/// Adds what a process that is gone has counted to what all others have that are.
+pub(super) fn retire(store: &Store, path: &Path) {
+    if let Err(error) = store.counters().retire(path) {
+        tracing::debug!(error = %chain(&error), "the counters of a process that is gone stay behind");
+    }
+}
+
+/// The counters in that file; nothing if it is not there, as nothing was counted yet, or not whole.
+pub(super) fn read(path: &Path) -> Option<Counts> {
+    Counts::decode(&std::fs::read(path).ok()?)
 }

@@ -20,9 +20,10 @@ use peelfs_registry::Digest;
 use serde::{Deserialize, Serialize};
 
 use super::writable::HeldSnapshot;
-use super::{ImageMountError, Mounted, Prepared, live};
+use super::{ImageMountError, Mounted, NO_INODES, Prepared, live};
 use crate::error::chain;
 use crate::store::{Store, StoreError};
+use crate::tree::status_files::StatusTree;
 
 /// What a successor is told, beside what the kernel's side needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,14 +159,23 @@ impl Prepared {
             return Err(ImageMountError::OtherTree { image, mountpoint: note.mountpoint });
         }
         let held = note.snapshot.map(|held| HeldSnapshot::again(&self.brought, held)).transpose()?;
-        self.counters.go_on_from(&self.brought.store, note.counted_by);
-        let session = peelfs_fuse::take_over(self.tree.clone(), kernel, options)
-            .map_err(|error| ImageMountError::TakeOver { image, mountpoint: note.mountpoint, error })?;
+        self.counters.go_on_from(note.counted_by);
+        let status_tree = self.status_tree(note.started_at);
+        let status_inodes = status_tree.as_ref().map_or(NO_INODES, StatusTree::inodes);
+        let session = match status_tree {
+            Some(tree) => peelfs_fuse::take_over(Arc::new(tree), kernel, options),
+            None => peelfs_fuse::take_over(self.tree.clone(), kernel, options),
+        };
+        let session = session.map_err(|error| ImageMountError::TakeOver {
+            image,
+            mountpoint: note.mountpoint,
+            error,
+        })?;
         let records = self.record(session.mountpoint(), note.started_at).unwrap_or_else(|error| {
             // The mount's own row is there since it was mounted.
             tracing::error!(error = %chain(&error), "the records of the image's layers are not held");
             None
         });
-        Ok(self.serving(session, held, records, note.started_at))
+        Ok(Mounted { status_inodes, ..self.serving(session, held, records, note.started_at) })
     }
 }

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use peelfs_fuse::MountEntry;
-use peelfs_registry::Statistics;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::counters;
+use crate::meter::Counts;
 use crate::store::record_tables::RecordId;
 use crate::store::{MountRecord, Store, StoreError};
 
@@ -29,10 +29,8 @@ pub struct LiveMount {
     pub record: MountRecord,
     /// Whether it works.
     pub liveness: Liveness,
-    /// What its process has got over the network so far.
-    pub statistics: Statistics,
-    /// Bytes of blobs, among those, that were fetched before anybody read them.
-    pub prefetched_bytes: u64,
+    /// What its process has counted so far.
+    pub counts: Counts,
     /// The record that takes the changes, if it is writable.
     pub snapshot: Option<RecordId>,
 }
@@ -65,12 +63,11 @@ pub fn live_mounts(store: &Store) -> Result<Vec<LiveMount>, StoreError> {
             continue;
         }
         let liveness = if serving { Liveness::Live } else { Liveness::Dead };
-        let (statistics, prefetched_bytes) =
-            record.status_path.as_deref().and_then(counters::read).unwrap_or_default();
+        let counts = record.status_path.as_deref().and_then(counters::read).unwrap_or_default();
         let entry = kernel.as_ref().and_then(|entries| entries.iter().find(|entry| is_here(entry)));
         let changes = entry.and_then(|entry| entry.upper.as_deref());
         let snapshot = changes.and_then(|changes| store.snapshots().of_changes(changes));
-        mounts.push(LiveMount { record, liveness, statistics, prefetched_bytes, snapshot });
+        mounts.push(LiveMount { record, liveness, counts, snapshot });
     }
     Ok(mounts)
 }
@@ -104,8 +101,8 @@ pub fn forget_unmounted(store: &Store, mountpoint: &Path) -> Result<(), StoreErr
 fn forget(store: &Store, record: &MountRecord) -> Result<(), StoreError> {
     store.database().forget_mount(&record.mountpoint, record.pid)?;
     if let Some(path) = &record.status_path {
-        // It may be gone already, or be overwritten by the next process of that number.
-        let _ = std::fs::remove_file(path);
+        // It may be gone already, or belong to the next process of that number, which begins with a new one.
+        counters::retire(store, path);
     }
     Ok(())
 }

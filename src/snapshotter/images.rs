@@ -13,7 +13,7 @@ use super::{BoxError, DiskUsage, LayerRequest, Remote, RemoteStack};
 use crate::fetch::{ThreadStarter, names};
 use crate::mount::parts::{Bringing, ImageInParts};
 use crate::mount::{Request, image_of_manifest};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Images at hand. Each holds its layers' tables open.
 const AT_HAND: usize = 8;
@@ -128,22 +128,29 @@ impl Remote for Images {
     }
 
     fn usage(&self, stack: &RemoteStack) -> Result<DiskUsage, BoxError> {
-        let manifest: Digest = stack.manifest_digest.parse()?;
-        let Some(image) = image_of_manifest(&self.store, &manifest)? else { return Ok(DiskUsage::default()) };
-        let Some(layer) = image.layers.get(stack.layers.saturating_sub(1) as usize) else {
-            return Ok(DiskUsage::default());
-        };
-        for name in names::names(layer, &manifest, true) {
-            let directory = self.store.layers().layer(name.as_str())?;
-            let usage = directory.usage()?;
-            if usage.inodes > 0 {
-                return Ok(usage);
-            }
-        }
-        Ok(DiskUsage::default())
+        Ok(remote_usage(&self.store, stack)?)
     }
 
     fn mount(&self, stack: &RemoteStack, mount_point: &Path) -> Result<(), BoxError> {
         (self.mounter)(stack, mount_point)
     }
+}
+
+/// What the uppermost layer of a stack takes on disk; nothing if it is not there, or its image is not known.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn remote_usage(store: &Store, stack: &RemoteStack) -> Result<DiskUsage, StoreError> {
+    let Ok(manifest) = stack.manifest_digest.parse::<Digest>() else { return Ok(DiskUsage::default()) };
+    let Some(image) = image_of_manifest(store, &manifest)? else { return Ok(DiskUsage::default()) };
+    let Some(layer) = image.layers.get(stack.layers.saturating_sub(1) as usize) else {
+        return Ok(DiskUsage::default());
+    };
+    for name in names::names(layer, &manifest, true) {
+        let usage = store.layers().layer(name.as_str())?.usage()?;
+        if usage.inodes > 0 {
+            return Ok(usage);
+        }
+    }
+    Ok(DiskUsage::default())
 }

@@ -5,7 +5,7 @@
 //! | prepare, view | the directory, locked; its row |
 //! | commit | its row alone: what was written stays where it is, and is containerd's to sync |
 //! | remove | its row goes |
-//! | clean up | directories without a row; mounts that nothing needs |
+//! | clean up | directories without a row; trees that are no snapshot's, or idle |
 
 use peelfs_fuse::IdMap;
 
@@ -213,6 +213,7 @@ impl Snapshotter {
         };
         self.remote.let_go();
         note(self.unmount_unneeded());
+        note(self.unmount_idle().map(drop));
         let directories = self.store.container_snapshots();
         for id in directories.list()? {
             let is_recorded = || self.read("look for a snapshot", |tables| Ok(tables.has(id)?));

@@ -14,11 +14,14 @@
 //! - A container in a user namespace sees what is below its snapshot mapped to the owners of that namespace: mounted for it alone, and
 //!   shared all the same.
 //! - Rows are the truth. A directory without a row is nobody's, whatever it was: [`Snapshotter::clean_up`] removes it, and unmounts what
-//!   no active snapshot and no view needs. [`Snapshotter::remove`] only takes the row away, as containerd stands still meanwhile.
+//!   no snapshot has. [`Snapshotter::remove`] only takes the row away, as containerd stands still meanwhile.
+//! - What is not used for a while is unmounted, though snapshots have it: [`Snapshotter::unmount_idle`]. It is mounted again when somebody
+//!   asks for mounts on it.
 //! - What containerd was told is on disk: it remembers it, too.
 
 pub mod error;
 pub mod filter;
+mod idle;
 pub mod images;
 mod labels;
 mod lifecycle;
@@ -30,10 +33,11 @@ mod remote;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 pub use error::{BoxError, SnapshotterError};
 use filter::{Fields, Filters};
+pub use idle::{MountedTrees, is_used};
 pub use labels::LayerRequest;
 use locks::Locks;
 pub use mounts::{Mount, store_fault};
@@ -79,6 +83,17 @@ pub struct Info {
     pub labels: Labels,
 }
 
+/// How many snapshots of a kind there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotCount {
+    /// What they are.
+    pub kind: SnapshotKind,
+    /// Whether they are layers of an image, and no directories.
+    pub is_remote: bool,
+    /// How many.
+    pub snapshots: u64,
+}
+
 impl Fields for Info {
     fn field(&self, path: &[String]) -> Option<&str> {
         let (first, rest) = path.split_first()?;
@@ -99,18 +114,25 @@ pub struct Snapshotter {
     overlay: mounts::OverlayOptions,
     /// Who mounts or unmounts a tree, by its mount point.
     mounting: Locks<PathBuf>,
+    idle: idle::IdleTrees,
     _lock: FileLock,
 }
 
 impl Snapshotter {
-    /// Opens the snapshots of a store; nothing if another process serves them.
+    /// Opens the snapshots of a store; nothing if another process serves them. A tree that nobody has used for as long as `idle_after` is
+    /// unmounted by [`unmount_idle`](Self::unmount_idle).
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn open(store: Arc<Store>, remote: Box<dyn Remote>) -> Result<Option<Snapshotter>, StoreError> {
+    pub fn open(
+        store: Arc<Store>,
+        remote: Box<dyn Remote>,
+        idle_after: Duration,
+    ) -> Result<Option<Snapshotter>, StoreError> {
         let Some(lock) = store.container_snapshots().lock()? else { return Ok(None) };
         let overlay = mounts::OverlayOptions::of_this_machine();
-        Ok(Some(Snapshotter { store, remote, overlay, mounting: Locks::default(), _lock: lock }))
+        let (mounting, idle) = (Locks::default(), idle::IdleTrees::new(idle_after));
+        Ok(Some(Snapshotter { store, remote, overlay, mounting, idle, _lock: lock }))
     }
 
     /// What is known of a snapshot.
@@ -136,6 +158,24 @@ impl Snapshotter {
             info_of(row, parent, labels)
         });
         Ok(infos.filter(|info| filters.match_fields(info)).collect())
+    }
+
+    /// How many there are of each kind.
+    ///
+    /// # Errors
+    /// [`SnapshotterError::Store`].
+    pub fn counts(&self) -> Result<Vec<SnapshotCount>, SnapshotterError> {
+        let rows = self.read("count the snapshots", |tables| Ok(tables.all()?))?;
+        let all = [SnapshotKind::View, SnapshotKind::Active, SnapshotKind::Committed];
+        let of_kind = |kind| {
+            [false, true].map(|is_remote| {
+                let is_such = |row: &&SnapshotRow| row.kind == kind && row.remote.is_some() == is_remote;
+                SnapshotCount { kind, is_remote, snapshots: rows.iter().filter(is_such).count() as u64 }
+            })
+        };
+        let counts = all.into_iter().flat_map(of_kind);
+        // Remote ones are committed from the first.
+        Ok(counts.filter(|count| !count.is_remote || count.kind == SnapshotKind::Committed).collect())
     }
 
     /// Changes labels. `paths` names what: `labels` all of them, `labels.KEY` one, which goes if `labels` has it not; no path at all is

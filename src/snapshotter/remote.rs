@@ -109,7 +109,9 @@ impl Snapshotter {
             tables.insert(&row, &labels)?;
             Ok(Some(name))
         })?;
-        if committed.is_none() {
+        if let Some(name) = &committed {
+            tracing::info!(image = %request.reference, layer = %request.layer, committed = name, layers = stack.layers, "a layer is a snapshot");
+        } else {
             tracing::warn!(image = %request.reference, layer = %request.layer, "another image says something else of this layer; containerd unpacks it");
         }
         Ok(committed)
@@ -148,16 +150,20 @@ impl Snapshotter {
         let directories = self.store.container_snapshots();
         self.mounting.alone(directories.mount_point_path(&stack.tree), || {
             let mount_point = directories.mount_point(&stack.tree)?;
+            self.idle.is_asked_for(&mount_point);
             match peelfs_fuse::mount_at(&mount_point)? {
                 Some(entry) if entry.is_ours() && !entry.is_dead() => {}
                 // A dead one is removed when another is mounted there.
-                _ => self.remote.mount(stack, &mount_point)?,
+                _ => {
+                    self.remote.mount(stack, &mount_point)?;
+                    tracing::info!(image = stack.reference, layers = stack.layers, at = %mount_point.display(), "mounted");
+                }
             }
             Ok(mount_point)
         })
     }
 
-    /// Unmounts the trees that no active snapshot and no view lies on.
+    /// Unmounts the trees that are no snapshot's any more.
     pub(super) fn unmount_unneeded(&self) -> Result<(), SnapshotterError> {
         for mount_point in self.unneeded_mount_points()? {
             self.mounting.alone(mount_point.clone(), || {
@@ -171,7 +177,7 @@ impl Snapshotter {
         Ok(())
     }
 
-    fn unmount(&self, mount_point: &Path) -> Result<(), SnapshotterError> {
+    pub(super) fn unmount(&self, mount_point: &Path) -> Result<(), SnapshotterError> {
         match peelfs_fuse::unmount(mount_point, true) {
             Ok(()) | Err(peelfs_fuse::UnmountError::NotMounted { .. }) => {
                 self.store.container_snapshots().remove_mount_point(mount_point)?;
@@ -182,7 +188,7 @@ impl Snapshotter {
     }
 
     fn unneeded_mount_points(&self) -> Result<Vec<PathBuf>, SnapshotterError> {
-        let needed = self.read("look for what is mounted", |tables| Ok(needed_trees(tables)?))?;
+        let needed = self.read("look for what is mounted", |tables| Ok(trees(tables)?))?;
         Ok(self.store.container_snapshots().other_mount_points(&needed)?)
     }
 }
@@ -211,14 +217,8 @@ fn is_of_tree(row: &SnapshotRow, stack: &RemoteStack) -> bool {
     row.remote.as_ref().is_some_and(|other| other.tree == stack.tree)
 }
 
-/// The trees below active snapshots and views.
-fn needed_trees(tables: &SnapshotTables<'_>) -> crate::store::record_tables::TableResult<Vec<String>> {
-    let mut trees = Vec::new();
-    for row in tables.all()?.into_iter().filter(|row| row.kind != SnapshotKind::Committed) {
-        let chain = tables.chain(row.id)?;
-        trees.extend(chain.into_iter().find_map(|row| row.remote).map(|stack| stack.tree));
-    }
-    trees.sort_unstable();
-    trees.dedup();
-    Ok(trees)
+/// The trees of all snapshots.
+fn trees(tables: &SnapshotTables<'_>) -> crate::store::record_tables::TableResult<Vec<String>> {
+    let trees = tables.all()?.into_iter().filter_map(|row| row.remote).map(|stack| stack.tree);
+    Ok(trees.collect())
 }

@@ -82,11 +82,16 @@ impl House {
     }
 
     fn at(directory: tempfile::TempDir) -> House {
+        House::with_idle(directory, Duration::from_secs(3600))
+    }
+
+    /// Whose trees are idle after so long.
+    fn with_idle(directory: tempfile::TempDir, idle_after: Duration) -> House {
         let store = Arc::new(Store::open(directory.path()).unwrap());
         let world = world();
         let mut snapshotter = None;
         eventually("nobody else serves it", || {
-            snapshotter = Snapshotter::open(store.clone(), Box::new(world.clone())).unwrap();
+            snapshotter = Snapshotter::open(store.clone(), Box::new(world.clone()), idle_after).unwrap();
             snapshotter.is_some()
         });
         House { snapshotter: snapshotter.unwrap(), world, directory }
@@ -395,27 +400,48 @@ fn a_tree_that_cannot_be_mounted_is_an_error_that_says_why_and_leaves_no_snapsho
 }
 
 #[test]
-fn a_mount_point_goes_with_the_last_snapshot_above_its_tree() {
+fn a_tree_that_is_idle_goes_and_comes_back_and_goes_at_once_with_the_last_snapshot_of_it() {
     let house = House::new();
     let one = digest("one").to_string();
     assert!(house.snapshotter.prepare("x", "", &of_layer("one", "lazy")).is_err());
     for key in ["a", "b"] {
         house.snapshotter.prepare(key, &one, &Labels::new()).unwrap();
     }
+    let mounted = |house: &House| house.world.mounted.lock().unwrap().len();
     let mount_point = house
         .snapshotter
         .store
         .container_snapshots()
         .mount_point_path(&house.world.mounted.lock().unwrap()[0]);
-    house.snapshotter.remove("a").unwrap();
+    for key in ["a", "b"] {
+        house.snapshotter.clean_up().unwrap();
+        assert!(mount_point.exists(), "it was used of late");
+        house.snapshotter.remove(key).unwrap();
+    }
+    house.snapshotter.prepare("c", &one, &Labels::new()).unwrap();
+    let told = house.snapshotter.unmount_idle().unwrap();
+    assert_eq!(told, MountedTrees { used: 0, idle: 1, unmounted: 0 });
+
+    // Nothing was ever mounted on it, so it is idle from the first, if that is long enough.
+    let House { snapshotter, directory, .. } = house;
+    drop(snapshotter);
+    let house = House::with_idle(directory, Duration::ZERO);
+    let told = house.snapshotter.unmount_idle().unwrap();
+    assert_eq!(told, MountedTrees { used: 0, idle: 0, unmounted: 1 });
+    assert!(!mount_point.exists());
+    assert_eq!(house.snapshotter.unmount_idle().unwrap(), MountedTrees::default());
+    // It comes back.
+    house.snapshotter.mounts("c").unwrap();
+    assert!(mount_point.exists());
+    assert_eq!(mounted(&house), 1);
+
+    let house = house.again();
+    house.snapshotter.remove("c").unwrap();
     house.snapshotter.clean_up().unwrap();
     assert!(mount_point.exists());
-    house.snapshotter.remove("b").unwrap();
-    assert!(mount_point.exists());
-    let house = house.again();
+    house.snapshotter.remove(&one).unwrap();
     house.snapshotter.clean_up().unwrap();
     assert!(!mount_point.exists());
-    assert_eq!(house.names(&[]), [one]);
 }
 
 #[test]
@@ -437,7 +463,7 @@ fn two_who_prepare_one_layer_at_once_commit_it_once() {
 fn one_process_serves_a_store() {
     let house = House::new();
     let store = Arc::new(Store::open(house.directory.path()).unwrap());
-    assert!(Snapshotter::open(store, Box::new(house.world.clone())).unwrap().is_none());
+    assert!(Snapshotter::open(store, Box::new(house.world.clone()), Duration::ZERO).unwrap().is_none());
 }
 
 #[test]

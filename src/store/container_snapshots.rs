@@ -134,6 +134,17 @@ impl ContainerSnapshots {
         Ok(names_in(&path)?.into_iter().map(|name| path.join(name)).collect())
     }
 
+    /// If that is where something is mounted for a snapshot alone: the end of the path that tells it from others, `ID/lower/N`.
+    pub fn mapped_for<'a>(&self, place: &'a Path) -> Option<&'a Path> {
+        let end = place.strip_prefix(&self.directory).ok()?;
+        let mut names = end.iter();
+        let is_number = |name: Option<&std::ffi::OsStr>| name?.to_str()?.parse::<i64>().ok();
+        is_number(names.next())?;
+        (names.next()? == LOWER).then_some(())?;
+        is_number(names.next())?;
+        names.next().is_none().then_some(end)
+    }
+
     /// What its tree takes on disk.
     pub fn usage(&self, id: i64) -> Result<DiskUsage, StoreError> {
         disk_usage(&self.fs(id))

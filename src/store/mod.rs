@@ -37,6 +37,7 @@ mod collect;
 mod container_snapshots;
 mod content;
 mod content_index;
+mod counters;
 mod data_files;
 mod database;
 mod descriptors;
@@ -84,6 +85,7 @@ pub use collect::CollectionLock;
 pub use container_snapshots::{ContainerSnapshots, NewContainerSnapshot};
 pub use content::Content;
 pub use content_index::NamedDescriptor;
+pub use counters::CounterFiles;
 pub use data_files::{DataFile, DataFiles};
 pub use database::{Access, Database, Stop};
 pub use directories::{Directories, KnownDirectory, MadeOf, NewDirectory, Removal};
@@ -128,6 +130,7 @@ pub struct Store {
     items: Items,
     earlier_snapshots: EarlierSnapshots,
     origins: Origins,
+    counters: CounterFiles,
     database: Database,
     lower: OnceLock<Vec<LowerStore>>,
 }
@@ -149,6 +152,7 @@ impl Store {
             container_snapshots: ContainerSnapshots::new(path.join("snapshots"), locks.clone()),
             directories: Directories::new(path.join("directories"), locks.clone()),
             items: Items::new(path.join("items")),
+            counters: CounterFiles::new(path.join("run"), &locks),
             database: Database::new(path.join("peel.db"), locks.join("database"), notes),
             lower: OnceLock::new(),
             locks,
@@ -209,6 +213,11 @@ impl Store {
     /// Where the layers of images come from that were made here.
     pub fn origins(&self) -> &Origins {
         &self.origins
+    }
+
+    /// What its processes have counted.
+    pub fn counters(&self) -> &CounterFiles {
+        &self.counters
     }
 
     /// Files with data of records.

@@ -50,6 +50,14 @@ pub enum LayerState {
 }
 
 impl LayerState {
+    /// All of them.
+    pub const ALL: [LayerState; 5] = [
+        LayerState::Lazy,
+        LayerState::Partial,
+        LayerState::Extracted,
+        LayerState::Incomplete,
+        LayerState::Poisoned,
+    ];
     const NAMES: [(LayerState, &'static str); 5] = [
         (LayerState::Lazy, "lazy"),
         (LayerState::Partial, "partial"),

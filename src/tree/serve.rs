@@ -12,6 +12,7 @@ use std::fs::File;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use peelfs_fuse::{
     Attributes, DataOrHole, Device, DirectoryEntry, Errno, FilesystemStatistics, ReadReply, Timestamp, Tree,
@@ -21,7 +22,8 @@ use super::inode_set::InodeSet;
 use super::program::is_program;
 use super::touches::Touches;
 use crate::error::chain;
-use crate::fetch::LayerContent;
+use crate::fetch::{FetchError, LayerContent};
+use crate::meter::{self, Count};
 use crate::table::Table;
 use crate::table::format::{InodeRecord, NONE, inode_flags};
 
@@ -256,6 +258,7 @@ impl MergedTree {
                         Ok(false) => return Some(reply),
                         Err(error) => {
                             tracing::error!(layer = %layer.layer(), %error, "cannot read a data file of the store");
+                            meter::count(Count::ErrorsStore, 1);
                             reply.error(Errno::IO);
                             return None;
                         }
@@ -266,6 +269,7 @@ impl MergedTree {
             if let Some((programs, inode)) = begins.filter(|_| is_program(&buffer[..length])) {
                 programs.begun(inode);
             }
+            meter::count(Count::ReadBytes, length as u64);
             reply.data(&buffer[..length]);
             None
         })
@@ -281,6 +285,7 @@ struct Read {
     segments: Vec<Segment>,
     /// If it is of the file's beginning.
     programs: Option<Arc<Programs>>,
+    begun: Instant,
 }
 
 /// How often one read fetches what it needs: what was fetched may be evicted before it could be read.
@@ -295,12 +300,12 @@ impl Read {
         layer.prove_file(file, move |result| match result {
             Ok(()) => {
                 proved.insert(self.inode);
-                if let Some(reply) = MergedTree::read_segments(&content, &self.segments, self.begins(), reply)
-                {
-                    self.fetch(&content, reply, FETCHES);
+                match MergedTree::read_segments(&content, &self.segments, self.begins(), reply) {
+                    Some(reply) => self.fetch(&content, reply, FETCHES),
+                    None => meter::read_waited(self.begun.elapsed()),
                 }
             }
-            Err(error) => self.failed(&content, &chain(&error), reply),
+            Err(error) => self.failed(&content, &error, reply),
         });
     }
 
@@ -308,7 +313,12 @@ impl Read {
         self.programs.as_deref().map(|programs| (programs, self.inode))
     }
 
-    fn failed(&self, layer: &LayerContent, error: &str, reply: ReadReply) {
+    fn failed(&self, layer: &LayerContent, error: &FetchError, reply: ReadReply) {
+        meter::count(error.count(), 1);
+        self.answer_failure(layer, &chain(error), reply);
+    }
+
+    fn answer_failure(&self, layer: &LayerContent, error: &str, reply: ReadReply) {
         let Read { image, inode, offset, length, .. } = self;
         tracing::error!(%image, layer = %layer.layer(), inode, offset, length, error, "a read failed");
         reply.error(Errno::IO)
@@ -329,16 +339,16 @@ impl Read {
     /// Answers when all is here; after `fetches` attempts, with an error.
     fn fetch(self, layer: &Arc<LayerContent>, reply: ReadReply, fetches: u32) {
         let content = layer.clone();
-        layer.fetch(self.bounds(), move |result| {
-            let (reply, error) = match result {
-                Ok(()) => match MergedTree::read_segments(&content, &self.segments, self.begins(), reply) {
-                    None => return,
-                    Some(reply) if fetches > 1 => return self.fetch(&content, reply, fetches - 1),
-                    Some(reply) => (reply, "it was evicted again and again".to_owned()),
-                },
-                Err(error) => (reply, chain(&error)),
-            };
-            self.failed(&content, &error, reply)
+        layer.fetch(self.bounds(), move |result| match result {
+            Ok(()) => match MergedTree::read_segments(&content, &self.segments, self.begins(), reply) {
+                None => meter::read_waited(self.begun.elapsed()),
+                Some(reply) if fetches > 1 => self.fetch(&content, reply, fetches - 1),
+                Some(reply) => {
+                    meter::count(Count::ErrorsOther, 1);
+                    self.answer_failure(&content, "it was evicted again and again", reply);
+                }
+            },
+            Err(error) => self.failed(&content, &error, reply),
         });
     }
 }
@@ -459,13 +469,15 @@ impl Tree for MergedTree {
         let programs = self.programs.get().filter(|_| offset == 0);
         let read = |segments| {
             let (image, programs) = (self.name.clone(), programs.cloned());
-            Read { image, inode, offset, length, segments, programs }
+            Read { image, inode, offset, length, segments, programs, begun: Instant::now() }
         };
         if let Some(proved) = self.unproved(layer, inode, record) {
             return read(wanted).prove(layer, record.content.get(), proved.clone(), reply);
         }
         let begins = programs.map(|programs| (&**programs, inode));
-        let Some(reply) = Self::read_segments(layer, &wanted, begins, reply) else { return };
+        let Some(reply) = Self::read_segments(layer, &wanted, begins, reply) else {
+            return meter::count(Count::ReadsHere, 1);
+        };
         read(wanted).fetch(layer, reply, FETCHES);
     }
 

@@ -196,6 +196,12 @@ impl Containerd {
         self.start_server();
     }
 
+    /// Kills it, and starts it again.
+    pub fn kill_and_start(&mut self) {
+        self.server.take().expect("it runs").end(Signal::KILL);
+        self.start_server();
+    }
+
     pub fn log(&self) -> String {
         self.server.as_ref().map(Server::log).unwrap_or_default()
     }
@@ -253,9 +259,14 @@ impl Containerd {
     /// `ctr-remote images rpull`, which must succeed: it adds the labels by which layers are found.
     #[track_caller]
     pub fn rpull(&self, reference: &str) {
-        let arguments = ["images", "rpull", "--plain-http", "--snapshotter", "peel", reference];
-        let outcome = run_to_end(self.client("ctr-remote", &arguments), self.directory.path());
+        let outcome = run_to_end(self.rpull_command(reference), self.directory.path());
         assert_eq!(outcome.code, Some(0), "{}{}\n{}", outcome.stdout, outcome.stderr, self.log());
+    }
+
+    /// The same, to be started by the caller.
+    pub fn rpull_command(&self, reference: &str) -> Command {
+        let arguments = ["images", "rpull", "--plain-http", "--snapshotter", "peel", reference];
+        self.client("ctr-remote", &arguments)
     }
 
     /// `peel ctr-pull`, to be started by the caller; without a snapshotter among the options it is `peel`.

@@ -10,6 +10,7 @@ pub mod cri;
 pub mod docker_registry;
 pub mod image;
 pub mod merged;
+pub mod metrics;
 pub mod model;
 pub mod mounts;
 pub mod peel;

@@ -42,7 +42,8 @@ fn role() {
     let steps = std::env::var(STEPS).unwrap().parse().unwrap();
     let store = Arc::new(Store::open(Path::new(&path)).unwrap());
     store.database().make().unwrap();
-    let snapshotter = Snapshotter::open(store, Box::new(world())).unwrap().unwrap();
+    let snapshotter =
+        Snapshotter::open(store, Box::new(world()), Duration::from_secs(3600)).unwrap().unwrap();
     die_after(steps);
     for operation in OPERATIONS {
         operation(&snapshotter);
