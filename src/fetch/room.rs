@@ -94,8 +94,8 @@ impl Room {
             return Some(Admitted { room: self, bytes: 0 });
         }
         let mut was_told = self.was_told.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have been here meanwhile, and what was taken above is accounted for in its grant.
-        if self.granted.load(Ordering::Relaxed) >= 0 {
+        // Another thread may have got a grant meanwhile. What was taken above was not taken from that.
+        if self.granted.fetch_sub(length, Ordering::Relaxed) >= length {
             return Some(Admitted { room: self, bytes: 0 });
         }
         let (grant, is_full) = match self.grant(bytes, urgency) {
@@ -254,5 +254,38 @@ fn forget_extraction(store: &Store, name: &Digest) -> Result<(), StoreError> {
             }
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_wait_for_a_grant_together_are_not_all_admitted_by_it() {
+        const THREADS: u64 = 24;
+        const LENGTH: u64 = 1 << 20;
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(directory.path()).unwrap());
+        store.set_budget(Some(8 * LENGTH)).unwrap();
+        let room = Room::new(store.clone());
+        let (room, admitted) = (&room, AtomicU64::new(0));
+        let (lock, done) = (store.lock_for_room().unwrap(), std::sync::Barrier::new(THREADS as usize));
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    let right = room.admit(LENGTH, Urgency::Spare);
+                    admitted.fetch_add(right.is_some().into(), Ordering::Relaxed);
+                    // Nobody has written anything before all were told.
+                    done.wait();
+                });
+            }
+            // Until all have found that there is no grant for them.
+            while room.granted.load(Ordering::Relaxed) > -((THREADS * LENGTH) as i64) {
+                std::thread::yield_now();
+            }
+            drop(lock);
+        });
+        assert!((1..8).contains(&admitted.load(Ordering::Relaxed)), "{admitted:?}");
     }
 }
