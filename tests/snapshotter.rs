@@ -5,6 +5,7 @@
 mod claims;
 mod cri;
 mod ctr_pull;
+mod transfer;
 mod user_namespaces;
 
 use crate::support::archive::TestEntry;
