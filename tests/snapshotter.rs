@@ -8,6 +8,7 @@ mod ctr_pull;
 mod killed;
 mod many;
 mod operations;
+mod transfer;
 mod user_namespaces;
 
 use crate::support::archive::TestEntry;

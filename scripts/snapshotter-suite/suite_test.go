@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -34,9 +35,15 @@ func start(ctx context.Context, root string) (snapshots.Snapshotter, func() erro
 	}
 	defer log.Close()
 	daemon.Stderr = log
-	// The daemon ends with this program, however that ends.
+	// The daemon ends with this program, however that ends: that is, with the thread that started it, which is to live as long.
 	daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	if err := daemon.Start(); err != nil {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		started <- daemon.Start()
+		select {}
+	}()
+	if err := <-started; err != nil {
 		return nil, nil, err
 	}
 	dial := func(ctx context.Context, address string) (net.Conn, error) {
@@ -62,6 +69,7 @@ func start(ctx context.Context, root string) (snapshots.Snapshotter, func() erro
 	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(connection), "peel"), stop, nil
 }
 
+// Since 2.0, the suite leaves out of its test of renaming what overlays cannot do, if it is told that the snapshots are such.
 func TestPeel(t *testing.T) {
-	testsuite.SnapshotterSuite(t, "peel", start)
+	testsuite.SnapshotterSuite(t, "overlayfs", start)
 }

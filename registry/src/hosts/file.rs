@@ -58,7 +58,10 @@ pub(crate) fn parsed(text: &str, directory: &Path) -> Result<Vec<RegistryHost>, 
         if tables.len() > MOST {
             return Err(root.fault("host", format!("names more than {MOST} hosts")));
         }
-        for (name, item) in tables.iter() {
+        let mut tables: Vec<(&str, &Item)> = tables.iter().collect();
+        // What is said of a host may stand in several places: the first counts.
+        tables.sort_by_key(|(_, item)| place(item));
+        for (name, item) in tables {
             let key = format!("host.{name:?}");
             let table = item.as_table_like().ok_or_else(|| root.fault(&key, "is no table"))?;
             let section = Section { key, table, directory };
@@ -252,6 +255,13 @@ impl Section<'_> {
         }
         Ok(self.directory.join(file))
     }
+}
+
+/// Where something begins to be said, in bytes. The parser bounds how deep tables are.
+fn place(item: &Item) -> usize {
+    let own = item.span().map(|span| span.start);
+    let inner = item.as_table_like().into_iter().flat_map(|table| table.iter().map(|(_, item)| place(item)));
+    inner.chain(own).min().unwrap_or(usize::MAX)
 }
 
 /// The address of an API, with a slash at its end.
