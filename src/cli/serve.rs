@@ -128,6 +128,7 @@ fn images(arguments: &Arguments, store: &Arc<Store>, threads: &NetworkThreads) -
         trust_referrers,
         records_profile: false,
         prefetching: Prefetching::None,
+        known_by: std::process::id(),
         progress: Arc::new(|_| {}),
     };
     let bringing = if arguments.stream { Bringing::OrStreamed } else { Bringing::Lazily };

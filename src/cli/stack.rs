@@ -82,6 +82,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         trust_referrers: arguments.trust_referrers,
         records_profile: true,
         prefetching: Prefetching::Auto,
+        known_by: server.pid(),
         progress: Arc::new(|_| {}),
     };
     // What a container may do is decided where the overlay above this is mounted; the store's directory is closed to others.
@@ -97,7 +98,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         None => request,
         Some(predecessor) => go_on_with(predecessor, request),
     };
-    let prepared = prepare_lowest(store.clone(), threads.starter(), request, layers)?.held_by(server.pid());
+    let prepared = prepare_lowest(store.clone(), threads.starter(), request, layers)?;
     let signals = server.hold_signals();
     let mounted = match predecessor {
         None => prepared.mount(&options)?,

@@ -17,31 +17,48 @@ pub(super) struct Counters {
     /// Nothing if it could not be made.
     file: OnceLock<Option<File>>,
     path: PathBuf,
+    /// What was there: of a process of the same number that was killed, or of who served this mount before.
+    left: Option<(Statistics, u64)>,
     /// What others have counted of the same mount.
     before: OnceLock<(Statistics, u64)>,
 }
 
 impl Counters {
-    /// New ones, of this process.
-    pub(super) fn new(store: &Store) -> Counters {
-        let path = path_of(store, std::process::id());
-        // A process of the same number may have been killed.
-        let _ = std::fs::remove_file(&path);
-        Counters { file: OnceLock::new(), path, before: OnceLock::new() }
+    /// New ones, of the mount that is known by that process.
+    pub(super) fn new(store: &Store, process: u32) -> Counters {
+        let path = store.path().join("run").join(format!("{process}.counters"));
+        let left = read(&path);
+        Counters { file: OnceLock::new(), path, left, before: OnceLock::new() }
+    }
+
+    /// Counts from nothing.
+    pub(super) fn begin(&self) {
+        if self.left.is_some() && self.file.get().is_none() {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    /// Counts on from what those have left who served the mount before.
+    pub(super) fn go_on(&self) {
+        if let Some(left) = self.left {
+            let _ = self.before.set(left);
+            // From now on the file is this process's, which removes it.
+            self.write(Statistics::default(), 0);
+        }
+    }
+
+    /// The mount is gone. What is still under way for it is not counted any more, and must not be waited for.
+    pub(super) fn end(&self) {
+        if let Some(Some(_)) = self.file.get()
+            && let Err(error) = std::fs::remove_file(&self.path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::debug!(%error, "the counters stay behind");
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Counts on from what a process has left that is gone.
-    pub(super) fn go_on_from(&self, store: &Store, process: u32) {
-        let left = path_of(store, process);
-        if let Some(before) = read(&left) {
-            let _ = self.before.set(before);
-            self.write(Statistics::default(), 0);
-            let _ = std::fs::remove_file(left);
-        }
     }
 
     pub(super) fn write(&self, statistics: Statistics, prefetched: u64) {
@@ -79,16 +96,8 @@ impl Counters {
 
 impl Drop for Counters {
     fn drop(&mut self) {
-        if let Some(Some(_)) = self.file.get()
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            tracing::debug!(%error, "the counters stay behind");
-        }
+        self.end();
     }
-}
-
-fn path_of(store: &Store, process: u32) -> PathBuf {
-    store.path().join("run").join(format!("{process}.counters"))
 }
 
 /// The counters in that file, and the prefetched bytes; nothing if it is not there, as nothing was counted yet, or not whole.

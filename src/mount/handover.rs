@@ -33,8 +33,6 @@ pub(super) struct Note {
     /// Where it is mounted, for those who are told of it.
     mountpoint: String,
     started_at: i64,
-    /// The process that has counted what came over the network.
-    counted_by: u32,
     /// What takes the changes, if it is writable.
     snapshot: Option<HeldNote>,
 }
@@ -96,7 +94,6 @@ impl Mounted {
             tree: self.prepared.tree_key.clone(),
             mountpoint: self.session.mountpoint().display().to_string(),
             started_at: self.started_at,
-            counted_by: std::process::id(),
             snapshot: self.held.as_ref().map(HeldSnapshot::note),
         };
         let own = serde_json::to_vec(&own)?;
@@ -158,11 +155,11 @@ impl Prepared {
             return Err(ImageMountError::OtherTree { image, mountpoint: note.mountpoint });
         }
         let held = note.snapshot.map(|held| HeldSnapshot::again(&self.brought, held)).transpose()?;
-        self.counters.go_on_from(&self.brought.store, note.counted_by);
+        self.counters.go_on();
         let session = peelfs_fuse::take_over(self.tree.clone(), kernel, options)
             .map_err(|error| ImageMountError::TakeOver { image, mountpoint: note.mountpoint, error })?;
-        let records = self.record(session.mountpoint(), note.started_at).unwrap_or_else(|error| {
-            // The mount's own row is there since it was mounted.
+        // The mount's own row is there since it was mounted; if it is not, another mount has its directory now.
+        let records = self.brought.record(&self.tree_key, None).unwrap_or_else(|error| {
             tracing::error!(error = %chain(&error), "the records of the image's layers are not held");
             None
         });
