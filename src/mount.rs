@@ -93,6 +93,8 @@ pub struct Request {
     pub records_profile: bool,
     /// What is fetched before it is read.
     pub prefetching: Prefetching,
+    /// The process that the mount is known by: the one that serves it, or the one that holds it as long as it is there.
+    pub known_by: u32,
     /// Told what happens to the layers.
     pub progress: Progress,
 }
@@ -297,13 +299,9 @@ impl Prepared {
         tree
     }
 
-    /// The mount will be recorded as that of another process, which holds it as long as it is there.
-    pub fn held_by(self, pid: u32) -> Prepared {
-        Prepared { pid, ..self }
-    }
-
     fn mounted(self, session: Session, held: Option<HeldSnapshot>) -> Result<Mounted, ImageMountError> {
         let started_at = now();
+        self.counters.begin();
         let records = match self.record(session.mountpoint(), started_at) {
             Ok(records) => records,
             // Dropping the session unmounts: a mount that nobody can find must not stay.
@@ -491,6 +489,7 @@ impl Mounted {
         // Nobody writes any more: before the record goes, for which `peel unmount` waits.
         drop(self.held.take());
         self.settle();
+        self.prepared.counters.end();
         // Last, as `peel unmount` waits for this process while the record is there.
         let (mountpoint, pid) = (self.session.mountpoint(), self.pid.load(Ordering::Relaxed));
         let ended = match self.records.take() {

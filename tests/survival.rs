@@ -6,7 +6,7 @@ use crate::support::blob::{Estargz, Footer, Form, Landmark};
 use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::model::Model;
-use crate::support::peel::{Peel, instants, is_mount_point, kill_and_wait};
+use crate::support::peel::{Peel, is_mount_point, kill_and_wait, shuffled_instants};
 use crate::support::registry::{FakeRegistry, Fault};
 use rustix::fs::{Advice, fadvise};
 use rustix::process::{Pid, Signal, kill_process};
@@ -101,7 +101,7 @@ fn is_read_while_servers_are_killed(peel: &Peel, root: &Path, expected: &[Vec<u8
                 })
             })
             .collect();
-        for instant in instants(Duration::from_millis(400)) {
+        for instant in shuffled_instants(Duration::from_millis(400)) {
             std::thread::sleep(instant);
             for server in peel.servers() {
                 kill_and_wait(server);
@@ -138,6 +138,8 @@ fn nothing_is_left(peel: &Peel) {
     peel.wait_for_servers_to_end();
     assert_eq!(peel.json(&["status", "--json"]), serde_json::json!([]));
     assert_eq!(fs::read_dir(peel.store().join("run")).map_or(0, Iterator::count), 0, "counters");
+    // Who was killed has left a session behind, which the next one ends that looks for what is not needed.
+    peel.succeed(&["gc"]);
     let report = peel.json(&["check", "--json"]);
     assert_eq!(
         (&report["findings"], &report["dead_mounts"], &report["stale_sessions"]),
@@ -191,7 +193,7 @@ fn what_waits_for_the_registry_when_the_server_is_killed_arrives_all_the_same() 
     let reference = layout.serve(&registry, "survival", "test");
     let expected = expected(&layers);
     let mount = peel.mount_with(&reference, &["--prefetch", "none"]);
-    registry.set_fault("blobs/", Fault::StallAfter(0));
+    registry.set_fault("blobs/", Fault::Stall);
     std::thread::scope(|scope| {
         let readers: Vec<_> = [40, 10]
             .map(|number| {
@@ -199,7 +201,7 @@ fn what_waits_for_the_registry_when_the_server_is_killed_arrives_all_the_same() 
                 scope.spawn(move || assert!(fs::read(path).unwrap() == *expected, "{number}"))
             })
             .into();
-        registry.wait_for_stalled(2);
+        registry.wait_for_stalled(1);
         killed(&peel);
         registry.clear_faults();
         registry.release();
@@ -208,7 +210,7 @@ fn what_waits_for_the_registry_when_the_server_is_killed_arrives_all_the_same() 
         }
     });
     // What came before it was killed counts, too.
-    assert!(status(&peel)["requests"].as_u64().unwrap() >= 4, "{}", status(&peel));
+    assert!(status(&peel)["requests"].as_u64().unwrap() >= 3, "{}", status(&peel));
     mount.unmount();
     nothing_is_left(&peel);
 }
@@ -327,11 +329,14 @@ fn a_server_goes_on_without_its_holder_and_the_mount_ends_with_it() {
 
 #[test]
 fn whatever_the_name_means_by_now_the_image_that_is_mounted_stays_and_so_does_what_it_needs() {
-    let peel = Peel::new();
+    let (peel, registry) = (Peel::new(), FakeRegistry::start());
     let mut layout = Layout::create(peel.scratch().join("layout"));
-    let reference = layout.image("test", &layers(), SMALL_CHUNKS);
+    layout.image("test", &layers(), SMALL_CHUNKS);
+    let reference = layout.serve(&registry, "moving", "test");
     let mount = peel.mount(&reference);
-    layout.image("test", &[vec![TestEntry::file("small", "other")]], SMALL_CHUNKS);
+    let mut other = Layout::create(peel.scratch().join("other"));
+    other.image("test", &[vec![TestEntry::file("small", "other")]], SMALL_CHUNKS);
+    assert_eq!(other.serve(&registry, "moving", "test"), reference);
     peel.succeed(&["pull", &reference]);
     for number in [59, 58] {
         peel.succeed(&["gc"]);
@@ -339,8 +344,10 @@ fn whatever_the_name_means_by_now_the_image_that_is_mounted_stays_and_so_does_wh
         assert_eq!(fs::read_to_string(mount.join("small")).unwrap(), "small");
         let bytes = fs::read(mount.join(&format!("files/{number}"))).unwrap();
         assert_eq!(bytes.len(), 1000 + number * 7001);
-        peel.succeed(&["rm", &reference]);
     }
+    let another = peel.mount(&reference);
+    assert_eq!(fs::read_to_string(another.join("small")).unwrap(), "other");
+    another.unmount();
     mount.unmount();
     nothing_is_left(&peel);
 }

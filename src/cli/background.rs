@@ -29,7 +29,9 @@ pub fn run(serve: impl FnOnce(&mut Server) -> anyhow::Result<()>) -> anyhow::Res
     let word = fork_with_word().context(cannot_start)?;
     let mut server = Holder::new(word).and_then(Holder::run).context(cannot_start)?;
     let Err(error) = serve(&mut server) else { return Ok(ExitCode::SUCCESS) };
-    tracing::error!(error = %peelfs::error::chain(error.as_ref()), "the serving process ends");
+    if !server.has_terminal() {
+        tracing::error!(error = %peelfs::error::chain(error.as_ref()), "the serving process ends");
+    }
     let code = failure::report(&error);
     server.failed(failure::code(&error));
     Ok(code)

@@ -17,7 +17,7 @@
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use peelfs::mount::handover::Handover;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -75,7 +75,7 @@ impl Holder {
                     self.watch(server, &socket)
                 }
                 Err(error) if self.is_first => return Err(error),
-                Err(_) => Some(Death { served: None, is_killed: false }),
+                Err(_) => Some(Death { lasted: Duration::ZERO, served: None, is_killed: false }),
             };
             let is_mounted = self.held.as_ref().is_some_and(|held| !is_unmounted(&held.device));
             match death.filter(|_| is_mounted).and_then(|death| self.restarts.after(death)) {
@@ -104,7 +104,7 @@ impl Holder {
 
     /// Follows a server to its death; nothing if that was in order.
     fn watch(&mut self, server: Pid, socket: &OwnedFd) -> Option<Death> {
-        let mut serving_since = None;
+        let (started, mut serving_since) = (Instant::now(), None);
         loop {
             let (mut told, mut signalled) =
                 (PollFd::new(socket, PollFlags::IN), PollFd::new(&self.waiting, PollFlags::IN));
@@ -142,7 +142,8 @@ impl Holder {
             return None;
         }
         let is_killed = status.terminating_signal() == Some(Signal::KILL.as_raw());
-        Some(Death { served: serving_since.map(|since| since.elapsed()), is_killed })
+        let served = serving_since.map(|since: Instant| since.elapsed());
+        Some(Death { lasted: started.elapsed(), served, is_killed })
     }
 
     /// The command may leave.

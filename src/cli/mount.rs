@@ -147,12 +147,12 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
     let threads = NetworkThreads::new(|| {
         signals::hold();
     });
-    let request = request(arguments);
+    let request = request(arguments, server);
     let (mounted, signals) = match server.predecessor()? {
         None => mount(arguments, &store, &threads, request, server)?,
         Some(predecessor) => {
             let request = go_on_with(&predecessor, request);
-            let prepared = prepare(store.clone(), threads.starter(), request)?.held_by(server.pid());
+            let prepared = prepare(store.clone(), threads.starter(), request)?;
             let prepared = if arguments.status_files { prepared.with_status_files() } else { prepared };
             (prepared.take_over(&options(arguments), predecessor)?, server.hold_signals())
         }
@@ -170,7 +170,6 @@ fn mount(
     let writable = writable_plan(arguments, store, &request)?;
     let pinned = writable.as_ref().and_then(WritablePlan::pinned).cloned();
     let prepared = prepare(store.clone(), threads.starter(), Request { pinned, ..request })?;
-    let prepared = prepared.held_by(server.pid());
     let prepared = if arguments.status_files { prepared.with_status_files() } else { prepared };
     let signals = server.hold_signals();
     let mounted = match writable {
@@ -229,7 +228,7 @@ fn writable_plan(
     Ok(Some(plan))
 }
 
-fn request(arguments: &Arguments) -> Request {
+fn request(arguments: &Arguments, server: &Server) -> Request {
     Request {
         reference: arguments.reference.clone(),
         platform: arguments.source.platform(),
@@ -244,6 +243,7 @@ fn request(arguments: &Arguments) -> Request {
         trust_referrers: arguments.source.trust_referrers,
         records_profile: !arguments.no_profile,
         prefetching: arguments.prefetch.into(),
+        known_by: server.pid(),
         progress: progress::to_terminal(arguments.quiet),
     }
 }

@@ -124,6 +124,7 @@ impl Bringing {
             // Nobody reads.
             records_profile: false,
             prefetching: Prefetching::None,
+            known_by: std::process::id(),
             reference: reference.clone(),
             platform: self.platform(),
             pull: when,

@@ -124,7 +124,8 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
     let (_agent, questions) = Socket::listen(&agent::socket_of(&store))?;
     let image_service = ImageService::new(&containerd, learned.clone());
     forget_counters_of_the_dead(&opened);
-    let counters = Arc::new(Counters::new(opened.clone()));
+    let counters = Arc::new(Counters::new(opened.clone(), std::process::id()));
+    counters.begin();
     let metrics = Arc::new(Metrics::new(opened, counters.clone()));
     let runtime = threads.starter().handle().context("cannot start threads")?;
     counters.keep_fresh(&runtime, || {});
@@ -191,6 +192,7 @@ fn images(
         trust_referrers,
         records_profile: false,
         prefetching: Prefetching::None,
+        known_by: std::process::id(),
         progress: Arc::new(|_| {}),
     };
     let bringing = if arguments.stream { Bringing::OrStreamed } else { Bringing::Lazily };

@@ -52,12 +52,14 @@ pub struct Server {
     pid: u32,
     predecessor: Option<Handover>,
     signals: Option<Held>,
+    /// What it says is heard by the command.
+    has_terminal: bool,
 }
 
 impl Server {
     /// One that nobody holds anything for.
     pub fn alone() -> Server {
-        Server { holder: None, pid: std::process::id(), predecessor: None, signals: None }
+        Server { holder: None, pid: std::process::id(), predecessor: None, signals: None, has_terminal: true }
     }
 
     /// One that a holder has started, which hears at `socket`.
@@ -69,12 +71,18 @@ impl Server {
     ) -> Server {
         // It may have been killed since.
         let pid = holder.map_or_else(std::process::id, |holder| holder.as_raw_nonzero().get().unsigned_abs());
-        Server { holder: Some(socket), pid, predecessor, signals }
+        let has_terminal = signals.is_none();
+        Server { holder: Some(socket), pid, predecessor, signals, has_terminal }
     }
 
     /// The process that the mount is to be known by: its holder, if there is one.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Whether the command hears what this one says on its terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.has_terminal
     }
 
     /// The one whose mount this one is to serve; nothing if it is to mount.
@@ -110,9 +118,10 @@ impl Server {
     ///
     /// # Errors
     /// If they cannot be left.
-    pub fn usable(&self) -> io::Result<()> {
+    pub fn usable(&mut self) -> io::Result<()> {
         let Some(holder) = &self.holder else { return Ok(()) };
         leave_terminal()?;
+        self.has_terminal = false;
         // Who was killed need not know.
         let _ = send(holder, &[USABLE], SendFlags::NOSIGNAL);
         Ok(())

@@ -93,6 +93,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         trust_referrers: arguments.trust_referrers,
         records_profile: true,
         prefetching: Prefetching::Auto,
+        known_by: server.pid(),
         progress: Arc::new(|_| {}),
     };
     // What a container may do is decided where the overlay above this is mounted; the store's directory is closed to others.
@@ -108,7 +109,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         None => request,
         Some(predecessor) => go_on_with(predecessor, request),
     };
-    let prepared = prepare_lowest(store.clone(), threads.starter(), request, layers)?.held_by(server.pid());
+    let prepared = prepare_lowest(store.clone(), threads.starter(), request, layers)?;
     let prepared = if arguments.status_files { prepared.with_status_files() } else { prepared };
     let signals = server.hold_signals();
     let mounted = match predecessor {

@@ -30,31 +30,53 @@ pub struct Counters {
     path: PathBuf,
     /// What a mount's own client has counted. Held while the file is written: what is later stays.
     of_client: Mutex<Option<(Statistics, u64)>>,
-    /// What the processes have counted that served the same mount before.
+    /// What was there: of a process of the same number that was killed, or of who served this mount before.
+    left: Option<Counts>,
+    /// What others have counted of the same mount.
     before: OnceLock<Counts>,
 }
 
 impl Counters {
-    /// New ones.
-    pub fn new(store: Arc<Store>) -> Counters {
-        let path = store.counters().of_process(std::process::id());
-        // A process of the same number may have been killed.
-        retire(&store, &path);
-        Counters { store, file: OnceLock::new(), path, of_client: Mutex::default(), before: OnceLock::new() }
+    /// New ones, which are known by that process: this one, or who holds the mount that it serves.
+    pub fn new(store: Arc<Store>, process: u32) -> Counters {
+        let path = store.counters().of_process(process);
+        let left = read(&path);
+        Counters {
+            store,
+            file: OnceLock::new(),
+            path,
+            of_client: Mutex::default(),
+            left,
+            before: OnceLock::new(),
+        }
+    }
+
+    /// Counts from nothing.
+    pub fn begin(&self) {
+        if self.left.is_some() && self.file.get().is_none() {
+            retire(&self.store, &self.path);
+        }
+    }
+
+    /// Counts on from what those have left who served the mount before.
+    pub(super) fn go_on(&self) {
+        if let Some(left) = &self.left {
+            let _ = self.before.set(left.clone());
+            // From now on the file is this process's, which removes it.
+            self.refresh();
+        }
+    }
+
+    /// The mount is gone. What is still under way for it is not counted any more, and must not be waited for.
+    pub(super) fn end(&self) {
+        self.refresh();
+        if let Some(Some(_)) = self.file.get() {
+            retire(&self.store, &self.path);
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Counts on from what a process has left that is gone.
-    pub(super) fn go_on_from(&self, process: u32) {
-        let left = self.store.counters().of_process(process);
-        if let Some(before) = read(&left) {
-            let _ = self.before.set(before);
-            self.refresh();
-            let _ = std::fs::remove_file(left);
-        }
     }
 
     /// Writes them, with what the client of a mount has counted, and the bytes of blobs that were prefetched.
@@ -148,10 +170,7 @@ impl Counters {
 
 impl Drop for Counters {
     fn drop(&mut self) {
-        self.refresh();
-        if let Some(Some(_)) = self.file.get() {
-            retire(&self.store, &self.path);
-        }
+        self.end();
     }
 }
 

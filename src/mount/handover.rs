@@ -34,8 +34,6 @@ pub(super) struct Note {
     /// Where it is mounted, for those who are told of it.
     mountpoint: String,
     started_at: i64,
-    /// The process that has counted what came over the network.
-    counted_by: u32,
     /// What takes the changes, if it is writable.
     snapshot: Option<HeldNote>,
 }
@@ -97,7 +95,6 @@ impl Mounted {
             tree: self.prepared.tree_key.clone(),
             mountpoint: self.session.mountpoint().display().to_string(),
             started_at: self.started_at,
-            counted_by: std::process::id(),
             snapshot: self.held.as_ref().map(HeldSnapshot::note),
         };
         let own = serde_json::to_vec(&own)?;
@@ -159,7 +156,7 @@ impl Prepared {
             return Err(ImageMountError::OtherTree { image, mountpoint: note.mountpoint });
         }
         let held = note.snapshot.map(|held| HeldSnapshot::again(&self.brought, held)).transpose()?;
-        self.counters.go_on_from(note.counted_by);
+        self.counters.go_on();
         let status_tree = self.status_tree(note.started_at);
         let status_inodes = status_tree.as_ref().map_or(NO_INODES, StatusTree::inodes);
         let session = match status_tree {
@@ -171,8 +168,8 @@ impl Prepared {
             mountpoint: note.mountpoint,
             error,
         })?;
-        let records = self.record(session.mountpoint(), note.started_at).unwrap_or_else(|error| {
-            // The mount's own row is there since it was mounted.
+        // The mount's own row is there since it was mounted; if it is not, another mount has its directory now.
+        let records = self.brought.record(&self.tree_key, None).unwrap_or_else(|error| {
             tracing::error!(error = %chain(&error), "the records of the image's layers are not held");
             None
         });

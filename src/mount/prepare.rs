@@ -78,7 +78,8 @@ pub fn prepare_lowest(
     layers: usize,
 ) -> Result<Prepared, ImageMountError> {
     let name = request.reference.to_string();
-    let counters = Arc::new(Counters::new(store.clone()));
+    let pid = request.known_by;
+    let counters = Arc::new(Counters::new(store.clone(), pid));
     let written = counters.clone();
     let observer = move |statistics, prefetched| written.write(statistics, prefetched);
     let (prefetching, records_profile) = (request.prefetching, request.records_profile);
@@ -95,7 +96,7 @@ pub fn prepare_lowest(
     brought.wait_for_database();
     let (tree, pending_tree) = (Arc::new(tree), Mutex::new(pending_tree));
     let tree_key = hex(&composition.identity);
-    let (pid, has_status_files) = (std::process::id(), false);
+    let has_status_files = false;
     Ok(Prepared { brought, counters, prefetching, tree, tree_key, pending_tree, pid, has_status_files })
 }
 

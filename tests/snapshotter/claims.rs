@@ -62,6 +62,7 @@ impl Scene {
             trust_referrers: false,
             records_profile: false,
             prefetching: Prefetching::None,
+            known_by: std::process::id(),
             progress: Arc::new(|_| {}),
         };
         let mounter = |_: &RemoteStack, _: &std::path::Path| Err("nobody mounts here".into());

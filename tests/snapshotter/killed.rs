@@ -4,7 +4,7 @@
 use super::trees;
 use crate::support::containerd::{Containerd, Daemon};
 use crate::support::image::Layout;
-use crate::support::peel::{Peel, instants, kill_and_wait, mounts_below};
+use crate::support::peel::{Peel, kill_and_wait, mounts_below, shuffled_instants};
 use crate::support::registry::FakeRegistry;
 use crate::support::tools::real_images;
 use std::time::Duration;
@@ -67,7 +67,7 @@ fn containers_that_read_notice_nothing_when_whoever_serves_is_killed() {
                 scope.spawn(move || containerd.ctr(&exec))
             })
             .into();
-        for (number, instant) in instants(Duration::from_millis(600)).enumerate() {
+        for (number, instant) in shuffled_instants(Duration::from_millis(600)).into_iter().enumerate() {
             std::thread::sleep(instant);
             for server in peel.servers_of("serve-stack") {
                 kill_and_wait(server);

@@ -261,6 +261,13 @@ pub fn instants(whole: Duration) -> impl Iterator<Item = Duration> {
     (0..count).map(move |part| whole * part / count)
 }
 
+/// The same in no order.
+pub fn shuffled_instants(whole: Duration) -> Vec<Duration> {
+    let mut instants: Vec<_> = instants(whole).enumerate().collect();
+    instants.sort_by_key(|(number, _)| (*number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    instants.into_iter().map(|(_, instant)| instant).collect()
+}
+
 /// How long that takes.
 pub fn duration_of(work: impl FnOnce()) -> Duration {
     let started = std::time::Instant::now();
