@@ -6,6 +6,7 @@ mod claims;
 mod ctr_pull;
 mod many;
 mod operations;
+mod services;
 mod user_namespaces;
 
 use crate::support::archive::TestEntry;
