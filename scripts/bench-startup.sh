@@ -41,9 +41,10 @@ start_containerd_with_peel() {
   "$peel" serve --print-containerd-config --store "$store" --address "$work/peel.sock" >"$work/proxy.toml"
   start_containerd "$work/proxy.toml"
 }
+# start_serve OPTIONS…: on an empty store.
 start_serve() {
   rm -rf "$store"
-  "$peel" serve --store "$store" --address "$work/peel.sock" 2>>"$work/serve.log" &
+  "$peel" serve --store "$store" --address "$work/peel.sock" "$@" 2>>"$work/serve.log" &
   serve_pid=$!
   wait_until "peel serve" "$serve_pid" "$work/serve.log" containerd_ctr snapshots --snapshotter peel ls
 }

@@ -184,7 +184,7 @@ fn request(done: &RequestDone<'_>) {
 
 fn host(name: &str) -> &'static Host {
     let (others, known) = (&HOSTS[MOST_HOSTS], &HOSTS[..MOST_HOSTS]);
-    let fits = name.len() <= LONGEST_HOST && !name.is_empty();
+    let fits = name.len() <= LONGEST_HOST && !name.is_empty() && name != OTHER_HOSTS;
     // Whoever comes first to a place has it for ever.
     let found = known.iter().find(|host| fits && **host.name.get_or_init(|| name.into()) == *name);
     found.unwrap_or_else(|| {

@@ -8,6 +8,7 @@ mod ctr_pull;
 mod killed;
 mod many;
 mod operations;
+mod services;
 mod transfer;
 mod user_namespaces;
 
