@@ -98,7 +98,8 @@ fn what_a_program_needs_comes_with_its_beginning() {
     for (number, path) in paths.iter().enumerate() {
         let noise = Content::Noise { seed: number as u64, length: 200_000 };
         files.push(TestEntry::file(format!("between-{number}"), noise));
-        files.push(TestEntry::file(below_root(&fs::canonicalize(path).unwrap()), fs::read(path).unwrap()));
+        let content = Content::Bytes(fs::read(path).unwrap().into());
+        files.push(TestEntry::file(below_root(&fs::canonicalize(path).unwrap()), content));
     }
     let script = "#!/script-runner --flag\n";
     files.push(TestEntry::file("script", script));
