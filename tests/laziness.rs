@@ -135,7 +135,9 @@ fn compressed_bytes(layout: &Layout, files: &[String]) -> u64 {
         for entry in entries {
             if let Some(offset) = entry["offset"].as_u64() {
                 let end = starts[starts.partition_point(|start| *start <= offset)];
-                *sizes.entry(entry["name"].as_str().unwrap().to_owned()).or_insert(0) += end - offset;
+                // Some writers begin every name with it.
+                let name = entry["name"].as_str().unwrap().trim_start_matches("./");
+                *sizes.entry(name.to_owned()).or_insert(0) += end - offset;
             }
         }
     }

@@ -12,9 +12,9 @@
 //!   round trip, in which the link carries a good many of them: an eighth as many bytes are added to a request, and twice as many for each
 //!   that was missing nearby before. So a single file of a directory brings little with it, and a directory that is read soon comes as a
 //!   whole. A long file is none of those that are read by the way, and ends the search on its side.
-//! - Guesses that nobody has read never have more bytes than readers have wanted before; what is read ahead of those who read on and on is
-//!   counted with them. So the first read of a process guesses nothing. What lies between guesses and is here already comes once more,
-//!   as one request brings them all; it counts as a guess that nobody reads. With that, at most twice as much is fetched as is read.
+//! - Guesses that nobody has read never have more than 15/16 of the bytes that readers have wanted before; what is read ahead of those who
+//!   read on and on is counted with them. So the first read of a process guesses nothing. What lies between guesses and is here already comes once more,
+//!   as one request brings them all; it counts as a guess that nobody reads. With that, less than twice as much is fetched as is read.
 //! - What a program needs to start is guessed, too, and a little of it beyond that bound: see [`Ledger::allows_soon`].
 //! - Who knows better, guesses nothing: see [`Ledger::pause`].
 //!
@@ -48,7 +48,7 @@ const SOON: i64 = 2 << 20;
 /// What all layers of a process have guessed. Bytes of blobs.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    /// What was wanted, without what is guessed and not read.
+    /// [What may be guessed](may_be_guessed) for what was wanted, without what is guessed and not read.
     credit: AtomicI64,
     paused: AtomicUsize,
 }
@@ -56,7 +56,7 @@ pub struct Ledger {
 impl Ledger {
     /// Readers wanted so many bytes that were missing.
     pub fn wanted(&self, bytes: u64) {
-        self.credit.fetch_add(signed(bytes), Ordering::Relaxed);
+        self.credit.fetch_add(signed(may_be_guessed(bytes)), Ordering::Relaxed);
     }
 
     /// So many bytes come that nobody wants, as they are between those that are guessed.
@@ -90,7 +90,7 @@ impl Ledger {
 
     /// It was wanted, and was not before.
     fn found(&self, bytes: u64) {
-        self.credit.fetch_add(signed(bytes.saturating_mul(2)), Ordering::Relaxed);
+        self.credit.fetch_add(signed(bytes.saturating_add(may_be_guessed(bytes))), Ordering::Relaxed);
     }
 }
 
@@ -111,6 +111,12 @@ impl Misses {
         self.0.push_back(offset);
         first.saturating_mul(1 << nearby.min(DOUBLINGS))
     }
+}
+
+/// How many bytes may be guessed for so many that were wanted. As many would make twice as much to be fetched as is read, with nothing left for
+/// what else comes with a request.
+fn may_be_guessed(wanted: u64) -> u64 {
+    wanted - wanted / 16
 }
 
 fn signed(bytes: u64) -> i64 {
@@ -337,18 +343,18 @@ mod tests {
     fn what_is_guessed_and_not_read_never_has_more_bytes_than_were_wanted() {
         let (ledger, guesses, all) = (Arc::new(Ledger::default()), Guesses::default(), chunks(&[100; 50]));
         assert_eq!(ledger.allowed(1_000), 0, "nobody has wanted anything");
-        ledger.wanted(150);
+        ledger.wanted(160);
         assert_eq!(ledger.allowed(1_000), 150);
         guesses.add([3].into_iter(), 100, all.len(), &ledger);
         assert_eq!(ledger.allowed(1_000), 50);
         // It is read: its bytes were wanted, and are no guess any more. Once.
         for _ in 0..2 {
             guesses.read(2..5, &all, &ledger);
-            assert_eq!(ledger.allowed(1_000), 250);
+            assert_eq!(ledger.allowed(1_000), 50 + 100 + 94);
         }
         // What comes again by the way is never read.
         ledger.wasted(50);
-        assert_eq!(ledger.allowed(1_000), 200);
+        assert_eq!(ledger.allowed(1_000), 194);
         ledger.wanted(10_000);
         assert_eq!(ledger.allowed(1_000), 1_000);
         let paused = ledger.pause();
@@ -366,9 +372,9 @@ mod tests {
         guesses.add(0..10, soon - 1_000, all.len(), &ledger);
         assert!(ledger.allows_soon(1_000) && !ledger.allows_soon(1_001));
         // It is paid for before anything else is guessed.
-        ledger.wanted(soon - 2_000);
+        ledger.wanted(soon);
         assert_eq!(ledger.allowed(1_000), 0);
-        ledger.wanted(1_500);
-        assert_eq!(ledger.allowed(1_000), 500);
+        ledger.wanted(160_000);
+        assert_eq!(ledger.allowed(100_000), 150_000 + 1_000 - soon / 16);
     }
 }

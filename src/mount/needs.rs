@@ -47,7 +47,13 @@ const PROGRAM_DIRECTORIES: [&[u8]; 6] =
     [b"usr/local/sbin", b"usr/local/bin", b"usr/sbin", b"usr/bin", b"sbin", b"bin"];
 
 /// What brings the needs of the programs of a tree; it runs from the first one on.
-pub(super) struct Following(Arc<OnceLock<Option<(UnboundedSender<u64>, AbortHandle)>>>);
+pub(super) struct Following(Arc<OnceLock<Option<Task>>>);
+
+/// The task that does so, and what tells it of programs.
+struct Task {
+    programs: UnboundedSender<u64>,
+    handle: AbortHandle,
+}
 
 /// From now on, what the programs of the tree need is brought. To be called once for a tree.
 pub(super) fn begin(tree: &Arc<MergedTree>, threads: &ThreadStarter) -> Following {
@@ -62,11 +68,11 @@ pub(super) fn begin(tree: &Arc<MergedTree>, threads: &ThreadStarter) -> Followin
                 .inspect_err(|error| tracing::warn!(%error, "what programs need is not brought"));
             let (tree, threads) = (weak.upgrade()?, starting.ok()?);
             let (sender, receiver) = unbounded_channel();
-            Some((sender, threads.spawn(follow(tree, receiver)).abort_handle()))
+            Some(Task { programs: sender, handle: threads.spawn(follow(tree, receiver)).abort_handle() })
         };
-        if let Some((sender, _)) = task.get_or_init(start) {
+        if let Some(task) = task.get_or_init(start) {
             // Where it has ended, nothing more is brought.
-            let _ = sender.send(program);
+            let _ = task.programs.send(program);
         }
     });
     Following(following)
@@ -75,8 +81,8 @@ pub(super) fn begin(tree: &Arc<MergedTree>, threads: &ThreadStarter) -> Followin
 impl Following {
     /// Ends it, with the requests that it made.
     pub(super) fn end(&self) {
-        if let Some(Some((_, task))) = self.0.get() {
-            task.abort();
+        if let Some(Some(task)) = self.0.get() {
+            task.handle.abort();
         }
     }
 }

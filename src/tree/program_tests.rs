@@ -87,7 +87,7 @@ impl Made {
             interpreters: vec![b"/lib64/ld-linux.so.2".to_vec()],
             libraries: vec![b"libc.so.6".to_vec(), b"libm.so.6".to_vec()],
             search: vec![b"$ORIGIN/../lib".to_vec(), b"/opt/lib".to_vec()],
-            relocated: vec![dynamic - length..dynamic],
+            relocated: std::iter::once(dynamic - length..dynamic).collect(),
         }
     }
 }
