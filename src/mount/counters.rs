@@ -18,8 +18,8 @@ pub(super) struct Counters {
     file: OnceLock<Option<File>>,
     path: PathBuf,
     /// What was there: of a process of the same number that was killed, or of who served this mount before.
-    left: Option<(Statistics, u64)>,
-    /// What others have counted of the same mount.
+    left: Option<Vec<u8>>,
+    /// What others have counted of the same mount, whose file this is then.
     before: OnceLock<(Statistics, u64)>,
 }
 
@@ -27,7 +27,7 @@ impl Counters {
     /// New ones, of the mount that is known by that process.
     pub(super) fn new(store: &Store, process: u32) -> Counters {
         let path = store.path().join("run").join(format!("{process}.counters"));
-        let left = read(&path);
+        let left = std::fs::read(&path).ok();
         Counters { file: OnceLock::new(), path, left, before: OnceLock::new() }
     }
 
@@ -40,16 +40,15 @@ impl Counters {
 
     /// Counts on from what those have left who served the mount before.
     pub(super) fn go_on(&self) {
-        if let Some(left) = self.left {
-            let _ = self.before.set(left);
-            // From now on the file is this process's, which removes it.
-            self.write(Statistics::default(), 0);
+        if let Some(left) = &self.left {
+            let _ = self.before.set(parse(left).unwrap_or_default());
         }
     }
 
     /// The mount is gone. What is still under way for it is not counted any more, and must not be waited for.
     pub(super) fn end(&self) {
-        if let Some(Some(_)) = self.file.get()
+        let is_there = self.before.get().is_some() || matches!(self.file.get(), Some(Some(_)));
+        if is_there
             && let Err(error) = std::fs::remove_file(&self.path)
             && error.kind() != std::io::ErrorKind::NotFound
         {
@@ -84,7 +83,8 @@ impl Counters {
     }
 
     fn make(&self) -> Option<File> {
-        let make = || File::options().write(true).create(true).truncate(true).open(&self.path);
+        // All of it is written at once, and what is there is not to be lost before.
+        let make = || File::options().write(true).create(true).truncate(false).open(&self.path);
         let made = make().or_else(|_| {
             self.path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
             make()
@@ -102,7 +102,10 @@ impl Drop for Counters {
 
 /// The counters in that file, and the prefetched bytes; nothing if it is not there, as nothing was counted yet, or not whole.
 pub(super) fn read(path: &Path) -> Option<(Statistics, u64)> {
-    let bytes = std::fs::read(path).ok()?;
+    parse(&std::fs::read(path).ok()?)
+}
+
+fn parse(bytes: &[u8]) -> Option<(Statistics, u64)> {
     let mut numbers =
         bytes.chunks_exact(8).filter_map(|number| Some(u64::from_le_bytes(number.try_into().ok()?)));
     let [requests, bytes_received, retries] = [numbers.next()?, numbers.next()?, numbers.next()?];
