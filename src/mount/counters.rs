@@ -31,8 +31,8 @@ pub struct Counters {
     /// What a mount's own client has counted. Held while the file is written: what is later stays.
     of_client: Mutex<Option<(Statistics, u64)>>,
     /// What was there: of a process of the same number that was killed, or of who served this mount before.
-    left: Option<Counts>,
-    /// What others have counted of the same mount.
+    left: Option<Vec<u8>>,
+    /// What others have counted of the same mount, whose file this is then.
     before: OnceLock<Counts>,
 }
 
@@ -40,7 +40,7 @@ impl Counters {
     /// New ones, which are known by that process: this one, or who holds the mount that it serves.
     pub fn new(store: Arc<Store>, process: u32) -> Counters {
         let path = store.counters().of_process(process);
-        let left = read(&path);
+        let left = std::fs::read(&path).ok();
         Counters {
             store,
             file: OnceLock::new(),
@@ -61,16 +61,14 @@ impl Counters {
     /// Counts on from what those have left who served the mount before.
     pub(super) fn go_on(&self) {
         if let Some(left) = &self.left {
-            let _ = self.before.set(left.clone());
-            // From now on the file is this process's, which removes it.
-            self.refresh();
+            let _ = self.before.set(Counts::decode(left).unwrap_or_default());
         }
     }
 
     /// The mount is gone. What is still under way for it is not counted any more, and must not be waited for.
     pub(super) fn end(&self) {
         self.refresh();
-        if let Some(Some(_)) = self.file.get() {
+        if self.before.get().is_some() || matches!(self.file.get(), Some(Some(_))) {
             retire(&self.store, &self.path);
         }
     }
@@ -118,7 +116,8 @@ impl Counters {
     }
 
     fn make(&self) -> Option<File> {
-        let make = || File::options().write(true).create(true).truncate(true).open(&self.path);
+        // All of it is written at once, and what is there is not to be lost before.
+        let make = || File::options().write(true).create(true).truncate(false).open(&self.path);
         let made = make().or_else(|_| {
             self.path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
             make()
