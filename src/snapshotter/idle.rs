@@ -101,7 +101,7 @@ impl Snapshotter {
     fn unmount_if_idle(&self, mount_point: &Path) -> Result<bool, SnapshotterError> {
         self.mounting.alone(mount_point.to_owned(), || {
             // Who asks for it from now on waits, and finds it gone.
-            let in_use = InUse::look().unwrap_or_default();
+            let Ok(in_use) = InUse::look() else { return Ok(false) };
             if !self.idle.is_idle(mount_point) || is_used(&self.store, mount_point, &in_use) {
                 return Ok(false);
             }
