@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Seek, Write};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -121,7 +122,7 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
             (Some(socket), listener)
         }
     };
-    let (_agent, questions) = Socket::listen(&agent::socket_of(&store))?;
+    let agent = credential_socket(&store);
     let image_service = ImageService::new(&containerd, learned.clone());
     forget_counters_of_the_dead(&opened);
     let counters = Arc::new(Counters::new(opened.clone(), std::process::id()));
@@ -133,7 +134,10 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        tokio::spawn(agent::answer(tokio::net::UnixListener::from_std(questions)?, learned));
+        if let Some((_, questions)) = &agent {
+            let questions = tokio::net::UnixListener::from_std(questions.try_clone()?)?;
+            tokio::spawn(agent::answer(questions, learned));
+        }
         let metrics_listener = arguments.metrics_address.as_ref().map(MetricsListener::listen).transpose()?;
         tracing::info!(address = ?listener.local_addr(), store = %store.display(), "serving");
         environment::tell_readiness();
@@ -158,6 +162,16 @@ fn forget_counters_of_the_dead(store: &Store) {
     if let Err(error) = store.counters().retire_gone(|pid| live::start_time(pid).is_some()) {
         tracing::warn!(%error, "what processes have counted that were killed stays where it is");
     }
+}
+
+/// Where processes that serve trees ask for credentials. Without it all else goes on.
+fn credential_socket(store: &Path) -> Option<(Socket, UnixListener)> {
+    let listened = Socket::listen(&agent::socket_of(store));
+    listened
+        .inspect_err(|error| {
+            tracing::warn!(%error, "the credentials of pulls by CRI will not be known where layers are read");
+        })
+        .ok()
 }
 
 /// What was left undone when the last one ended.

@@ -1,8 +1,11 @@
 //! Credentials: asked for, sent where they belong, renewed, and never shown.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 
-use peelfs_registry::{Client, ClientConfiguration, ErrorKind, Timeouts};
+use peelfs_registry::{
+    Asked, Client, ClientConfiguration, Credential, CredentialSource, ErrorKind, Timeouts,
+};
 use serde_json::{Value, json};
 
 use super::{chain, client_with, content};
@@ -68,6 +71,68 @@ async fn each_way_to_log_in_works() {
             expected,
             "{authentication:?}: {result:?}"
         );
+    }
+}
+
+/// Somebody who knows several passwords.
+#[derive(Debug)]
+struct Knows(&'static [&'static str]);
+
+impl CredentialSource for Knows {
+    fn credentials(
+        &self,
+        asked: &Asked,
+    ) -> Result<Vec<Credential>, Box<dyn std::error::Error + Send + Sync>> {
+        assert_eq!((asked.registry.as_str(), asked.repository.as_str()), (asked.host.as_str(), "name"));
+        let password = |password: &&str| Credential::Password {
+            user: "user".to_owned(),
+            password: (*password).to_owned(),
+        };
+        Ok(self.0.iter().map(password).collect())
+    }
+
+    fn hint(&self) -> &str {
+        "ask whoever knows"
+    }
+}
+
+#[tokio::test]
+async fn several_credentials_are_tried_in_order_and_no_more_often_than_there_are() {
+    for authentication in [Authentication::Basic("user:right".to_owned()), token(Some("user:right"), 2)] {
+        let registry = FakeRegistry::start();
+        registry.put_image("name", "tag", &[]);
+        registry.require(authentication.clone());
+        let reference = registry.reference("name", "tag");
+        let file = json!({ "auths": { registry.url_host(): { "username": "user", "password": "right" } } });
+        for (known, in_file, works) in [
+            (&["right"][..], false, true),
+            (&["wr0ng", "right"], false, true),
+            (&["wr0ng"], true, true),
+            (&["wr0ng", "wr0ng too"], false, false),
+            (&[], false, false),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("config.json");
+            std::fs::write(&path, if in_file { file.to_string() } else { "{}".to_owned() }).unwrap();
+            let configuration = ClientConfiguration {
+                credential_files: vec![path],
+                credential_source: Some(Arc::new(Knows(known))),
+                ..ClientConfiguration::default()
+            };
+            let repository = client_with(configuration).repository(&reference).unwrap();
+            registry.reset_counters();
+            // With tokens that are worn out in between.
+            for _ in 0..5 {
+                let got = repository.manifest(&reference.target()).await;
+                assert_eq!(got.is_ok(), works, "{authentication:?} {known:?}: {got:?}");
+                let Err(error) = got else { continue };
+                assert_eq!(error.kind(), ErrorKind::Unauthorized);
+                assert!(!chain(&error).contains("wr0ng"), "{error:?}");
+                assert_eq!(chain(&error).contains("ask whoever knows"), known.is_empty(), "{error:?}");
+            }
+            let counters = registry.counters();
+            assert!(counters.manifests + counters.tokens <= 20, "{authentication:?} {known:?}: {counters:?}");
+        }
     }
 }
 
