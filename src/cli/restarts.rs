@@ -14,7 +14,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(1);
 /// After one that others killed, whose fault it is not.
 const LONGEST_DELAY_IF_KILLED: Duration = Duration::from_millis(50);
 /// So long nobody may be served.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a process that served came to its end.
 #[derive(Clone, Copy, Debug)]

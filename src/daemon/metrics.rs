@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use peelfs_registry::{RequestKind, RequestOutcome};
 
 use super::exposition::{Exposition, Kind};
-use super::processes::Spent;
+use super::processes::{self, Spent};
 use crate::cache::layer_states;
 use crate::meter::{Count, Counts, TimingCounts};
 use crate::mount::counters::Counters;
@@ -255,7 +255,11 @@ fn write_reads(text: &mut Exposition, counts: &Counts) {
 fn write_processes(text: &mut Exposition, serving: &[u32]) {
     let (mut daemon, mut trees) = (Spent::default(), Spent::default());
     daemon.add(std::process::id());
-    serving.iter().for_each(|pid| trees.add(*pid));
+    // A mount's record names who holds it; who serves it is a child of that one.
+    serving.iter().for_each(|pid| {
+        trees.add(*pid);
+        processes::children(*pid).into_iter().for_each(|child| trees.add(child));
+    });
     for (name, help, of) in [
         (
             "peel_processes",

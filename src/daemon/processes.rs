@@ -34,6 +34,15 @@ impl Spent {
     }
 }
 
+/// The processes that a process has started and that are there; none if it has ended itself.
+pub fn children(pid: u32) -> Vec<u32> {
+    let list = Path::new("/proc").join(pid.to_string()).join("task").join(pid.to_string()).join("children");
+    fs::read_to_string(list).map_or_else(
+        |_| Vec::new(),
+        |list| list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect(),
+    )
+}
+
 /// The sum of those lines, which tell kibibytes.
 fn bytes(memory: &str, names: &[&str]) -> u64 {
     let kibibytes = memory.lines().filter_map(|line| {

@@ -84,7 +84,7 @@ fn numbers_tell_what_happened_and_outlast_whoever_counted_them() {
     assert!(read.get("peel_reads_total{answer=\"fetched\"}") >= 1.0);
     assert_eq!(read.sum(&["peel_read_errors_total"]), 0.0);
     assert_eq!(read.get("peel_mounts{state=\"live\"}"), 1.0);
-    assert_eq!(read.get("peel_processes{role=\"mount\"}"), 1.0);
+    assert_eq!(read.get("peel_processes{role=\"mount\"}"), 2.0, "who serves it, and who holds it");
     assert!(read.get("peel_processes_threads{role=\"mount\"}") >= 2.0);
 
     // Whoever is killed, and whoever ends, leaves what he counted.
