@@ -151,6 +151,13 @@ fn what_is_read_again_and_again_stays_and_what_nobody_has_open_goes_first() {
         digest(&path);
         read_warm();
     }
+    // What comes beside what is read comes after it.
+    let is_quiet = || {
+        let mounts = peel.json(&["status", "--json"]);
+        let counters = registry.counters();
+        mounts[0]["fetched_bytes"] == counters.manifest_bytes + counters.blob_bytes
+    };
+    peel.wait_for(is_quiet);
     registry.reset_counters();
     let after = read_warm();
     assert!(before == after);

@@ -32,7 +32,8 @@ fn a_reader_has_what_he_reads_while_what_comes_with_it_is_still_under_way() {
     let mut layout = Layout::create(peel.scratch().join("layout"));
     let name = |number| format!("directory/file-{number}");
     let mut files = vec![TestEntry::file("aaa", Content::Noise { seed: 1000, length: 300_000 })];
-    files.extend((0..8).map(|number| TestEntry::file(name(number), small(number))));
+    // As many as are guessed over the fastest link.
+    files.extend((0..5).map(|number| TestEntry::file(name(number), small(number))));
     layout.image("test", &[files], Form::ESTARGZ);
     let reference = layout.serve(&registry, "name", "test");
     let mount = peel.mount(&reference);
@@ -45,7 +46,7 @@ fn a_reader_has_what_he_reads_while_what_comes_with_it_is_still_under_way() {
     registry.wait_for_stalled(1);
     registry.clear_faults();
     registry.release();
-    for number in 1..8 {
+    for number in 1..5 {
         assert_eq!(fs::read(mount.join(&name(number))).unwrap(), small(number).to_vec());
     }
     assert_eq!(blob_requests(&registry) - before, 1, "its neighbours came with it");

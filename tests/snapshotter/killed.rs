@@ -41,13 +41,16 @@ for path in sorted(seen):
 print(f'{longest:.3f} {rounds} {len(seen)} {together.hexdigest()}')
 "#;
 
+/// What nobody uses is unmounted soon.
+const IDLE: [&str; 2] = ["--idle-timeout", "1"];
+
 #[test]
 fn containers_that_read_notice_nothing_when_whoever_serves_is_killed() {
     let layout = Layout::open(real_images().join("python"));
     let registry = FakeRegistry::start();
     let reference = layout.serve(&registry, "python", "estargz");
     let peel = Peel::new();
-    let mut daemon = Some(Daemon::start(&peel, &[]));
+    let mut daemon = Some(Daemon::start(&peel, &IDLE));
     let containerd = Containerd::start(&peel);
     assert!(containerd.ctr_pulled(&peel, &reference, &[]).iter().all(|state| state == "lazy"));
     let snapshots = containerd.snapshots();
@@ -83,7 +86,7 @@ fn containers_that_read_notice_nothing_when_whoever_serves_is_killed() {
                 });
                 std::thread::sleep(instant / 4);
                 daemon.take().expect("it runs").kill();
-                daemon = Some(Daemon::start(&peel, &[]));
+                daemon = Some(Daemon::start(&peel, &IDLE));
                 let outcome = starting.join().unwrap();
                 assert!(outcome.code.is_some(), "{outcome:?}");
                 assert!(outcome.code == Some(0) || !outcome.stderr.is_empty(), "{outcome:?}");

@@ -15,10 +15,10 @@ use crate::support::peel::{Peel, wait_or_kill};
 use crate::support::registry::FakeRegistry;
 use crate::support::tools::real_images;
 
-/// Memory that the process of a tree has for itself when nobody reads: 200 of them share a gigabyte.
+/// Memory that who serves a tree and who holds it have for themselves when nobody reads: 200 of them share a gigabyte.
 const PRIVATE_BYTES: f64 = 5e6;
 const THREADS: f64 = 12.0;
-const DESCRIPTORS: f64 = 48.0;
+const DESCRIPTORS: f64 = 56.0;
 
 fn many() -> usize {
     std::env::var("PEEL_MANY").ok().and_then(|many| many.parse().ok()).unwrap_or(6)
