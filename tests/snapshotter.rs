@@ -51,6 +51,16 @@ fn usage(containerd: &Containerd, layout: &Layout) -> u64 {
     told.sum()
 }
 
+/// containerd has no layer of the image.
+#[track_caller]
+fn has_documents_only(containerd: &Containerd, layout: &Layout, tag: &str) {
+    let content = containerd.content();
+    for layer in layout.manifest(tag)["layers"].as_array().unwrap() {
+        let digest = layer["digest"].as_str().unwrap();
+        assert!(!content.iter().any(|have| have == digest), "{digest} was pulled");
+    }
+}
+
 #[test]
 fn a_container_runs_before_its_image_is_here() {
     let layout = Layout::open(real_images().join("python"));
@@ -64,12 +74,7 @@ fn a_container_runs_before_its_image_is_here() {
     containerd.rpull(&reference);
     let pulled = registry.counters();
     assert!(bytes(&pulled) * 30 < all, "{pulled:?} of {all}");
-    // containerd has documents only: no layer of the image.
-    let manifest = layout.manifest("estargz");
-    for layer in manifest["layers"].as_array().unwrap() {
-        let digest = layer["digest"].as_str().unwrap();
-        assert!(!containerd.content().iter().any(|have| have == digest), "{digest} was pulled");
-    }
+    has_documents_only(&containerd, &layout, "estargz");
     assert_eq!(trees(&peel), 0, "layers are not mounted");
 
     let before = usage(&containerd, &layout);

@@ -128,6 +128,13 @@ fn is_read_while_servers_are_killed(peel: &Peel, root: &Path, expected: &[Vec<u8
     seen.longest_wait()
 }
 
+/// The image in a layout, and what its files have in them.
+fn image(peel: &Peel) -> (String, Vec<Vec<u8>>) {
+    let layers = layers();
+    let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers, SMALL_CHUNKS);
+    (reference, expected(&layers))
+}
+
 fn open_files(process: i32) -> usize {
     fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
 }
@@ -222,9 +229,7 @@ fn what_waits_for_the_registry_when_the_server_is_killed_arrives_all_the_same() 
 #[test]
 fn what_is_open_or_mapped_stays_so() {
     let peel = Peel::new();
-    let layers = layers();
-    let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers, SMALL_CHUNKS);
-    let expected = expected(&layers);
+    let (reference, expected) = image(&peel);
     let mount = peel.mount(&reference);
     let expected = &expected[50];
     let file = File::open(mount.join("files/50")).unwrap();
@@ -251,9 +256,7 @@ fn what_is_open_or_mapped_stays_so() {
 #[test]
 fn a_writable_mount_outlives_its_server_with_what_was_written() {
     let peel = Peel::new();
-    let layers = layers();
-    let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers, SMALL_CHUNKS);
-    let expected = expected(&layers);
+    let (reference, expected) = image(&peel);
     let mount = peel.mount_with(&reference, &["--snapshot", "work"]);
     fs::write(mount.join("new"), "new").unwrap();
     let written = File::options().write(true).open(mount.join("small")).unwrap();
@@ -279,7 +282,7 @@ fn a_writable_mount_outlives_its_server_with_what_was_written() {
 #[test]
 fn the_holder_stands_for_the_mount() {
     let peel = Peel::new();
-    let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers(), SMALL_CHUNKS);
+    let (reference, _) = image(&peel);
     let holder = |peel: &Peel| {
         assert_eq!(peel.holders().len(), 1);
         assert_eq!(status(peel)["pid"], peel.holders()[0]);
@@ -309,7 +312,7 @@ fn the_holder_stands_for_the_mount() {
 #[test]
 fn a_server_goes_on_without_its_holder_and_the_mount_ends_with_it() {
     let peel = Peel::new();
-    let reference = Layout::create(peel.scratch().join("layout")).image("test", &layers(), SMALL_CHUNKS);
+    let (reference, _) = image(&peel);
     let mount = peel.mount(&reference);
     let server = only_server(&peel);
     kill_and_wait(peel.holders()[0]);

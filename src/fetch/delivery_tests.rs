@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use tokio::sync::mpsc;
 
 use super::super::source::{BlobSource, Pieces, ReadFuture};
-use super::super::testing::{RawLayer, raw_blob};
+use super::super::testing::{RawLayer, chunk, raw_blob};
 use super::*;
 
 const CHUNK: u64 = 1000;
@@ -157,21 +157,6 @@ fn a_wrong_chunk_is_an_error_for_its_readers_alone() {
     let told: Vec<bool> = readers.iter().map(|reader| reader.recv().unwrap()).collect();
     assert_eq!(told, [true, true, false, true, true]);
     assert_eq!((all.recv(), fixture.layer.here()), (Ok(false), vec![0, 1, 3, 4]));
-}
-
-/// Chunks from `start` on of that length, in the order of the blob.
-fn chunk(blob_offset: u64, blob_length: u64, codec: Codec) -> ChunkRecord {
-    ChunkRecord {
-        blob_offset: blob_offset.into(),
-        blob_length: blob_length.into(),
-        decoded_offset: 0.into(),
-        decoded_length: 1.into(),
-        skip: 0.into(),
-        codec: codec as u8,
-        reserved: [0; 3],
-        checkpoint: 0.into(),
-        digest: [0; 32],
-    }
 }
 
 #[test]

@@ -99,20 +99,7 @@ pub fn blob_range(chunk: &ChunkRecord) -> Range<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn chunk(blob_offset: u64, blob_length: u64, codec: Codec) -> ChunkRecord {
-        ChunkRecord {
-            blob_offset: blob_offset.into(),
-            blob_length: blob_length.into(),
-            decoded_offset: 0.into(),
-            decoded_length: 1.into(),
-            skip: 0.into(),
-            codec: codec as u8,
-            reserved: [0; 3],
-            checkpoint: 0.into(),
-            digest: [0; 32],
-        }
-    }
+    use crate::fetch::testing::chunk;
 
     #[test]
     fn neighbours_are_joined_and_what_is_large_is_split() {

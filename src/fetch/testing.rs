@@ -13,11 +13,27 @@ use super::source::BlobSource;
 use super::{Fetcher, LayerContent, NetworkThreads};
 use crate::layer::entry::Chunk;
 use crate::store::{Store, TableSource};
+use crate::table::format::ChunkRecord;
 use crate::table::{Codec, Table};
 
 /// A blob of so many chunks, each of that length.
 pub fn raw_blob(chunks: u64, length: u64) -> Bytes {
     (0..chunks * length).map(|place| (place / length + place % 251) as u8).collect::<Vec<u8>>().into()
+}
+
+/// A chunk that takes these bytes of the blob.
+pub fn chunk(blob_offset: u64, blob_length: u64, codec: Codec) -> ChunkRecord {
+    ChunkRecord {
+        blob_offset: blob_offset.into(),
+        blob_length: blob_length.into(),
+        decoded_offset: 0.into(),
+        decoded_length: 1.into(),
+        skip: 0.into(),
+        codec: codec as u8,
+        reserved: [0; 3],
+        checkpoint: 0.into(),
+        digest: [0; 32],
+    }
 }
 
 /// The lazy layer of such a blob, of which nothing is here.

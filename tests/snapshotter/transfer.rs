@@ -1,7 +1,10 @@
 //! Promise: containerd 2.x pulls lazily by itself: its transfer service names the layers to a snapshotter whose section says that it wants to
 //! know them, as `peel serve --print-containerd-config` has it. With containerd 1.x there is no such thing, and nothing is tried.
 
-use super::{IMPORTS, bytes, chain_ids, layer_bytes, pulled, shows_what_the_layers_say, small_image, trees};
+use super::{
+    IMPORTS, bytes, chain_ids, has_documents_only, layer_bytes, pulled, shows_what_the_layers_say,
+    small_image, trees,
+};
 use crate::support::blob::Form;
 use crate::support::containerd::{Containerd, Daemon, version};
 use crate::support::image::Layout;
@@ -27,10 +30,7 @@ fn an_image_is_pulled_lazily_by_containerd_alone_and_lives_as_any_other() {
     let mut containerd = Containerd::start(&peel);
     pull(&containerd, &reference);
     assert!(bytes(&registry.counters()) * 30 < all, "{:?} of {all}", registry.counters());
-    for layer in layout.manifest("estargz")["layers"].as_array().unwrap() {
-        let digest = layer["digest"].as_str().unwrap();
-        assert!(!containerd.content().iter().any(|have| have == digest), "{digest} was pulled");
-    }
+    has_documents_only(&containerd, &layout, "estargz");
     // Nothing but the image's name keeps it.
     containerd.collect_garbage();
     let output = containerd.run_container(&reference, "one", &["python3", "-c", IMPORTS]);
