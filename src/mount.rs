@@ -95,6 +95,8 @@ pub struct Request {
     pub prefetching: Prefetching,
     /// The process that the mount is known by: the one that serves it, or the one that holds it as long as it is there.
     pub known_by: u32,
+    /// Whether the mount has files that say how much of each layer is here, in `/.peel`; not one that can be written to.
+    pub status_files: bool,
     /// Told what happens to the layers.
     pub progress: Progress,
 }
@@ -276,12 +278,6 @@ impl Prepared {
             None => (peelfs_fuse::mount(self.tree.clone(), options)?, NO_INODES),
         };
         Ok(Mounted { status_inodes, ..self.mounted(session, None)? })
-    }
-
-    /// A mount of it has files that say how much of each layer is here, in `/.peel`; not one that can be written to.
-    #[must_use]
-    pub fn with_status_files(self) -> Prepared {
-        Prepared { has_status_files: true, ..self }
     }
 
     fn status_tree(&self, since: i64) -> Option<StatusTree> {

@@ -153,7 +153,6 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         Some(predecessor) => {
             let request = go_on_with(&predecessor, request);
             let prepared = prepare(store.clone(), threads.starter(), request)?;
-            let prepared = if arguments.status_files { prepared.with_status_files() } else { prepared };
             (prepared.take_over(&options(arguments), predecessor)?, server.hold_signals())
         }
     };
@@ -170,7 +169,6 @@ fn mount(
     let writable = writable_plan(arguments, store, &request)?;
     let pinned = writable.as_ref().and_then(WritablePlan::pinned).cloned();
     let prepared = prepare(store.clone(), threads.starter(), Request { pinned, ..request })?;
-    let prepared = if arguments.status_files { prepared.with_status_files() } else { prepared };
     let signals = server.hold_signals();
     let mounted = match writable {
         None => prepared.mount(&options(arguments))?,
@@ -244,6 +242,7 @@ fn request(arguments: &Arguments, server: &Server) -> Request {
         records_profile: !arguments.no_profile,
         prefetching: arguments.prefetch.into(),
         known_by: server.pid(),
+        status_files: arguments.status_files,
         progress: progress::to_terminal(arguments.quiet),
     }
 }

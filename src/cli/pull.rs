@@ -125,6 +125,7 @@ impl Bringing {
             records_profile: false,
             prefetching: Prefetching::None,
             known_by: std::process::id(),
+            status_files: false,
             reference: reference.clone(),
             platform: self.platform(),
             pull: when,

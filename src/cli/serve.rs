@@ -207,6 +207,7 @@ fn images(
         records_profile: false,
         prefetching: Prefetching::None,
         known_by: std::process::id(),
+        status_files: false,
         progress: Arc::new(|_| {}),
     };
     let bringing = if arguments.stream { Bringing::OrStreamed } else { Bringing::Lazily };

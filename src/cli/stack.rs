@@ -94,6 +94,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         records_profile: true,
         prefetching: Prefetching::Auto,
         known_by: server.pid(),
+        status_files: arguments.status_files,
         progress: Arc::new(|_| {}),
     };
     // What a container may do is decided where the overlay above this is mounted; the store's directory is closed to others.
@@ -110,7 +111,6 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         Some(predecessor) => go_on_with(predecessor, request),
     };
     let prepared = prepare_lowest(store.clone(), threads.starter(), request, layers)?;
-    let prepared = if arguments.status_files { prepared.with_status_files() } else { prepared };
     let signals = server.hold_signals();
     let mounted = match predecessor {
         None => prepared.mount(&options)?,

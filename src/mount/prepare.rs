@@ -78,7 +78,7 @@ pub fn prepare_lowest(
     layers: usize,
 ) -> Result<Prepared, ImageMountError> {
     let name = request.reference.to_string();
-    let pid = request.known_by;
+    let (pid, has_status_files) = (request.known_by, request.status_files);
     let counters = Arc::new(Counters::new(store.clone(), pid));
     let written = counters.clone();
     let observer = move |statistics, prefetched| written.write(statistics, prefetched);
@@ -96,7 +96,6 @@ pub fn prepare_lowest(
     brought.wait_for_database();
     let (tree, pending_tree) = (Arc::new(tree), Mutex::new(pending_tree));
     let tree_key = hex(&composition.identity);
-    let has_status_files = false;
     Ok(Prepared { brought, counters, prefetching, tree, tree_key, pending_tree, pid, has_status_files })
 }
 

@@ -63,6 +63,7 @@ impl Scene {
             records_profile: false,
             prefetching: Prefetching::None,
             known_by: std::process::id(),
+            status_files: false,
             progress: Arc::new(|_| {}),
         };
         let mounter = |_: &RemoteStack, _: &std::path::Path| Err("nobody mounts here".into());
