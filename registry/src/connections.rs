@@ -15,8 +15,12 @@ use crate::configuration::{
 };
 use crate::endpoint::Endpoint;
 use crate::error::{Context, Error, ErrorKind};
+use crate::local_file;
 use crate::origin::Origin;
 use crate::transport::Failure;
+
+/// The certificates of all that the world trusts are a quarter of it.
+const MAXIMUM_CERTIFICATE_FILE_SIZE: u64 = 1024 * 1024;
 
 const USER_AGENT: &str = concat!("peelfs/", env!("CARGO_PKG_VERSION"));
 
@@ -279,7 +283,7 @@ fn settings_of(mut paths: Vec<PathBuf>) -> Result<HostSettings, Failure> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|error| {
+    local_file::read_bounded(path, MAXIMUM_CERTIFICATE_FILE_SIZE).map_err(|error| {
         Failure::permanent(ErrorKind::Local, format!("cannot read {}", path.display())).caused_by(error)
     })
 }

@@ -13,13 +13,13 @@
 mod file;
 
 use std::fmt;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use reqwest::Url;
 
 use crate::configuration::HostSettings;
 use crate::connections::settings_in;
+use crate::local_file;
 
 /// Larger files say nothing about hosts.
 const MAXIMUM_FILE_SIZE: u64 = 1024 * 1024;
@@ -103,18 +103,11 @@ fn is_missing(error: &std::io::Error) -> bool {
 fn read(directory: &Path) -> Result<Vec<RegistryHost>, HostsError> {
     let path = directory.join(FILE);
     let failed = |problem: String| HostsError { path: path.clone(), problem };
-    let mut text = String::new();
-    match std::fs::File::open(&path) {
-        Ok(file) => {
-            let read = file.take(MAXIMUM_FILE_SIZE + 1).read_to_string(&mut text);
-            read.map_err(|error| failed(format!("cannot be read: {error}")))?;
-        }
-        Err(error) if is_missing(&error) => {}
-        Err(error) => return Err(failed(format!("cannot be read: {error}"))),
-    }
-    if text.len() as u64 > MAXIMUM_FILE_SIZE {
-        return Err(failed("is too large".to_owned()));
-    }
+    let bytes = match local_file::read_bounded(&path, MAXIMUM_FILE_SIZE) {
+        Err(error) if is_missing(&error) => Vec::new(),
+        read => read.map_err(|error| failed(format!("cannot be read: {error}")))?,
+    };
+    let text = String::from_utf8(bytes).map_err(|_| failed("is no UTF-8".to_owned()))?;
     if text.is_empty() {
         let settings = settings_in(directory)
             .map_err(|failure| HostsError { path: directory.to_owned(), problem: failure.message })?;
@@ -129,6 +122,8 @@ fn read(directory: &Path) -> Result<Vec<RegistryHost>, HostsError> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
 
     #[test]
@@ -185,8 +180,19 @@ mod tests {
         let path = directory.join(FILE).display().to_string();
         assert_eq!(told(b"ca = 5"), format!("{path}: ca is neither a file nor a list of files"));
         assert!(told(b"\xff").starts_with(&path));
-        assert!(told(&vec![b' '; MAXIMUM_FILE_SIZE as usize + 1]).contains("too large"));
+        assert!(told(&vec![b' '; MAXIMUM_FILE_SIZE as usize + 1]).contains("larger than 1048576 bytes"));
         let syntax = told(b"a = 1\nb = \"secret-word");
         assert!(syntax.contains("line 2") && !syntax.contains("secret-word"), "{syntax}");
+    }
+
+    #[test]
+    fn a_fifo_in_the_place_of_a_file_holds_nobody_up() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("host");
+        std::fs::create_dir(&directory).unwrap();
+        let path = directory.join(FILE);
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let told = of_registry(&[root.path().to_owned()], "host").unwrap_err().to_string();
+        assert_eq!(told, format!("{}: cannot be read: it is not a regular file", path.display()));
     }
 }

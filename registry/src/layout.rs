@@ -13,9 +13,8 @@ mod write;
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::Read as _;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -24,6 +23,7 @@ use oci_spec::image::{Descriptor, ImageIndex};
 
 use crate::digest::Digest;
 use crate::error::{Context, Error, ErrorKind};
+use crate::local_file;
 use crate::manifest::{Document, DocumentError, MAXIMUM_DESCRIPTORS, MAXIMUM_DOCUMENT_SIZE};
 use crate::platform::is_image;
 use crate::reference::Target;
@@ -195,41 +195,17 @@ fn bad(context: &Context, error: DocumentError) -> Error {
     Error::new(ErrorKind::BadDocument, context, error.to_string()).with_cause(error)
 }
 
-/// Opens a regular file; a fifo or a device in its place must not make us wait.
-fn open_regular(path: &Path, context: &Context) -> Result<(File, u64), Error> {
-    let failed = |error: std::io::Error| {
-        let kind = match error.kind() {
-            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-            _ => ErrorKind::Local,
-        };
-        Error::new(kind, context, format!("cannot read {}: {error}", path.display())).with_cause(error)
-    };
-    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let file = File::options().read(true).custom_flags(nonblocking).open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
-        let message = format!("{} is not a regular file", path.display());
-        return Err(Error::new(ErrorKind::Local, context, message));
-    }
-    Ok((file, metadata.len()))
+fn read_bounded(path: &Path, limit: u64, context: &Context) -> Result<Bytes, Error> {
+    local_file::read_bounded(path, limit).map(Bytes::from).map_err(|error| unreadable(path, error, context))
 }
 
-fn read_bounded(path: &Path, limit: u64, context: &Context) -> Result<Bytes, Error> {
-    let (file, size) = open_regular(path, context)?;
-    let too_large = || {
-        Error::new(ErrorKind::TooLarge, context, format!("{} is larger than {limit} bytes", path.display()))
+fn unreadable(path: &Path, error: std::io::Error, context: &Context) -> Error {
+    let kind = match error.kind() {
+        std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+        std::io::ErrorKind::FileTooLarge => ErrorKind::TooLarge,
+        _ => ErrorKind::Local,
     };
-    if size > limit {
-        return Err(too_large());
-    }
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| {
-        Error::new(ErrorKind::Local, context, format!("cannot read {}", path.display())).with_cause(error)
-    })?;
-    if bytes.len() as u64 > limit {
-        return Err(too_large());
-    }
-    Ok(bytes.into())
+    Error::new(kind, context, format!("cannot read {}: {error}", path.display())).with_cause(error)
 }
 
 /// One blob of a layout. Clones share the open file.
@@ -279,7 +255,8 @@ impl LayoutBlob {
         let file = match file.get() {
             Some(file) => file,
             None => {
-                let (opened, found) = open_regular(path, context)?;
+                let opened = local_file::open_regular(path);
+                let (opened, found) = opened.map_err(|error| unreadable(path, error, context))?;
                 if found != *size {
                     let message =
                         format!("{} has {found} bytes where there should be {size}", path.display());

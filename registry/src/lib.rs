@@ -38,6 +38,7 @@ mod error;
 pub mod fuzzing;
 mod hosts;
 mod layout;
+mod local_file;
 pub mod manifest;
 mod mirrors;
 mod observer;
