@@ -55,13 +55,14 @@ stop_serve() {
   fi
 }
 
+# start_by_overlayfs IMAGE COMMAND…: pulls the ordinary image and runs COMMAND in a container of it; start_by_serve: the lazy one.
 start_by_overlayfs() {
-  containerd_ctr images pull --plain-http --snapshotter overlayfs "$link/python:gzip"
-  containerd_ctr run --rm --snapshotter overlayfs "$link/python:gzip" startup python3 -c "$imports"
+  containerd_ctr images pull --plain-http --snapshotter overlayfs "$link/$1:gzip"
+  containerd_ctr run --rm --snapshotter overlayfs "$link/$1:gzip" startup "${@:2}"
 }
 start_by_serve() {
-  "$peel" ctr-pull --quiet --address "$containerd" --namespace peel "$link/python:estargz"
-  containerd_ctr run --rm --snapshotter peel "$link/python:estargz" startup python3 -c "$imports"
+  "$peel" ctr-pull --quiet --address "$containerd" --namespace peel "$link/$1:estargz"
+  containerd_ctr run --rm --snapshotter peel "$link/$1:estargz" startup "${@:2}"
 }
 start_by_mount() {
   peel_mount "$link/python:estargz"
@@ -84,11 +85,11 @@ measure_startup() {
       # shellcheck disable=SC2086 # Two words.
       begin_link $wire
       name=startup.${wire/ /.}
-      timed "$name.overlayfs.time" start_by_overlayfs
+      timed "$name.overlayfs.time" start_by_overlayfs python python3 -c "$imports"
       count_link "$name.overlayfs"
       forget_images
       start_serve
-      timed "$name.serve.time" start_by_serve
+      timed "$name.serve.time" start_by_serve python python3 -c "$imports"
       count_link "$name.serve"
       containerd_ctr images rm --sync "$link/python:estargz" >/dev/null
       stop_serve

@@ -25,9 +25,9 @@ fn image(name: &str) -> Option<PathBuf> {
     found
 }
 
-/// Runs a script in a container of the image; it must print `expected` last. Of the image, at most `part` hundredths come.
+/// Runs a script in a container of the image; it must print the sum last. Of the image, at most `part` hundredths come.
 #[track_caller]
-fn runs(name: &str, script: &str, expected: &str, part: u64) {
+fn runs(name: &str, script: &str, part: u64) {
     let Some(directory) = image(name) else { return };
     let layout = Layout::open(directory);
     let (peel, registry) = (Peel::new(), FakeRegistry::start());
@@ -36,7 +36,7 @@ fn runs(name: &str, script: &str, expected: &str, part: u64) {
     let containerd = Containerd::start(&peel);
     containerd.rpull(&reference);
     let output = containerd.run_container(&reference, name, &["bash", "-ec", script]);
-    assert_eq!(output.lines().last(), Some(expected), "{output}\n{}", daemon.log());
+    assert_eq!(output.lines().last(), Some("5050"), "{output}\n{}", daemon.log());
     let (came, all) = (bytes(&registry.counters()), layer_bytes(&layout, "estargz"));
     println!("{name}: {came} of {all} bytes, {} requests for blobs", registry.counters().blobs);
     assert!(came * 100 < all * part, "{came} of {all}");
@@ -44,38 +44,23 @@ fn runs(name: &str, script: &str, expected: &str, part: u64) {
     daemon.terminate();
 }
 
-#[test]
-fn redis_counts() {
-    let script = "redis-server --port 0 --unixsocket /tmp/redis --daemonize yes >/dev/null
-        until redis-cli -s /tmp/redis ping 2>/dev/null; do sleep 0.1; done
-        redis-cli -s /tmp/redis set answer 41 && redis-cli -s /tmp/redis incr answer";
-    runs("redis", script, "42", 60);
+/// A test for each of `scripts/workloads`, which end with the sum of the numbers from 1 to 100; and how much of the image it may take.
+macro_rules! workloads {
+    ($($promise:ident: $name:literal, $part:literal;)*) => {
+        $(#[test]
+        fn $promise() {
+            runs($name, include_str!(concat!("../../scripts/workloads/", $name)), $part);
+        })*
+    };
 }
 
-#[test]
-fn nginx_serves() {
-    let script = "echo 'served by nginx' >/var/www/html/index.html
-        nginx
-        exec 3<>/dev/tcp/127.0.0.1/80
-        printf 'GET /index.html HTTP/1.0\\r\\n\\r\\n' >&3
-        cat <&3";
-    runs("nginx", script, "served by nginx", 60);
-}
-
-#[test]
-fn postgres_answers() {
-    let script = "cd /tmp; PATH=$(echo /usr/lib/postgresql/*/bin):$PATH
-        as() { setpriv --reuid postgres --regid postgres --clear-groups \"$@\"; }
-        as initdb --pgdata /tmp/data >/tmp/log
-        as pg_ctl --pgdata /tmp/data --options \"-k /tmp -c listen_addresses=\" --wait --silent --log /tmp/server.log start
-        as psql --host /tmp --dbname postgres --tuples-only --no-align --command 'select sum(n) from generate_series(1, 100) n'";
-    runs("postgres", script, "5050", 60);
-}
-
-#[test]
-fn gcc_compiles() {
-    let script = "cd /tmp
-        printf '#include <stdio.h>\\nint main(void) { return printf(\"compiled\\\\n\") < 0; }\\n' >a.c
-        gcc -O2 -o a a.c && ./a";
-    runs("gcc", script, "compiled", 60);
+workloads! {
+    python_calculates: "python", 20;
+    node_calculates: "node", 60;
+    a_class_is_compiled_and_run: "jdk", 90;
+    go_builds: "golang", 60;
+    gcc_compiles: "gcc", 60;
+    redis_counts: "redis", 60;
+    nginx_serves: "nginx", 60;
+    postgres_answers: "postgres", 60;
 }
