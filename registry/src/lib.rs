@@ -40,6 +40,7 @@ mod hosts;
 mod layout;
 pub mod manifest;
 mod mirrors;
+mod multipart;
 mod observer;
 pub mod odd_keys;
 mod origin;
