@@ -26,6 +26,9 @@ const LINE_END: &[u8] = b"\r\n";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotAsAsked(pub(crate) &'static str);
 
+/// What the head of a part says: its range, the size of the blob if that is told; and the head's length.
+type Head = (Range<u64>, Option<u64>, usize);
+
 /// A body with several parts, as it arrives.
 #[derive(Debug)]
 pub(crate) struct Multipart {
@@ -92,9 +95,8 @@ impl Multipart {
         self.content == 0 && !self.left.is_empty() && rest.starts_with(&last)
     }
 
-    /// The range of the part whose head comes next, the size of the blob if that is told, and the length of the head; nothing if not all of
-    /// it is here.
-    fn head(&self) -> Result<Option<(Range<u64>, Option<u64>, usize)>, NotAsAsked> {
+    /// The head that comes next; nothing if not all of it is here.
+    fn head(&self) -> Result<Option<Head>, NotAsAsked> {
         let found = self.buffer.windows(4).take(MOST_HEAD).position(|bytes| bytes == b"\r\n\r\n");
         let Some(end) = found else {
             return match self.is_closed() {

@@ -51,7 +51,7 @@ async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) 
     let mut arriving = Arriving::new(content, &request);
     let length = arriving.left();
     let _wanted = purpose.take_turn(lazy.fetcher()).await;
-    let permit = lazy.fetcher().reserve(length).await;
+    let mut permit = lazy.fetcher().reserve(length).await;
     let (begun, mut first) = (Instant::now(), Duration::ZERO);
     let mut all_came = true;
     let mut pieces = match arriving.ranges() {
@@ -97,12 +97,11 @@ async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) 
                         lazy.fetcher().learn(length, first, begun.elapsed());
                     } else if request.ranges.len() > 1 && !lazy.source().reads_parts() {
                         // Each by itself, then.
-                        drop(permit);
+                        drop(permit.take());
                         let missing = arriving.take_missing();
                         let requests = planner::plan(content.table().chunks(), missing, Limits::default());
                         let all = requests.into_iter().map(|request| Box::pin(carry(content, request, purpose)));
                         all_came &= futures_util::future::join_all(all).await.into_iter().all(|came| came);
-                        break;
                     } else {
                         all_came = false;
                         arriving.give_up(lazy, content, ended);
@@ -112,9 +111,6 @@ async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) 
             },
             else => break,
         }
-    }
-    if let Some(delivery) = delivery {
-        all_came &= delivery.await.unwrap_or(false);
     }
     tracing::trace!(layer = %content.layer(), chunks = request.chunks.len(), ranges = request.ranges.len(), start = request.start(), bytes = length, "a request ended");
     all_came
@@ -171,13 +167,15 @@ impl Arriving {
     fn new(content: &LayerContent, request: &Request) -> Arriving {
         let chunks = content.table().chunks();
         let mut rest = request.chunks.as_slice();
-        let ranges = request.ranges.iter().map(|range| {
+        let ranges = request.ranges.iter().enumerate().map(|(number, range)| {
             let lies_within = |number: &&u32| {
                 chunks.get(**number as usize).is_some_and(|chunk| blob_range(chunk).end <= range.end)
             };
             let (within, others) = rest.split_at(rest.iter().take_while(lies_within).count());
             rest = others;
-            let range = content.with_rest(range.clone(), within);
+            let next = request.ranges.get(number + 1).map_or(u64::MAX, |next| next.start);
+            let Range { start, end } = content.with_rest(range.clone(), within);
+            let range = start..end.min(next);
             let portions = portions(chunks, within, &range, content.keeps_rests());
             // It is made when its first bytes come: a permit was given for all of them.
             ArrivingRange { portions, bytes: BytesMut::new(), position: range.start, end: range.end }

@@ -189,17 +189,17 @@ pub struct Neighbour {
     pub chunks: Range<usize>,
     /// Those of the blob that they need.
     pub bytes: u64,
-    /// Those that come between them and what is fetched with them.
+    /// Those between them and what is fetched with them.
     pub between: u64,
 }
 
 /// The neighbours of these chunks that are missing and take at most so many bytes, with what lies between them: the nearest first and on both
-/// sides in turn. `cost` says how many bytes are fetched of so many between two of them; they end where it says nothing.
+/// sides in turn. They end where more than `gap` bytes would be between.
 pub fn neighbours(
     chunks: &[ChunkRecord],
     wanted: Range<usize>,
     most: u64,
-    cost: impl Fn(u64) -> Option<u64>,
+    gap: u64,
     is_missing: impl Fn(usize) -> bool,
 ) -> Vec<Neighbour> {
     let wanted_bytes = bounds(chunks, wanted.clone());
@@ -224,9 +224,11 @@ pub fn neighbours(
                 (_, true) => (range.start.saturating_sub(edge), range.end.max(edge)),
                 (_, false) => (edge.saturating_sub(range.end), range.start.min(edge)),
             };
-            let (bytes, between) = (blob_bytes(chunks, group.clone()), cost(between)?);
+            let bytes = blob_bytes(chunks, group.clone());
             // What is too long ends the search on that side.
-            left = left.checked_sub(bytes.saturating_add(between)).filter(|_| bytes <= LONGEST)?;
+            left = left
+                .checked_sub(bytes.saturating_add(between))
+                .filter(|_| bytes <= LONGEST && between <= gap)?;
             found.push(Neighbour { chunks: group, bytes, between });
             Some((next, edge))
         });
@@ -268,11 +270,6 @@ mod tests {
         lengths.iter().map(chunk).collect()
     }
 
-    /// What is between is fetched, up to so many bytes.
-    fn up_to(gap: u64) -> impl Fn(u64) -> Option<u64> {
-        move |between| (between <= gap).then_some(between)
-    }
-
     #[test]
     fn neighbours_come_from_both_sides_as_far_as_they_may() {
         let all = chunks(&[5, 10, 20, 30, 10, 0, 40, 5]);
@@ -289,7 +286,7 @@ mod tests {
             (3..4, 85, &[4, 2], &[1, 6, 0]),
             (0..8, 1000, &[], &[]),
         ] {
-            let found = neighbours(&all, wanted.clone(), most, up_to(20), |number| !here.contains(&number));
+            let found = neighbours(&all, wanted.clone(), most, 20, |number| !here.contains(&number));
             let numbers: Vec<usize> = found.iter().map(|neighbour| neighbour.chunks.start).collect();
             assert_eq!(numbers, expected, "{wanted:?} {most} {here:?}");
             let cost: u64 = found.iter().map(|neighbour| neighbour.bytes + neighbour.between).sum();
@@ -310,18 +307,13 @@ mod tests {
     #[test]
     fn a_long_chunk_or_much_that_is_here_ends_the_search_on_its_side() {
         let all = chunks(&[10, LONGEST, 10, 10, 10, LONGEST + 1, 10]);
-        let found = neighbours(&all, 3..4, 1 << 30, up_to(100), |_| true);
+        let found = neighbours(&all, 3..4, 1 << 30, 100, |_| true);
         let numbers: Vec<usize> = found.iter().map(|neighbour| neighbour.chunks.start).collect();
         assert_eq!(numbers, [4, 2, 1, 0]);
         let all = chunks(&[10, 60, 10, 10, 10, 50, 10]);
-        let found = neighbours(&all, 3..4, 1 << 30, up_to(50), |number| ![1, 5].contains(&number));
+        let found = neighbours(&all, 3..4, 1 << 30, 50, |number| ![1, 5].contains(&number));
         let numbers: Vec<usize> = found.iter().map(|neighbour| neighbour.chunks.start).collect();
         assert_eq!(numbers, [4, 2, 6]);
-        // Unless little of it comes, as each is asked for by itself.
-        let found = neighbours(&all, 3..4, 1 << 30, |_| Some(7), |number| ![1, 5].contains(&number));
-        let costs: Vec<_> =
-            found.iter().map(|neighbour| (neighbour.chunks.start, neighbour.between)).collect();
-        assert_eq!(costs, [(4, 7), (2, 7), (6, 7), (0, 7)]);
     }
 
     #[test]

@@ -268,9 +268,6 @@ pub(super) enum Purpose {
     Ahead,
 }
 
-/// What is further away in the blob is no neighbour, though it could come by the same request. Of 64, 256 and 1024 KB, 256 made fewest requests
-/// for the programs by which [`guess`](super::guess) was made.
-const FAR: u64 = 256 << 10;
 /// Longest time for one request of the background. The source's own patience is shorter; this ends the wait for a thread that died.
 const BACKGROUND_DEADLINE: Duration = Duration::from_secs(3600);
 
@@ -459,13 +456,11 @@ impl Lazy {
         claimed
     }
 
-    /// The same, but none if nobody wants them yet and guesses may not have as many bytes; of those that somebody wants `soon`, if he wants
-    /// any, some more may.
-    pub(super) fn claim_guess(&self, content: &LayerContent, chunks: &[u32], soon: bool) -> Vec<u32> {
+    /// The same, but none if nobody wants them yet and guesses may not have as many bytes.
+    pub(super) fn claim_guess(&self, content: &LayerContent, chunks: &[u32]) -> Vec<u32> {
         let missing: Vec<u32> =
             chunks.iter().copied().filter(|number| !content.has_chunk(*number as usize)).collect();
-        let (bytes, ledger) = (bytes_of(content, &missing), &self.fetcher.ledger);
-        if !(if soon { ledger.allows_soon(bytes) } else { ledger.allowed(bytes) >= bytes }) {
+        if !self.fetcher.ledger.allows_soon(bytes_of(content, &missing)) {
             return Vec::new();
         }
         let claimed = self.claim(content, &missing);
@@ -515,12 +510,8 @@ impl Lazy {
         let most = ledger.allowed(most);
         let is_missing =
             |number: usize| !content.has_chunk(number) && !state.in_flight.contains_key(&(number as u32));
-        let gap = Limits::default().gap;
-        let cost = |between: u64| match self.source.reads_parts() {
-            true => (between <= FAR).then_some(between.min(planner::PART)),
-            false => (between <= gap).then_some(between),
-        };
-        let found = neighbours(chunks, first..last + 1, most, cost, is_missing);
+        // Though what is between need not come, it counts: what is mostly here is known, and a guess there would push out what is warm.
+        let found = neighbours(chunks, first..last + 1, most, Limits::default().gap, is_missing);
         for Neighbour { chunks: group, bytes, between } in found {
             let begin = fresh.len();
             for number in group.filter(|number| !content.has_chunk(*number)) {

@@ -172,6 +172,35 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_apart_is_one_request_where_the_host_can() {
+        let chunks: Vec<_> = [(0, 10), (10 + PART, 10), (5_000, 10), (90_000, 100), (900_000, 10), (0, 0)]
+            .map(|(offset, length)| {
+                chunk(offset, length, if length == 0 { Codec::Zeros } else { Codec::Gzip })
+            })
+            .into();
+        let limits = Limits { gap: 64 << 10, request: 600 };
+        let request = |ranges: &[Range<u64>], chunks: &[u32]| Request {
+            ranges: ranges.to_vec(),
+            chunks: chunks.to_vec(),
+        };
+        // Next to nothing of what is between comes, and no request is longer than it may be.
+        let (first, nothing) = (0..20 + PART, 0..0);
+        let expected = [
+            request(std::slice::from_ref(&nothing), &[5]),
+            request(&[first.clone(), 5_000..5_010], &[0, 1, 2]),
+            request(&[90_000..90_100, 900_000..900_010], &[3, 4]),
+        ];
+        assert_eq!(plan_parts(&chunks, 0..6, limits, true), expected);
+        let apart = [request(std::slice::from_ref(&nothing), &[5]), request(&[first], &[0, 1])];
+        assert_eq!(plan_parts(&chunks, [5, 0, 1], limits, true), apart);
+        assert_eq!(plan_parts(&chunks, 0..6, limits, false), plan(&chunks, 0..6, limits));
+        let many: Vec<_> = (0..150).map(|number| chunk(number * 10_000, 10, Codec::Gzip)).collect();
+        let ranges: Vec<_> =
+            plan_parts(&many, 0..150, Limits::default(), true).iter().map(|one| one.ranges.len()).collect();
+        assert_eq!(ranges, [64, 64, 22]);
+    }
+
+    #[test]
     fn the_chunks_of_a_member_come_together_if_that_costs_little() {
         const MEBIBYTE: u64 = 1 << 20;
         let mut chunks = vec![chunk(0, 10, Codec::Gzip)];
@@ -184,7 +213,8 @@ mod tests {
             assert_eq!(companions(&chunks, number), expected, "{number}");
         }
         // And then they are one request, however long.
-        let together = Request { ranges: vec![100..100 + 16 * MEBIBYTE], chunks: (6..22).collect() };
+        let range = 100..100 + 16 * MEBIBYTE;
+        let together = Request { ranges: vec![range], chunks: (6..22).collect() };
         assert_eq!(plan(&chunks, 6..22, Limits::default()), [together]);
         for codec in [Codec::Raw, Codec::Zeros, Codec::GzipSpan] {
             assert_eq!(companions(&[chunk(5, 10, codec), chunk(5, 10, codec)], 1), 1..2);

@@ -103,15 +103,6 @@ impl Prefetch {
 /// Brings what is missing of these parts, and what costs little more with it, in one go: somebody will want it soon, one thinks. It is a
 /// guess, of which no more is made than the ledger allows, the first part first. Returns when all that was begun has ended; if it is dropped, so is that.
 pub async fn bring_soon(layers: &[Arc<LayerContent>], wanted: impl IntoIterator<Item = Wanted>) {
-    bring(layers, wanted, true).await;
-}
-
-/// The same of what is wanted less surely: as much of it as any guess may have.
-pub async fn bring_guess(layers: &[Arc<LayerContent>], wanted: impl IntoIterator<Item = Wanted>) {
-    bring(layers, wanted, false).await;
-}
-
-async fn bring(layers: &[Arc<LayerContent>], wanted: impl IntoIterator<Item = Wanted>, soon: bool) {
     let mut claimed: Vec<Vec<u32>> = vec![Vec::new(); layers.len()];
     for (number, decoded) in wanted {
         let (Some(layer), Some(claimed)) = (layers.get(number), claimed.get_mut(number)) else { continue };
@@ -120,7 +111,7 @@ async fn bring(layers: &[Arc<LayerContent>], wanted: impl IntoIterator<Item = Wa
         let with_companions = layer.table().chunks_of(decoded).flat_map(|chunk| companions(chunks, chunk));
         let useful: BTreeSet<u32> =
             with_companions.filter(|chunk| is_worth_it(layer, *chunk)).map(|chunk| chunk as u32).collect();
-        claimed.extend(lazy.claim_guess(layer, &useful.into_iter().collect::<Vec<_>>(), soon));
+        claimed.extend(lazy.claim_guess(layer, &useful.into_iter().collect::<Vec<_>>()));
     }
     let mut under_way = JoinSet::new();
     for (layer, claimed) in layers.iter().zip(claimed) {

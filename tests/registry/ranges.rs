@@ -249,7 +249,7 @@ async fn several_ranges_cost_one_request_and_hardly_more_than_their_bytes() {
         assert!(!blob.reads_parts(), "not before it is known that it reads by ranges");
         blob.read(0..1).await.unwrap();
         assert!(blob.reads_parts());
-        let ranges = [&APART[..], &[3..4, 5..6, 6..7, 299_999..300_000], &[7..9]];
+        let ranges = [&APART[..], &[3..4, 5..6, 6..7, 299_999..300_000]];
         for ranges in ranges {
             registry.reset_counters();
             assert_eq!(parts(&blob, ranges).await.unwrap(), bytes_of(&bytes, ranges));
@@ -305,7 +305,7 @@ async fn a_host_that_cannot_give_several_ranges_is_remembered_and_still_reads_by
 #[tokio::test]
 async fn several_ranges_that_are_cut_are_gone_on_with_where_they_stopped() {
     // In a head, in a part, and in the last part.
-    for cut in [20, 100, 40_000, 120_000, 165_300] {
+    for cut in [20, 100, 40_000, 120_000, 165_000] {
         let registry = FakeRegistry::start();
         let bytes = content(SIZE);
         let blob = blob(&registry, &client(), &bytes);

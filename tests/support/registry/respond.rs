@@ -218,7 +218,7 @@ fn manifest_answer(manifest: &Manifest, state: &mut State, request: &Request) ->
 
 fn blob_answer(content: Content, digest: &str, request: &Request, fault: Option<&Fault>) -> Answer {
     let size = content.size();
-    let mut headers = vec![
+    let headers = vec![
         ("content-type", "application/octet-stream".to_owned()),
         ("docker-content-digest", digest.to_owned()),
     ];
