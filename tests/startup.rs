@@ -108,14 +108,21 @@ fn what_a_program_needs_comes_with_its_beginning() {
     layout.image("test", &[files], Form::ESTARGZ);
     let reference = layout.serve(&registry, "name", "test");
 
-    for begins_with in [below_root(&program), "script"] {
+    for (begins_with, host) in
+        [(below_root(&program), None), ("script", None), ("script", Some(Fault::IgnoreParts))]
+    {
+        if let Some(fault) = &host {
+            registry.set_fault("blobs/", fault.clone());
+        }
         let peel = Peel::new();
         let mount = peel.mount(&reference);
         let before = blob_requests(&registry);
         let mut beginning = [0; 2];
         File::open(mount.join(begins_with)).unwrap().read_exact_at(&mut beginning, 0).unwrap();
-        // Its own, and one for each of the others.
-        let all = paths.len() + usize::from(begins_with == "script");
+        // Its own, and one for the others; a script's own comes before that of what runs it. From a host that gives no several ranges at
+        // once, one for each of the others, and the one that showed that.
+        let of_script = usize::from(begins_with == "script");
+        let all = if host.is_some() { paths.len() + of_script + 1 } else { 2 + of_script };
         peel.wait_for(|| blob_requests(&registry) - before >= all);
         for path in &paths {
             let path = fs::canonicalize(path).unwrap();

@@ -1,5 +1,6 @@
 //! The client, and what it gives: repositories, documents and blobs, in a registry or in a layout.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::layout::{Layout, LayoutBlob};
 use crate::manifest::{ACCEPT, BlobDescriptor, Document, MAXIMUM_DOCUMENT_SIZE};
 use crate::mirrors::first_answer;
 use crate::reference::{DEFAULT_TAG, ImageReference, Target};
-use crate::remote::{BlobHost, BlobReader, PartReader, RangeMemory, RemoteBlob};
+use crate::remote::{BlobHost, BlobReader, PartReader, PartsReader, RangeMemory, RemoteBlob};
 use crate::retry::{Policy, Retrier};
 use crate::statistics::Statistics;
 use crate::transport::{Failure, Request, Transport};
@@ -368,8 +369,45 @@ impl Blob {
             }
             _ if range.is_empty() => StreamState::Ended,
             BlobPlace::Registry(blob) => StreamState::Part(Box::new(blob.part_reader(range))),
-            BlobPlace::Layout(blob) => {
-                StreamState::Layout { blob: blob.clone(), position: range.start, end: range.end }
+            BlobPlace::Layout(blob) => StreamState::Layout {
+                blob: blob.clone(),
+                position: range.start,
+                end: range.end,
+                rest: VecDeque::new(),
+            },
+        };
+        state.stream()
+    }
+
+    /// Whether bytes that lie apart cost one request, as far as is known: the host reads by ranges, and has not shown that it cannot give
+    /// several at once.
+    pub fn reads_parts(&self) -> bool {
+        match &self.place {
+            BlobPlace::Registry(blob) => blob.reads_parts(),
+            BlobPlace::Layout(_) => false,
+        }
+    }
+
+    /// The bytes of these ranges, one after the other, in pieces as they arrive, by one request; otherwise as [`pieces`](Self::pieces). They
+    /// must not be empty, and lie apart and in order ([`ErrorKind::InvalidRange`]).
+    ///
+    /// A host that cannot give them so fails with [`ErrorKind::RangeUnsupported`], and [`reads_parts`](Self::reads_parts) says so from then on.
+    pub fn parts(&self, ranges: &[Range<u64>]) -> impl Stream<Item = Result<Bytes, Error>> + Send + use<> {
+        let mut end = 0;
+        let wrong = ranges.iter().find(|range| {
+            let follows = range.start >= end && range.start < range.end && range.end <= self.size();
+            end = range.end;
+            !follows
+        });
+        let state = match (&self.place, wrong, ranges) {
+            (_, Some(range), _) => StreamState::Failed(self.not_within(range)),
+            (_, _, []) => StreamState::Ended,
+            (BlobPlace::Registry(blob), ..) => {
+                StreamState::Parts(Box::new(blob.parts_reader(ranges.iter().cloned().collect())))
+            }
+            (BlobPlace::Layout(blob), _, [Range { start, end }, rest @ ..]) => {
+                let rest = rest.iter().cloned().collect();
+                StreamState::Layout { blob: blob.clone(), position: *start, end: *end, rest }
             }
         };
         state.stream()
@@ -406,9 +444,12 @@ impl Blob {
                 StreamState::Failed(Error::new(ErrorKind::InvalidRange, &self.context(), message))
             }
             BlobPlace::Registry(blob) => StreamState::Registry(Box::new(blob.reader(from))),
-            BlobPlace::Layout(blob) => {
-                StreamState::Layout { blob: blob.clone(), position: from, end: blob.size() }
-            }
+            BlobPlace::Layout(blob) => StreamState::Layout {
+                blob: blob.clone(),
+                position: from,
+                end: blob.size(),
+                rest: VecDeque::new(),
+            },
         };
         state.stream()
     }
@@ -424,7 +465,8 @@ impl Blob {
 enum StreamState {
     Registry(Box<BlobReader>),
     Part(Box<PartReader>),
-    Layout { blob: LayoutBlob, position: u64, end: u64 },
+    Parts(Box<PartsReader>),
+    Layout { blob: LayoutBlob, position: u64, end: u64, rest: VecDeque<Range<u64>> },
     Failed(Error),
     Ended,
 }
@@ -449,7 +491,13 @@ impl StreamState {
             },
             StreamState::Registry(reader) => reader.next().await,
             StreamState::Part(reader) => reader.next().await,
-            StreamState::Layout { blob, position, end } => {
+            StreamState::Parts(reader) => reader.next().await,
+            StreamState::Layout { blob, position, end, rest } => {
+                if position == end
+                    && let Some(next) = rest.pop_front()
+                {
+                    (*position, *end) = (next.start, next.end);
+                }
                 let part = *position..position.saturating_add(LAYOUT_PIECE).min(*end);
                 if part.is_empty() {
                     return Ok(None);

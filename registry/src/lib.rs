@@ -41,6 +41,7 @@ mod layout;
 mod local_file;
 pub mod manifest;
 mod mirrors;
+mod multipart;
 mod observer;
 pub mod odd_keys;
 mod origin;

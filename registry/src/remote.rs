@@ -14,9 +14,11 @@
 //! Whatever the host sends, no more than the range asked for is kept, and no fewer bytes are taken for all of it. Whether they
 //! are the right bytes the caller finds out, who knows digests.
 
+mod parts;
+
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +35,8 @@ use crate::origin::Origin;
 use crate::retry::{Outcome, Policy, Retrier};
 use crate::transport::{Answer, Failure, Request, Transport};
 
+pub(crate) use parts::PartsReader;
+
 /// A transfer slower than this, in bytes a second, is given up even if it never stops.
 const SLOWEST_TRANSFER: u64 = 16 * 1024;
 
@@ -43,6 +47,8 @@ const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 #[derive(Debug, Default)]
 pub(crate) struct RangeSupport {
     state: AtomicU8,
+    /// Several by one request were refused, or answered with something else.
+    lacks_parts: AtomicBool,
 }
 
 const UNKNOWN: u8 = 0;
@@ -52,6 +58,14 @@ const DOES_NOT_WORK: u8 = 2;
 impl RangeSupport {
     fn learn(&self, works: bool) {
         self.state.store(if works { WORKS } else { DOES_NOT_WORK }, Ordering::Relaxed);
+    }
+
+    fn lacks_parts(&self) -> bool {
+        self.lacks_parts.load(Ordering::Relaxed)
+    }
+
+    fn learn_lack_of_parts(&self) {
+        self.lacks_parts.store(true, Ordering::Relaxed);
     }
 
     fn verdict(&self) -> Option<bool> {
@@ -289,7 +303,8 @@ impl RemoteBlob {
     /// Begins to read `range`; with `ranged` false, by reading the blob from its start.
     async fn open(&self, range: Range<u64>, ranged: bool) -> Result<Body, Failure> {
         let whole = range == (0..self.shared.size);
-        let (host, answer) = match self.locate(&range, ranged).await {
+        let asked = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
+        let (host, answer) = match self.locate(ranged.then_some(asked.as_str())).await {
             Err(failure) if failure.kind == ErrorKind::RangeUnsupported => {
                 self.shared.ranges.learn(false);
                 return Err(failure.hinted("the blob can still be read as a whole"));
@@ -337,9 +352,8 @@ impl RemoteBlob {
     }
 
     /// Asks where the registry sent us last time, or else the registry: its hosts in turn. Tells which of them it was.
-    async fn locate(&self, range: &Range<u64>, ranged: bool) -> Result<(usize, Answer), Failure> {
+    async fn locate(&self, range: Option<&str>) -> Result<(usize, Answer), Failure> {
         let Shared { transport, hosts, digest, .. } = &*self.shared;
-        let range = ranged.then(|| (range.start, range.end - 1));
         let request = Request { accept: Some("application/octet-stream, */*;q=0.5"), range };
         let remembered = self.location();
         let known = remembered.as_ref().map(|location| location.host);
@@ -386,6 +400,8 @@ impl RemoteBlob {
         if let Err(failure) = &asked
             && failure.kind == ErrorKind::RangeUnsupported
             && failure.status != Some(416)
+            // One of several ranges says nothing of one.
+            && !request.range.is_some_and(|range| range.contains(','))
         {
             ranges.learn(false);
         }

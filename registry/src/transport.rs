@@ -46,8 +46,8 @@ pub(crate) struct Transport {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Request<'a> {
     pub(crate) accept: Option<&'a str>,
-    /// First and last byte.
-    pub(crate) range: Option<(u64, u64)>,
+    /// The value of `Range`.
+    pub(crate) range: Option<&'a str>,
 }
 
 /// A successful answer, and where it came from.
@@ -120,9 +120,7 @@ impl Transport {
             if let Some(accept) = request.accept.and_then(|accept| HeaderValue::from_str(accept).ok()) {
                 headers.insert(header::ACCEPT, accept);
             }
-            if let Some((first, last)) = request.range
-                && let Ok(range) = HeaderValue::from_str(&format!("bytes={first}-{last}"))
-            {
+            if let Some(range) = request.range.and_then(|range| HeaderValue::from_str(range).ok()) {
                 headers.insert(header::RANGE, range);
             }
             if let Some(authorization) = authorization {

@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 
 use super::content::LayerContent;
 use super::lazy::{FetchError, Lazy, Purpose};
-use super::planner::{Request, blob_range};
+use super::planner::{self, Limits, Request, blob_range};
 use super::room::Urgency;
 use super::source::SourceError;
 use crate::error::chain;
@@ -48,24 +48,29 @@ pub(super) async fn bring_ahead(content: Arc<LayerContent>, request: Request) ->
 /// Fetches one request, and delivers its chunks. False if not all of them came.
 async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) -> bool {
     let Some(lazy) = content.lazy() else { return false };
-    let range = content.with_rest(&request);
-    let length = range.end - range.start;
+    let mut arriving = Arriving::new(content, &request);
+    let length = arriving.left();
     let _wanted = purpose.take_turn(lazy.fetcher()).await;
-    let _permit = lazy.fetcher().reserve(length).await;
+    let mut permit = lazy.fetcher().reserve(length).await;
     let (begun, mut first) = (Instant::now(), Duration::ZERO);
-    let mut arriving = Arriving::new(content, &request, range.clone());
     let mut all_came = true;
-    let mut pieces = lazy.source().pieces(range.clone());
+    let mut pieces = match arriving.ranges() {
+        ranges if ranges.len() > 1 => lazy.source().parts(ranges),
+        mut ranges => lazy.source().pieces(ranges.pop().unwrap_or_default()),
+    };
     let mut is_over = length == 0;
     // One at a time: what is decoded together, and as it was asked for.
     let mut delivery: Option<JoinHandle<bool>> = None;
     loop {
         if delivery.is_none() {
-            delivery = arriving.take().map(|(start, bytes, chunks)| {
+            delivery = Some(arriving.take()).filter(|here| !here.is_empty()).map(|here| {
                 // Who reads what comes of it may look at the counters next.
                 lazy.fetcher().observed();
                 let content = content.clone();
-                tokio::task::spawn_blocking(move || deliver_all(&content, start, &bytes, &chunks))
+                tokio::task::spawn_blocking(move || {
+                    let came = here.iter().map(|here| deliver_all(&content, here));
+                    came.fold(true, |all_came, came| all_came & came)
+                })
             });
         }
         tokio::select! {
@@ -76,7 +81,7 @@ async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) 
             }
             piece = pieces.next(), if !is_over => match piece {
                 Some(Ok(piece)) => {
-                    if arriving.position == range.start {
+                    if arriving.left() == length {
                         first = begun.elapsed();
                     }
                     let taken = arriving.push(&piece);
@@ -88,8 +93,15 @@ async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) 
                 // What all has come of need not end well.
                 ended => {
                     is_over = true;
-                    if arriving.is_whole() {
+                    if arriving.left() == 0 {
                         lazy.fetcher().learn(length, first, begun.elapsed());
+                    } else if request.ranges.len() > 1 && !lazy.source().reads_parts() {
+                        // Each by itself, then.
+                        drop(permit.take());
+                        let missing = arriving.take_missing();
+                        let requests = planner::plan(content.table().chunks(), missing, Limits::default());
+                        let all = requests.into_iter().map(|request| Box::pin(carry(content, request, purpose)));
+                        all_came &= futures_util::future::join_all(all).await.into_iter().all(|came| came);
                     } else {
                         all_came = false;
                         arriving.give_up(lazy, content, ended);
@@ -100,7 +112,7 @@ async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) 
             else => break,
         }
     }
-    tracing::trace!(layer = %content.layer(), chunks = request.chunks.len(), start = range.start, bytes = length, "a request ended");
+    tracing::trace!(layer = %content.layer(), chunks = request.chunks.len(), ranges = request.ranges.len(), start = request.start(), bytes = length, "a request ended");
     all_came
 }
 
@@ -111,11 +123,11 @@ struct Portion {
     chunks: Vec<u32>,
 }
 
-/// The portions of a request, in the order of the blob. With `rests`, what follows a chunk up to the next one belongs to it, as far as it is
+/// The portions of these chunks, in the order of the blob. With `rests`, what follows a chunk up to the next one belongs to it, as far as it is
 /// in `range`.
-fn portions(chunks: &[ChunkRecord], request: &Request, range: &Range<u64>, rests: bool) -> VecDeque<Portion> {
+fn portions(chunks: &[ChunkRecord], wanted: &[u32], range: &Range<u64>, rests: bool) -> VecDeque<Portion> {
     let mut portions: VecDeque<Portion> = VecDeque::new();
-    for number in &request.chunks {
+    for number in wanted {
         let Some(chunk) = chunks.get(*number as usize) else { continue };
         let needed = blob_range(chunk);
         let next = next_stored(chunks, *number).filter(|_| rests && !needed.is_empty());
@@ -132,8 +144,18 @@ fn portions(chunks: &[ChunkRecord], request: &Request, range: &Range<u64>, rests
     portions
 }
 
-/// What has come of a request and was not delivered yet.
-struct Arriving {
+/// Chunks that are here, with the bytes of the blob that they need, and where these begin.
+struct Here {
+    start: u64,
+    bytes: Bytes,
+    chunks: Vec<u32>,
+}
+
+/// What has come of a request and was not delivered yet: its ranges, which come one after the other.
+struct Arriving(VecDeque<ArrivingRange>);
+
+/// What has come of one range.
+struct ArrivingRange {
     portions: VecDeque<Portion>,
     /// Bytes of the blob up to `position`.
     bytes: BytesMut,
@@ -142,28 +164,89 @@ struct Arriving {
 }
 
 impl Arriving {
-    fn new(content: &LayerContent, request: &Request, range: Range<u64>) -> Arriving {
-        let portions = portions(content.table().chunks(), request, &range, content.keeps_rests());
-        // It fits: a permit was given for it.
-        let bytes = BytesMut::with_capacity((range.end - range.start) as usize);
-        Arriving { portions, bytes, position: range.start, end: range.end }
+    fn new(content: &LayerContent, request: &Request) -> Arriving {
+        let chunks = content.table().chunks();
+        let mut rest = request.chunks.as_slice();
+        let ranges = request.ranges.iter().enumerate().map(|(number, range)| {
+            let lies_within = |number: &&u32| {
+                chunks.get(**number as usize).is_some_and(|chunk| blob_range(chunk).end <= range.end)
+            };
+            let (within, others) = rest.split_at(rest.iter().take_while(lies_within).count());
+            rest = others;
+            let next = request.ranges.get(number + 1).map_or(u64::MAX, |next| next.start);
+            let Range { start, end } = content.with_rest(range.clone(), within);
+            let range = start..end.min(next);
+            let portions = portions(chunks, within, &range, content.keeps_rests());
+            // It is made when its first bytes come: a permit was given for all of them.
+            ArrivingRange { portions, bytes: BytesMut::new(), position: range.start, end: range.end }
+        });
+        Arriving(ranges.collect())
+    }
+
+    /// The ranges to ask for.
+    fn ranges(&self) -> Vec<Range<u64>> {
+        self.0.iter().map(|range| range.position..range.end).collect()
+    }
+
+    /// Bytes that have not come.
+    fn left(&self) -> u64 {
+        self.0.iter().map(|range| range.end - range.position).fold(0, u64::saturating_add)
     }
 
     /// Takes in what came, nothing beyond what was asked for, and gives how many bytes these are.
     fn push(&mut self, piece: &[u8]) -> u64 {
-        let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
-        let piece = piece.get(..left).unwrap_or(piece);
-        self.bytes.extend_from_slice(piece);
-        self.position += piece.len() as u64;
-        piece.len() as u64
+        let mut rest = piece;
+        for range in &mut self.0 {
+            let left = usize::try_from(range.end - range.position).unwrap_or(usize::MAX);
+            let (taken, others) = rest.split_at(left.min(rest.len()));
+            if range.bytes.is_empty() && !taken.is_empty() {
+                range.bytes.reserve(left);
+            }
+            range.bytes.extend_from_slice(taken);
+            range.position += taken.len() as u64;
+            rest = others;
+        }
+        (piece.len() - rest.len()) as u64
     }
 
-    fn is_whole(&self) -> bool {
-        self.position == self.end
+    /// What is here.
+    fn take(&mut self) -> Vec<Here> {
+        self.0.iter_mut().filter_map(ArrivingRange::take).collect()
     }
 
-    /// The portions that are here: where in the blob their bytes begin, these, and their chunks.
-    fn take(&mut self) -> Option<(u64, Bytes, Vec<u32>)> {
+    /// The chunks that did not come: nobody waits for them here any more.
+    fn take_missing(&mut self) -> Vec<u32> {
+        let mut missing = Vec::new();
+        for range in &mut self.0 {
+            let position = range.position;
+            range.portions.retain_mut(|portion| {
+                let is_here = portion.end <= position;
+                if !is_here {
+                    missing.append(&mut portion.chunks);
+                }
+                is_here
+            });
+        }
+        missing
+    }
+
+    /// Tells those who wait for what did not come.
+    fn give_up(&mut self, lazy: &Lazy, content: &LayerContent, ended: Option<Result<Bytes, SourceError>>) {
+        let is_missing = |range: &&ArrivingRange| range.position < range.end;
+        let range = self.0.iter().find(is_missing).map(|range| range.position..range.end).unwrap_or_default();
+        let missing = self.take_missing();
+        let cause = match ended {
+            Some(Err(cause)) => cause,
+            _ => "what came ended early".into(),
+        };
+        let layer = content.layer().clone();
+        lazy.finish(&missing, Err(FetchError::Source { layer, range, cause: cause.into() }));
+    }
+}
+
+impl ArrivingRange {
+    /// The portions that are here.
+    fn take(&mut self) -> Option<Here> {
         let (mut chunks, mut end) = (Vec::new(), 0);
         let here = self.portions.iter().take_while(|portion| portion.end <= self.position).count();
         for portion in self.portions.drain(..here) {
@@ -176,32 +259,15 @@ impl Arriving {
         let start = self.position - self.bytes.len() as u64;
         // What is here of what follows stays. Chunks of zeros need no bytes.
         let bytes = self.bytes.split_to(end.saturating_sub(start) as usize).freeze();
-        Some((start, bytes, chunks))
-    }
-
-    /// Tells those who wait for what did not come.
-    fn give_up(&mut self, lazy: &Lazy, content: &LayerContent, ended: Option<Result<Bytes, SourceError>>) {
-        let is_missing = |portion: &Portion| portion.end > self.position;
-        let missing: Vec<u32> = self
-            .portions
-            .iter()
-            .filter(|portion| is_missing(portion))
-            .flat_map(|portion| portion.chunks.clone())
-            .collect();
-        self.portions.retain(|portion| !is_missing(portion));
-        let cause = match ended {
-            Some(Err(cause)) => cause,
-            _ => "what came ended early".into(),
-        };
-        let (layer, range) = (content.layer().clone(), self.position..self.end);
-        lazy.finish(&missing, Err(FetchError::Source { layer, range, cause: cause.into() }));
+        Some(Here { start, bytes, chunks })
     }
 }
 
-/// Delivers chunks of which all bytes are here, from `start` of the blob on. False if something is wrong with one.
-fn deliver_all(content: &LayerContent, start: u64, bytes: &[u8], chunks: &[u32]) -> bool {
+/// Delivers chunks of which all bytes are here. False if something is wrong with one.
+fn deliver_all(content: &LayerContent, here: &Here) -> bool {
     let Some(lazy) = content.lazy() else { return false };
-    let mut stretch = Stretch::new(start, bytes);
+    let Here { start, bytes, chunks } = here;
+    let mut stretch = Stretch::new(*start, bytes);
     let mut all_came = true;
     for number in &lazy.awaited_first(content, chunks) {
         let result = deliver(content, *number, &mut stretch);

@@ -182,10 +182,8 @@ fn no_portion_shares_a_byte_with_another() {
         (&[2, 4, 7], true, 30..130, vec![portion(80, &[2, 4]), portion(130, &[7])]),
     ];
     for (chunks, rests, range, expected) in cases {
-        let request = Request { range: range.clone(), chunks: chunks.to_vec() };
-        assert_eq!(portions(&all, &request, &range, rests), expected, "{chunks:?} {rests} {range:?}");
+        assert_eq!(portions(&all, chunks, &range, rests), expected, "{chunks:?} {rests} {range:?}");
     }
     let zeros = [chunk(0, 0, Codec::Zeros), chunk(0, 0, Codec::Zeros)];
-    let request = Request { range: 0..0, chunks: vec![0, 1] };
-    assert_eq!(portions(&zeros, &request, &(0..0), true), [portion(0, &[0, 1])]);
+    assert_eq!(portions(&zeros, &[0, 1], &(0..0), true), [portion(0, &[0, 1])]);
 }

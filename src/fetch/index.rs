@@ -3,7 +3,7 @@
 //! Whoever brings a layer holds its lock from the look into the store until the layer is published there, so that of two
 //! processes one works and the other finds the result.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
 use futures_util::future::Either;
-use peelfs_registry::Digest;
+use peelfs_registry::{BlobDescriptor, Digest};
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::content::LayerContent;
 use super::draft_sink::DraftSink;
@@ -39,13 +39,15 @@ use crate::layer::stream::{self, StreamError, StreamExpectation};
 use crate::layer::tar::SinkError;
 use crate::layer::toc::{Landmark, TableOfContents};
 use crate::store::{
-    LayerDraft, LayerFiles, LayerLock, LowerStore, PendingPublish, Provenance, Store, StoreError,
+    LayerDraft, LayerFiles, LayerLock, LowerStore, NoteKind, PendingPublish, Provenance, Store, StoreError,
     TableSource, Verdict, table_identity,
 };
 use crate::table::format::ChunkRecord;
 use crate::table::placement::{self, DataFile};
 use crate::table::{Codec, Table, TableError};
 
+/// Most bytes of what is read first of layers that are on their way before all is known of the image.
+const MOST_AHEAD: u64 = 32 << 20;
 /// Layers that are streamed at the same time. Each keeps a decoder and a hasher busy.
 const STREAMS: usize = 4;
 
@@ -110,6 +112,13 @@ enum Indexed {
     Not { whole_blob: Option<Bytes>, because: &'static str },
 }
 
+/// What is read first of a blob, on its way.
+struct Ahead {
+    blob: OriginBlob,
+    /// One task, which ends with it.
+    read: JoinSet<Result<Bytes, peelfs_registry::Error>>,
+}
+
 /// A layer that is being brought.
 struct Begun {
     lock: LayerLock,
@@ -127,6 +136,7 @@ pub struct Indexer {
     streams: Semaphore,
     commits: Mutex<Vec<JoinHandle<Result<(), StoreError>>>>,
     image: OnceLock<ImageTrust>,
+    ahead: Mutex<HashMap<Digest, Ahead>>,
 }
 
 /// Whose layers are brought, and who is believed about them.
@@ -156,7 +166,8 @@ impl Indexer {
     ) -> Arc<Indexer> {
         let (streams, commits, image) = (Semaphore::new(STREAMS), Mutex::default(), OnceLock::new());
         let toc_image = TocImage::new(origin.clone());
-        Arc::new(Indexer { store, origin, toc_image, fetcher, progress, streams, commits, image })
+        let ahead = Mutex::default();
+        Arc::new(Indexer { store, origin, toc_image, fetcher, progress, streams, commits, image, ahead })
     }
 
     /// From now on, layers may also be those that were made of an index of the image with this manifest; of one that only refers to
@@ -198,6 +209,39 @@ impl Indexer {
     /// Where it brings layers from.
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// Asks for what tells where the tables of contents of these layers are, and is them as a rule, before all is known of the image: beside the
+    /// config, and not after it. Layers that may be here already are left out: all, if archives of other blobs are known, as only the
+    /// config says which archive a layer has. Must be called where tasks can be spawned.
+    pub fn look_ahead(&self, layers: &[BlobDescriptor], nothing_is_known: bool) {
+        let knows_archives = || self.store.notes().all::<serde_json::Value>(NoteKind::Archive);
+        if !nothing_is_known && !knows_archives().is_ok_and(|known| known.is_empty()) {
+            return;
+        }
+        let is_new = |layer: &&BlobDescriptor| {
+            nothing_is_known || matches!(self.store.database().find_layer(layer.digest.as_str()), Ok(None))
+        };
+        let mut left = MOST_AHEAD;
+        for layer in layers.iter().filter(is_new).take(STREAMS * 4) {
+            let Ok(Some(lookup)) = Lookup::new(&layer.annotations, layer.size) else { continue };
+            let range = lookup.first_range();
+            let Some(rest) = left.checked_sub(range.end - range.start) else { break };
+            left = rest;
+            let blob = OriginBlob::new(self.origin.clone(), layer.clone());
+            let (mut read, source) = (JoinSet::new(), blob.clone());
+            read.spawn(async move { source.open().await?.read(range).await });
+            self.ahead().insert(layer.digest.clone(), Ahead { blob, read });
+        }
+    }
+
+    /// What was asked for of layers that nobody opened is not wanted any more.
+    pub fn end_looking_ahead(&self) {
+        self.ahead().clear();
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, HashMap<Digest, Ahead>> {
+        self.ahead.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Opens a layer that is in the store, or another whose archive is the same and all of which is here.
@@ -294,8 +338,12 @@ impl Indexer {
         if let Some(content) = self.open_known(layer)? {
             return Ok(Either::Left(content));
         }
-        let blob = OriginBlob::new(self.origin.clone(), layer.descriptor.clone());
-        let indexed = match self.index(layer, &blob).await? {
+        let ahead = self.ahead().remove(&layer.descriptor.digest);
+        let (blob, read) = match ahead {
+            Some(Ahead { blob, read }) => (blob, Some(read)),
+            None => (OriginBlob::new(self.origin.clone(), layer.descriptor.clone()), None),
+        };
+        let indexed = match self.index(layer, &blob, read).await? {
             Indexed::Not { whole_blob: None, because } => self.index_beside(layer, because).await?,
             // What is here already is streamed sooner than an index beside it is asked for.
             indexed => indexed,
@@ -317,18 +365,20 @@ impl Indexer {
         };
         let table = Table::open(&files.table, &identity(&name))?;
         let (store, brought, kept_as) = (self.store.clone(), layer.clone(), name.clone());
+        let from = blob.reference().clone();
         // Not after the last layer: two processes that each held a layer for which the other waits would never end.
         let commit = tokio::task::spawn_blocking(move || {
             // If something stands there it is damaged: else it would have been opened.
             pending.commit_replacing()?;
             if is_streamed {
-                twins::note(&store, &brought, &kept_as, blob.reference());
+                twins::note(&store, &brought, &kept_as, &from);
             }
             drop(lock);
             Ok(())
         });
         self.commits().push(commit);
-        Ok(self.content(layer, &name, table, files))
+        // It knows where it was found.
+        Ok(self.content_from(layer, &name, table, files, blob))
     }
 
     fn commits(&self) -> MutexGuard<'_, Vec<JoinHandle<Result<(), StoreError>>>> {
@@ -345,7 +395,13 @@ impl Indexer {
     }
 
     /// The lazy way, if the layer has a table of contents that the manifest vouches for and its host reads by ranges.
-    async fn index(&self, layer: &Layer, blob: &OriginBlob) -> Result<Indexed, IndexError> {
+    /// `ahead` reads what is to be read first, if that was begun before.
+    async fn index(
+        &self,
+        layer: &Layer,
+        blob: &OriginBlob,
+        ahead: Option<JoinSet<Result<Bytes, peelfs_registry::Error>>>,
+    ) -> Result<Indexed, IndexError> {
         let Layer { descriptor, .. } = layer;
         let Some(lookup) = Lookup::new(&descriptor.annotations, descriptor.size).map_err(Box::new)? else {
             return Ok(Indexed::Not { whole_blob: None, because: "its descriptor names none" });
@@ -353,7 +409,15 @@ impl Indexer {
         let blob = blob.open().await?;
         let name_in_blob = names::from_toc(layer, &lookup);
         let first_range = lookup.first_range();
-        let first = match blob.read(first_range.clone()).await {
+        let begun = match ahead {
+            Some(mut read) => read.join_next().await.and_then(Result::ok),
+            None => None,
+        };
+        let first = match begun {
+            Some(read) => read,
+            None => blob.read(first_range.clone()).await,
+        };
+        let first = match first {
             Ok(first) => first,
             Err(error) if error.kind() == peelfs_registry::ErrorKind::RangeUnsupported => {
                 return Ok(Indexed::Not { whole_blob: None, because: NO_RANGES });

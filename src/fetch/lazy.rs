@@ -405,13 +405,18 @@ impl Lazy {
             Purpose::Background | Purpose::Ahead => BACKGROUND_DEADLINE,
         };
         self.watch(&threads, &waiter, content, deadline);
-        let chunks = content.table().chunks();
         for span in self.take_long_spans(content, &mut fresh) {
             threads.spawn(span::bring(content.clone(), span, purpose));
         }
-        for request in planner::plan(chunks, fresh, purpose.limits()) {
+        for request in self.plan(content, fresh, purpose) {
             threads.spawn(bring(content.clone(), request, purpose));
         }
+    }
+
+    /// The requests that bring these chunks.
+    fn plan(&self, content: &LayerContent, chunks: Vec<u32>, purpose: Purpose) -> Vec<planner::Request> {
+        let reads_parts = purpose != Purpose::Background && self.source.reads_parts();
+        planner::plan_parts(content.table().chunks(), chunks, purpose.limits(), reads_parts)
     }
 
     /// Takes out of `fresh` what lies in long spans, and adds what else of these is missing: a list for each of them.
@@ -505,6 +510,7 @@ impl Lazy {
         let most = ledger.allowed(most);
         let is_missing =
             |number: usize| !content.has_chunk(number) && !state.in_flight.contains_key(&(number as u32));
+        // Though what is between need not come, it counts: what is mostly here is known, and a guess there would push out what is warm.
         let found = neighbours(chunks, first..last + 1, most, Limits::default().gap, is_missing);
         for Neighbour { chunks: group, bytes, between } in found {
             let begin = fresh.len();

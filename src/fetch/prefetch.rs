@@ -55,17 +55,16 @@ impl Prefetch {
         }
         let mut requests = Vec::new();
         for (number, (layer, places)) in layers.iter().zip(&places).enumerate() {
-            for request in planner::plan(layer.table().chunks(), missing_if_cold(layer, places), LIMITS) {
+            for request in in_order(layer, places) {
                 let place = request.chunks.iter().filter_map(|chunk| places.get(chunk)).min();
-                requests.push((place.copied(), number, request.range.start, layer.clone(), request));
+                requests.push((place.copied(), number, request.start(), layer.clone(), request));
             }
         }
         requests.sort_by_key(|(place, number, start, ..)| (*place, *number, *start));
         let mut left = MAXIMUM;
         let requests = requests.into_iter().map(|(.., layer, request)| (layer, request));
         let affordable = requests.take_while(|(_, request)| {
-            let length = request.range.end - request.range.start;
-            left.checked_sub(length).inspect(|rest| left = *rest).is_some()
+            left.checked_sub(request.length()).inspect(|rest| left = *rest).is_some()
         });
         Prefetch(affordable.collect())
     }
@@ -91,7 +90,7 @@ impl Prefetch {
                 continue;
             }
             let claimed = lazy.claim(&layer, &request.chunks);
-            for request in planner::plan(layer.table().chunks(), claimed, LIMITS) {
+            for request in planner::plan_parts(layer.table().chunks(), claimed, LIMITS, reads_parts(&layer)) {
                 under_way.spawn(delivery::bring_ahead(layer.clone(), request));
             }
         }
@@ -116,7 +115,9 @@ pub async fn bring_soon(layers: &[Arc<LayerContent>], wanted: impl IntoIterator<
     }
     let mut under_way = JoinSet::new();
     for (layer, claimed) in layers.iter().zip(claimed) {
-        for request in planner::plan(layer.table().chunks(), claimed, Limits::default()) {
+        for request in
+            planner::plan_parts(layer.table().chunks(), claimed, Limits::default(), reads_parts(layer))
+        {
             under_way.spawn(delivery::bring_ahead(layer.clone(), request));
         }
     }
@@ -142,6 +143,40 @@ fn is_worth_it(layer: &LayerContent, number: usize) -> bool {
         .get(number)
         .is_some_and(|chunk| chunk.codec != Codec::Zeros as u8 && !blob_range(chunk).is_empty());
     is_stored && layer.lazy().is_some() && long_span(chunks, number).is_none()
+}
+
+fn reads_parts(layer: &LayerContent) -> bool {
+    layer.lazy().is_some_and(|lazy| lazy.source().reads_parts())
+}
+
+/// The requests for what is missing of those chunks, whose places in the order in which they are wanted are given. Where several ranges
+/// make one request, each has what is wanted next.
+fn in_order(layer: &LayerContent, places: &HashMap<u32, usize>) -> Vec<Request> {
+    let chunks = layer.table().chunks();
+    let mut missing = missing_if_cold(layer, places);
+    if !reads_parts(layer) {
+        return planner::plan(chunks, missing, LIMITS);
+    }
+    missing.sort_by_key(|chunk| (places.get(chunk), *chunk));
+    let (mut bins, mut left, mut covered) = (Vec::<Vec<u32>>::new(), 0, 0..0);
+    for number in missing {
+        let range = chunks.get(number as usize).map(blob_range).unwrap_or_default();
+        // What shares a member stays together.
+        let more =
+            range.end.saturating_sub(if range.start == covered.start { covered.end } else { range.start });
+        match bins.last_mut() {
+            Some(bin) if more <= left || range.start == covered.start => {
+                bin.push(number);
+                left = left.saturating_sub(more);
+            }
+            _ => {
+                bins.push(vec![number]);
+                left = LIMITS.request.saturating_sub(more);
+            }
+        }
+        covered = range;
+    }
+    bins.into_iter().flat_map(|bin| planner::plan_parts(chunks, bin, LIMITS, true)).collect()
 }
 
 /// The missing ones of those chunks, if they have more bytes than those that are here.

@@ -11,7 +11,6 @@ use peelfs_registry::Digest;
 use peelfs_registry::digest::Digester;
 
 use super::content::LayerContent;
-use super::planner::Request;
 use super::proof::{ProofSink, Prover};
 use super::source::BlobSource;
 use crate::layer::chunk::Stretch;
@@ -67,10 +66,10 @@ impl LayerContent {
         self.rest_keeper().writer.get_or_init(open).as_ref()
     }
 
-    /// The bytes of the blob to ask for: those of the request, and what lies between its last chunk and the next if that is little.
-    pub(super) fn with_rest(&self, request: &Request) -> Range<u64> {
-        let range = request.range.clone();
-        let last = request.chunks.last().filter(|_| !range.is_empty() && self.keeps_rests());
+    /// The bytes of the blob to ask for: those of a range of a request, and what lies between the last of the chunks in it, which are
+    /// these, and the next if that is little.
+    pub(super) fn with_rest(&self, range: Range<u64>, chunks: &[u32]) -> Range<u64> {
+        let last = chunks.last().filter(|_| !range.is_empty() && self.keeps_rests());
         let next = last.and_then(|last| next_stored(self.table().chunks(), *last));
         match next.map(|next| next.blob_offset.get()) {
             Some(next) if next.checked_sub(range.end).is_some_and(|gap| gap <= SMALL_GAP) => {

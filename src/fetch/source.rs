@@ -31,6 +31,18 @@ pub trait BlobSource: Send + Sync + 'static {
         Box::pin(futures_util::stream::once(self.read(range)))
     }
 
+    /// Whether bytes that lie apart can be had by one request, as far as is known.
+    fn reads_parts(&self) -> bool {
+        false
+    }
+
+    /// The bytes of these ranges, which are apart and in order, one after the other, piece by piece. Where that is an error, and
+    /// [`reads_parts`](Self::reads_parts) is false now, each of them can still be had by itself.
+    fn parts(&self, ranges: Vec<Range<u64>>) -> Pieces {
+        let parts: Vec<Pieces> = ranges.into_iter().map(|range| self.pieces(range)).collect();
+        Box::pin(futures_util::stream::iter(parts).flatten())
+    }
+
     /// What came last is not what it should be. If somebody else may have the blob, he is asked next.
     fn doubt(&self) {}
 }
@@ -105,6 +117,17 @@ impl BlobSource for OriginBlob {
         let blob = self.clone();
         let pieces =
             async move { Ok::<_, SourceError>(blob.open().await?.pieces(range).map_err(SourceError::from)) };
+        Box::pin(pieces.try_flatten_stream())
+    }
+
+    fn reads_parts(&self) -> bool {
+        self.0.blob.get().is_some_and(Blob::reads_parts)
+    }
+
+    fn parts(&self, ranges: Vec<Range<u64>>) -> Pieces {
+        let blob = self.clone();
+        let pieces =
+            async move { Ok::<_, SourceError>(blob.open().await?.parts(&ranges).map_err(SourceError::from)) };
         Box::pin(pieces.try_flatten_stream())
     }
 

@@ -132,6 +132,12 @@ impl Image {
         Ok((manifest, config))
     }
 
+    /// The blobs of the layers that the manifest in these bytes lists; none if it cannot be used, which [`Image::parse`] says.
+    pub fn layers_of_manifest(digest: &Digest, bytes: &[u8]) -> Vec<BlobDescriptor> {
+        let Ok((manifest, _)) = Image::manifest(digest, bytes) else { return Vec::new() };
+        manifest.layers().iter().filter_map(|layer| BlobDescriptor::try_from(layer).ok()).collect()
+    }
+
     /// The image of that manifest and the config that it names.
     pub fn parse(digest: &Digest, manifest: &[u8], config: &[u8]) -> Result<Image, ImageError> {
         let (manifest, descriptor) = Image::manifest(digest, manifest)?;

@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use peelfs_registry::{
-    Client, ClientConfiguration, Digest, Error, ImageReference, Platform, Repository, Resolved, Statistics,
-    Target,
+    BlobDescriptor, Client, ClientConfiguration, Digest, Error, ImageReference, Platform, Repository,
+    Resolved, Statistics, Target,
 };
 use tokio::sync::OnceCell;
 
@@ -112,7 +112,20 @@ impl Origin {
 
     /// Asks for the image of that platform.
     pub async fn resolve(&self, platform: &Platform) -> Result<ResolvedImage, ResolveError> {
-        self.resolve_target(&self.reference.target(), platform).await
+        self.resolve_target(&self.reference.target(), platform, |_| {}).await
+    }
+
+    /// The same for that manifest, whatever the reference means by now, if one is given. Who is told of the layers, is told before the config
+    /// is here.
+    pub async fn resolve_telling(
+        &self,
+        manifest: Option<&Digest>,
+        platform: &Platform,
+        tell: impl FnOnce(&[BlobDescriptor]),
+    ) -> Result<ResolvedImage, ResolveError> {
+        let pinned = manifest.map(|manifest| Target::Digest(manifest.clone()));
+        let target = pinned.unwrap_or_else(|| self.reference.target());
+        self.resolve_target(&target, platform, tell).await
     }
 
     /// Asks for the image of that manifest, whatever the reference means by now.
@@ -121,16 +134,19 @@ impl Origin {
         manifest: &Digest,
         platform: &Platform,
     ) -> Result<ResolvedImage, ResolveError> {
-        self.resolve_target(&Target::Digest(manifest.clone()), platform).await
+        self.resolve_target(&Target::Digest(manifest.clone()), platform, |_| {}).await
     }
 
     async fn resolve_target(
         &self,
         target: &Target,
         platform: &Platform,
+        tell: impl FnOnce(&[BlobDescriptor]),
     ) -> Result<ResolvedImage, ResolveError> {
         let repository = self.repository().await?;
         let resolved = peelfs_registry::resolve(repository, target, platform).await?;
+        let manifest = resolved.manifest_document();
+        tell(&Image::layers_of_manifest(&manifest.digest, &manifest.bytes));
         let config = repository.small_blob(&resolved.config, MAXIMUM_CONFIG).await?;
         let manifest = resolved.manifest_document();
         let image = Image::parse(&manifest.digest, &manifest.bytes, &config)?;

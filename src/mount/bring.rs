@@ -168,12 +168,9 @@ pub(super) fn bring_lowest(
     let (mut image, resolved) = match known {
         Some(image) => (image, None),
         None => running()?
-            .block_on(async {
-                match &request.pinned {
-                    Some(manifest) => origin.resolve_pinned(manifest, &request.platform).await,
-                    None => origin.resolve(&request.platform).await,
-                }
-            })
+            .block_on(origin.resolve_telling(request.pinned.as_ref(), &request.platform, |blobs| {
+                indexer.look_ahead(blobs.get(..layers).unwrap_or(blobs), nothing_is_known);
+            }))
             .map_err(|cause| ImageMountError::Resolve { image: name.clone(), cause })
             .and_then(|resolved| keep(&store, resolved).map_err(in_store))
             .map(|(image, found)| (image, Some(found)))?,
@@ -199,6 +196,7 @@ pub(super) fn bring_lowest(
         let bringing = bring_layers(&indexer, &image, request.trust_referrers, &mut layers);
         running()?.block_on(bringing).map_err(of_layer)?;
     }
+    indexer.end_looking_ahead();
     let layers = layers.into_iter().flatten().collect();
     let documents = resolved.as_ref().map(|found| found.documents.clone()).unwrap_or_default();
     Ok(Brought {

@@ -1,9 +1,11 @@
 //! Ranged reads and streams give exactly the bytes asked for, whatever the host does.
 
-use peelfs_registry::{Blob, BlobDescriptor, Client, ErrorKind};
+use futures_util::{StreamExt, TryStreamExt};
+use peelfs_registry::{Blob, BlobDescriptor, Client, Error, ErrorKind};
+use std::ops::Range;
 
 use super::{client, content, hasty_client, streamed};
-use crate::support::registry::{FakeRegistry, Fault};
+use crate::support::registry::{FakeRegistry, Fault, WrongParts};
 
 const SIZE: usize = 300_000;
 
@@ -222,4 +224,100 @@ async fn redirected_reads_go_straight_to_the_storage_until_its_signature_expires
         assert_eq!(blob.read(start..start + 10).await.unwrap(), bytes[start as usize..start as usize + 10]);
     }
     assert_eq!(streamed(&blob, 0).await.unwrap(), bytes);
+}
+
+async fn parts(blob: &Blob, ranges: &[Range<u64>]) -> Result<Vec<u8>, Error> {
+    let pieces: Vec<_> = blob.parts(ranges).boxed().try_collect().await?;
+    Ok(pieces.concat())
+}
+
+fn bytes_of(bytes: &[u8], ranges: &[Range<u64>]) -> Vec<u8> {
+    ranges.iter().flat_map(|range| bytes[range.start as usize..range.end as usize].to_vec()).collect()
+}
+
+const APART: [Range<u64>; 3] = [0..10, 5_000..70_000, 200_000..300_000];
+
+#[tokio::test]
+async fn several_ranges_cost_one_request_and_hardly_more_than_their_bytes() {
+    for redirects in [false, true] {
+        let registry = FakeRegistry::start();
+        if redirects {
+            registry.redirect_blobs(None);
+        }
+        let bytes = content(SIZE);
+        let blob = blob(&registry, &client(), &bytes);
+        assert!(!blob.reads_parts(), "not before it is known that it reads by ranges");
+        blob.read(0..1).await.unwrap();
+        assert!(blob.reads_parts());
+        let ranges = [&APART[..], &[3..4, 5..6, 6..7, 299_999..300_000]];
+        for ranges in ranges {
+            registry.reset_counters();
+            assert_eq!(parts(&blob, ranges).await.unwrap(), bytes_of(&bytes, ranges));
+            let counters = registry.counters();
+            let wanted: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+            assert_eq!(counters.blobs + counters.storage, 1, "{ranges:?}");
+            assert!(counters.blob_bytes < wanted + 150 * ranges.len() as u64, "{ranges:?}");
+        }
+    }
+    let registry = FakeRegistry::start();
+    let blob = blob(&registry, &client(), &content(SIZE));
+    assert!(parts(&blob, &[]).await.unwrap().is_empty());
+    for ranges in [[5..6, 2..3], [5..6, 5..7], [1..1, 2..3], [1..2, 5..300_001]] {
+        let error = parts(&blob, &ranges).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidRange, "{ranges:?}");
+    }
+    assert_eq!(registry.counters().blobs, 0);
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_give_several_ranges_is_remembered_and_still_reads_by_ranges() {
+    for fault in [
+        Fault::IgnoreParts,
+        Fault::RefuseParts(400),
+        Fault::RefuseParts(416),
+        Fault::RefuseParts(501),
+        Fault::RefuseParts(403),
+        Fault::WrongParts(WrongParts::Reversed),
+        Fault::WrongParts(WrongParts::Joined),
+        Fault::WrongParts(WrongParts::WithoutLast),
+        Fault::WrongParts(WrongParts::OnlyFirst),
+        Fault::ContentType("multipart/mixed; boundary=0".to_owned()),
+        Fault::ContentType("multipart/byteranges; boundary=1".to_owned()),
+        Fault::ContentType("multipart/byteranges".to_owned()),
+    ] {
+        let registry = FakeRegistry::start();
+        let (bytes, client) = (content(SIZE), client());
+        let blob = blob(&registry, &client, &bytes);
+        blob.read(0..1).await.unwrap();
+        registry.reset_counters();
+        registry.set_fault("blobs/", fault.clone());
+        let error = parts(&blob, &APART).await.expect_err("they are not what was asked for");
+        assert_eq!(error.kind(), ErrorKind::RangeUnsupported, "{fault:?}: {error:?}");
+        assert_eq!(registry.counters().blobs, 1, "{fault:?} is not retried");
+        let other = client.repository(&registry.reference("other", "tag")).unwrap();
+        let other = other.blob(blob.digest().clone(), SIZE as u64);
+        assert!(!blob.reads_parts() && !other.reads_parts(), "{fault:?}");
+        assert!(blob.ranges_work() && other.ranges_work(), "{fault:?}");
+        assert_eq!(blob.read(7..9).await.unwrap(), bytes[7..9], "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn several_ranges_that_are_cut_are_gone_on_with_where_they_stopped() {
+    // In a head, in a part, and in the last part.
+    for cut in [20, 100, 40_000, 120_000, 165_000] {
+        let registry = FakeRegistry::start();
+        let bytes = content(SIZE);
+        let blob = blob(&registry, &client(), &bytes);
+        blob.read(0..1).await.unwrap();
+        registry.reset_counters();
+        registry.set_fault_times("blobs/", Fault::CutAfter(cut), 1);
+        assert_eq!(parts(&blob, &APART).await.unwrap(), bytes_of(&bytes, &APART), "{cut}");
+        assert_eq!(registry.counters().blobs, 2, "{cut}");
+        let wanted: u64 = APART.iter().map(|range| range.end - range.start).sum();
+        assert!(registry.counters().blob_bytes < wanted + 1_000, "{cut}: next to nothing came twice");
+        registry.set_fault_times("blobs/", Fault::Status(503), 1);
+        assert_eq!(parts(&blob, &APART).await.unwrap(), bytes_of(&bytes, &APART), "{cut}");
+        assert!(blob.reads_parts(), "{cut}");
+    }
 }

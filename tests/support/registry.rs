@@ -47,6 +47,12 @@ pub enum Fault {
     IgnoreWholeRange,
     /// Answers a ranged request with this status and nothing else. 416, 501 and 400 are how registries refuse ranges.
     RefuseRange(u16),
+    /// Answers a request of several ranges with 200 and the whole blob.
+    IgnoreParts,
+    /// Refuses it with this status.
+    RefuseParts(u16),
+    /// Answers it with something else than was asked for.
+    WrongParts(WrongParts),
     /// Answers with this status and nothing else.
     Status(u16),
     /// Answers with this status and this `Retry-After`.
@@ -85,6 +91,19 @@ pub enum Fault {
     TakeOnly(usize),
     /// Adds this header to the answer.
     Header(&'static str, String),
+}
+
+/// What comes instead of several ranges.
+#[derive(Clone, Copy, Debug)]
+pub enum WrongParts {
+    /// The last one first.
+    Reversed,
+    /// One from the first byte to the last.
+    Joined,
+    /// All but the last.
+    WithoutLast,
+    /// The first alone, as if nothing else were asked for.
+    OnlyFirst,
 }
 
 /// How the registry lists what refers to a manifest. Until the test says so, it knows no such path, as registries of distribution 1.0.

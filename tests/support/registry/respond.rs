@@ -6,7 +6,7 @@ mod referrers;
 use std::io;
 use std::sync::Arc;
 
-use super::{Authentication, Content, Fault, Manifest, Request, Shared, State};
+use super::{Authentication, Content, Fault, Manifest, Request, Shared, State, WrongParts};
 
 /// An answer before it is written: the body is read as it is sent.
 pub(super) struct Answer {
@@ -68,6 +68,9 @@ pub(super) fn answer(
     match fault {
         Some(Fault::Close) => return None,
         Some(Fault::RefuseRange(status)) if request.header("range").is_some() => {
+            return Some(Answer::error(*status, "UNSUPPORTED", "told to"));
+        }
+        Some(Fault::RefuseParts(status)) if is_of_parts(request) => {
             return Some(Answer::error(*status, "UNSUPPORTED", "told to"));
         }
         Some(Fault::TakeOnly(bytes)) if request.method == "PATCH" => {
@@ -136,7 +139,7 @@ fn violation(shared: &Shared, state: &State, is_storage: bool, request: &Request
         if !request.target.contains("/blobs/") && !is_storage {
             return Some("a range of something that is no blob was asked for".to_owned());
         }
-        if parsed_range(range).is_none() {
+        if parsed_range(range).is_none() && parsed_ranges(range).is_none() {
             return Some(format!("the Range header is {range:?}"));
         }
     }
@@ -215,10 +218,18 @@ fn manifest_answer(manifest: &Manifest, state: &mut State, request: &Request) ->
 
 fn blob_answer(content: Content, digest: &str, request: &Request, fault: Option<&Fault>) -> Answer {
     let size = content.size();
-    let mut headers = vec![
+    let headers = vec![
         ("content-type", "application/octet-stream".to_owned()),
         ("docker-content-digest", digest.to_owned()),
     ];
+    if let Some(ranges) = request.header("range").and_then(parsed_ranges) {
+        return match fault {
+            Some(Fault::IgnoreRange | Fault::IgnoreParts) => Answer::new(200, headers, content),
+            Some(Fault::WrongParts(WrongParts::OnlyFirst)) => part_answer(content, headers, ranges[0], 0),
+            Some(Fault::WrongParts(wrong)) => parts_answer(&content, &wrong_parts(ranges, *wrong)),
+            _ => parts_answer(&content, &ranges),
+        };
+    }
     let range = request.header("range").and_then(parsed_range);
     let is_ignored = |(first, last): &(u64, Option<u64>)| match fault {
         Some(Fault::IgnoreRange) => true,
@@ -233,8 +244,67 @@ fn blob_answer(content: Content, digest: &str, request: &Request, fault: Option<
     }
     let last = last.unwrap_or(size - 1).min(size - 1);
     let shift = u64::from(matches!(fault, Some(Fault::WrongContentRange)));
+    part_answer(content, headers, (first, last), shift)
+}
+
+/// A 206 with the bytes from the first to the last, which says that they begin so many bytes later.
+fn part_answer(
+    content: Content,
+    mut headers: Vec<(&'static str, String)>,
+    (first, last): (u64, u64),
+    shift: u64,
+) -> Answer {
+    let size = content.size();
     headers.push(("content-range", format!("bytes {}-{}/{size}", first + shift, last + shift)));
     Answer { status: 206, headers, body: content, start: first, length: last - first + 1 }
+}
+
+fn parts_answer(content: &Content, ranges: &[(u64, u64)]) -> Answer {
+    let size = content.size();
+    if ranges.iter().any(|(_, last)| *last >= size) {
+        return Answer::empty(416, vec![("content-range", format!("bytes */{size}"))]);
+    }
+    let mut body = Vec::new();
+    for (first, last) in ranges {
+        let head = format!(
+            "\r\n--{BOUNDARY}\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes {first}-{last}/{size}\r\n\r\n"
+        );
+        body.extend_from_slice(head.as_bytes());
+        body.extend(content.read(*first, (last - first + 1) as usize).expect("the bytes of a blob"));
+    }
+    body.extend_from_slice(format!("\r\n--{BOUNDARY}--\r\n").as_bytes());
+    let headers = vec![("content-type", format!("multipart/byteranges; boundary={BOUNDARY}"))];
+    Answer::new(206, headers, Content::Memory(body.into()))
+}
+
+/// What separates parts; it may be in their bytes, too.
+const BOUNDARY: &str = "0";
+
+fn wrong_parts(mut ranges: Vec<(u64, u64)>, wrong: WrongParts) -> Vec<(u64, u64)> {
+    match wrong {
+        WrongParts::Reversed => ranges.reverse(),
+        WrongParts::Joined => ranges = vec![(ranges[0].0, ranges[ranges.len() - 1].1)],
+        WrongParts::WithoutLast | WrongParts::OnlyFirst => {
+            ranges.pop();
+        }
+    }
+    ranges
+}
+
+fn is_of_parts(request: &Request) -> bool {
+    request.header("range").is_some_and(|range| parsed_ranges(range).is_some())
+}
+
+/// Several ranges, which must be apart and in order, and not too many for any host.
+fn parsed_ranges(header: &str) -> Option<Vec<(u64, u64)>> {
+    let ranges = header.strip_prefix("bytes=")?.split(',').map(|range| {
+        let (first, last) = range.split_once('-')?;
+        Some((first.parse().ok()?, last.parse().ok()?))
+    });
+    let ranges: Vec<(u64, u64)> = ranges.collect::<Option<_>>()?;
+    let is_in_order = ranges.iter().all(|(first, last)| first <= last)
+        && ranges.windows(2).all(|pair| pair[0].1 < pair[1].0);
+    ((2..=64).contains(&ranges.len()) && is_in_order).then_some(ranges)
 }
 
 fn parsed_range(header: &str) -> Option<(u64, Option<u64>)> {
