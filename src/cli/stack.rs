@@ -14,6 +14,7 @@ use peelfs::store::Store;
 use peelfs_fuse::MountOptions;
 use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
+use super::beginning::Beginning;
 use super::log_file::LogFile;
 use super::mount::{go_on_with, serve_mounted};
 use super::network::NetworkArguments;
@@ -68,9 +69,14 @@ pub fn command_line(stack: &RemoteStack, mount_point: &Path) -> Vec<OsString> {
 }
 
 /// Runs the command. The process forks here, before it has a second thread.
-pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
+pub fn run(
+    arguments: &Arguments,
+    store: &Path,
+    verbose: u8,
+    beginning: Beginning,
+) -> anyhow::Result<ExitCode> {
     memory::spare();
-    background::run(|server| serve(arguments, store, verbose, server))
+    background::run(beginning, |server| serve(arguments, store, verbose, server))
 }
 
 fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) -> anyhow::Result<()> {
@@ -84,6 +90,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         reference: arguments.reference.clone(),
         platform: arguments.platform.clone(),
         pinned: Some(arguments.manifest.clone()),
+        takes_over: false,
         pull: Pull::Missing,
         client: ClientConfiguration {
             credential_source: Some(Arc::new(Asking::new(agent::socket_of(store.path())))),
@@ -114,7 +121,11 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
     let signals = server.hold_signals();
     let mounted = match predecessor {
         None => prepared.mount(&options)?,
-        Some(predecessor) => prepared.take_over(&options, predecessor)?,
+        Some(predecessor) => {
+            prepared.is_tree_of(&predecessor)?;
+            server.take_place()?;
+            prepared.take_over(&options, predecessor)?
+        }
     };
     serve_mounted(&store, &threads, mounted, server, signals)
 }
