@@ -99,13 +99,18 @@ impl Server {
         Ok(self.predecessor.take().map(Predecessor::parse).transpose()?)
     }
 
+    /// Whether another program serves the mount meanwhile.
+    pub fn is_on_trial(&self) -> bool {
+        self.place == Place::Taken
+    }
+
     /// Ends whoever still serves the mount; to be called when nothing else is left to be done before it can be served on. What that one does not
     /// answer any more is asked for again.
     ///
     /// # Errors
     /// If the holder is gone, or does not want it any more: then nothing has changed.
     pub fn take_place(&mut self) -> anyhow::Result<()> {
-        let Some(holder) = self.holder.as_ref().filter(|_| self.place == Place::Taken) else { return Ok(()) };
+        let Some(holder) = self.holder.as_ref().filter(|_| self.is_on_trial()) else { return Ok(()) };
         Message::Ready.send(holder).context("the process that holds the mount is gone")?;
         let Some(Message::TakePlace(number, process)) = Message::receive(holder) else {
             bail!("the process that holds the mount is gone");

@@ -1,8 +1,8 @@
 //! Promise: to remove a snapshot takes as long for one with many files as for an empty one: its directory is not even looked at, by anybody,
 //! before the clean-up, which removes it. Counted by the kernel (inotify(7)), and not timed.
 
-use peelfs::snapshotter::{BoxError, Labels, LayerRequest, Remote, RemoteStack, Snapshotter};
-use peelfs::store::{DiskUsage, Store};
+use peelfs::snapshotter::{BoxError, DiskUsage, Labels, LayerRequest, Remote, RemoteStack, Snapshotter};
+use peelfs::store::Store;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};

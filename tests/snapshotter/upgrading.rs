@@ -23,14 +23,15 @@ fn the_tree_of_a_running_container_moves_to_the_program_that_was_installed_since
     let (holders, other) = (peel.holders(), peel.other_program());
     let is_served_by = |program: &Path| {
         let processes = [peel.holders(), peel.servers_of("serve-stack")].concat();
-        let of = |process: &i32| std::fs::read_link(format!("/proc/{process}/exe")).unwrap_or_default() == program;
+        let of =
+            |process: &i32| std::fs::read_link(format!("/proc/{process}/exe")).unwrap_or_default() == program;
         processes.len() == 2 && processes.iter().all(of)
     };
     let first = std::fs::canonicalize(env!("CARGO_BIN_EXE_peel")).unwrap();
     assert!(is_served_by(&first));
 
+    let exec = ["tasks", "exec", "--exec-id", "reader", "upgraded", "python3", "-c", READER, "/stop"];
     std::thread::scope(|scope| {
-        let exec = ["tasks", "exec", "--exec-id", "reader", "upgraded", "python3", "-c", READER, "/stop"];
         let reader = scope.spawn(|| containerd.ctr(&exec));
         daemon.terminate();
         let address = peel.scratch().join("peel.sock");

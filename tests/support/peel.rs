@@ -185,11 +185,10 @@ impl Peel {
                 let executable = fs::read_link(format!("/proc/{process}/exe")).unwrap_or_default();
                 let has =
                     |word: &[u8]| command_line.split(|byte| *byte == 0).any(|argument| argument == word);
-                let is_ours = executable.as_os_str().as_bytes().starts_with(env!("CARGO_BIN_EXE_peel").as_bytes())
-                    || executable.starts_with(self.scratch());
-                is_ours
-                    && has(store)
-                    && words.iter().all(|word| has(word.as_bytes()))
+                let is_ours =
+                    executable.as_os_str().as_bytes().starts_with(env!("CARGO_BIN_EXE_peel").as_bytes())
+                        || executable.starts_with(self.scratch());
+                is_ours && has(store) && words.iter().all(|word| has(word.as_bytes()))
             })
             .map(|(process, _)| process)
             .collect()

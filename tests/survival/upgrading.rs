@@ -47,7 +47,8 @@ impl Mapped {
         use rustix::mm::{MapFlags, ProtFlags, mmap};
         let length = file.metadata().unwrap().len() as usize;
         // SAFETY: a new mapping, wherever there is room.
-        let mapped = unsafe { mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE, file, 0) };
+        let mapped =
+            unsafe { mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE, file, 0) };
         Mapped { address: mapped.unwrap(), length }
     }
 
@@ -168,16 +169,24 @@ fn whoever_is_killed_while_a_mount_moves_it_is_read_on() {
     let (holders, seen) = (peel.holders(), Seen::default());
     let descriptors = open_files(holders[0]);
     std::thread::scope(|scope| {
-        let readers: Vec<_> =
-            (0..2).map(|reader| scope.spawn({ let (root, expected, seen) = (mount.path(), &expected, &seen); move || read_all_the_time(root, expected, seen, reader) })).collect();
+        let readers: Vec<_> = (0..2)
+            .map(|reader| {
+                scope.spawn({
+                    let (root, expected, seen) = (mount.path(), &expected, &seen);
+                    move || read_all_the_time(root, expected, seen, reader)
+                })
+            })
+            .collect();
         let whole = crate::support::peel::duration_of(|| upgraded(&peel, &programs[0], mount.path()));
         for (number, instant) in shuffled_instants(whole + whole / 4).into_iter().enumerate() {
-            let mut command = peel.command_of(&programs[(number + 1) % 2], &["upgrade", mount.path().to_str().unwrap()]);
+            let mut command =
+                peel.command_of(&programs[(number + 1) % 2], &["upgrade", mount.path().to_str().unwrap()]);
             let mut upgrade = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             std::thread::sleep(instant);
             let command = upgrade.id() as i32;
             // The one that serves, the one that will, both, and who asked for it.
-            let mut victims: Vec<i32> = peel.servers().into_iter().filter(|server| *server != command).collect();
+            let mut victims: Vec<i32> =
+                peel.servers().into_iter().filter(|server| *server != command).collect();
             victims.sort_unstable();
             match number % 4 {
                 0 => victims.truncate(1),
@@ -196,7 +205,8 @@ fn whoever_is_killed_while_a_mount_moves_it_is_read_on() {
         }
         let before = seen.rounds.load(Ordering::Relaxed);
         peel.wait_for(|| {
-            seen.rounds.load(Ordering::Relaxed) > before + 2 || readers.iter().any(|reader| reader.is_finished())
+            seen.rounds.load(Ordering::Relaxed) > before + 2
+                || readers.iter().any(|reader| reader.is_finished())
         });
         seen.ended.store(true, Ordering::Relaxed);
         for reader in readers {
@@ -284,7 +294,9 @@ fn a_mount_stays_with_the_program_that_serves_it_if_the_other_cannot() {
     // The image is not there any more.
     let away = peel.scratch().join("away");
     let content = peel.store().join("content");
-    for (from, to) in [(peel.scratch().join("layout"), peel.scratch().join("gone")), (content.clone(), away.clone())] {
+    for (from, to) in
+        [(peel.scratch().join("layout"), peel.scratch().join("gone")), (content.clone(), away.clone())]
+    {
         fs::rename(from, to).unwrap();
     }
     let refused = upgrade_refused(&peel, &other, mount.path());
