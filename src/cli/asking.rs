@@ -159,7 +159,9 @@ pub fn ask(holder: u32, began: u64) -> Result<Answer, AskError> {
         Some((end, Some(code))) => {
             let text = String::from_utf8_lossy(told.get(1..end).unwrap_or_default());
             let text = text.trim().trim_start_matches("peel: ").replace("\n  because: ", ": ");
-            Err(AskError::Refused { text: text.replace("\npeel: ", "; ").replace('\n', "; "), code: *code })
+            let text = text.replace("\npeel: ", "; ").replace('\n', "; ");
+            let text = if text.is_empty() { "this program ended without a word".to_owned() } else { text };
+            Err(AskError::Refused { text, code: *code })
         }
         _ => Err(gone()),
     }

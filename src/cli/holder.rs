@@ -148,8 +148,7 @@ impl Holder {
 
     /// Follows a server, and whoever takes its place, to the death of one; nothing if that was in order.
     fn watch(&mut self, mut server: Serving) -> Option<Death> {
-        loop {
-            let Ok(ready) = self.wait(&server) else { break };
+        while let Ok(ready) = self.wait(&server) {
             if ready.signal {
                 while let Some(signal) = self.waiting.take() {
                     let going = self.candidate.as_ref().filter(|candidate| candidate.is_going());

@@ -32,6 +32,15 @@ fn is_served_by(peel: &Peel, expected: &Path) {
     assert_eq!(processes.map(|processes| program(processes[0])), [expected, expected]);
 }
 
+/// What is sent to the holder is meant for the mount, also after it has become another program.
+#[track_caller]
+fn is_ended_by_its_holder(peel: &Peel, mount: crate::support::peel::Mount<'_>) {
+    kill_process(Pid::from_raw(peel.holders()[0]).unwrap(), Signal::TERM).unwrap();
+    peel.wait_for_servers_to_end();
+    assert!(!is_mount_point(mount.path()));
+    nothing_is_left(peel);
+}
+
 fn first_program() -> PathBuf {
     fs::canonicalize(env!("CARGO_BIN_EXE_peel")).unwrap()
 }
@@ -103,8 +112,7 @@ fn a_mount_that_is_read_moves_to_another_program_and_back() {
     is_served_by(&peel, &other);
     let again = upgrade(&peel, &other, mount.path());
     assert!(again.code == Some(0) && again.stdout.contains("already"), "{again:?}");
-    mount.unmount();
-    nothing_is_left(&peel);
+    is_ended_by_its_holder(&peel, mount);
 }
 
 #[test]
@@ -153,8 +161,7 @@ fn a_writable_mount_moves_with_what_was_written() {
     }
     drop(written);
     assert_eq!(status(&peel)["snapshot"], "work");
-    mount.unmount();
-    nothing_is_left(&peel);
+    is_ended_by_its_holder(&peel, mount);
     let mount = peel.mount_with(&reference, &["--snapshot", "work"]);
     assert_eq!(fs::read_to_string(mount.join("small")).unwrap(), "SMALL");
     mount.unmount();
@@ -185,8 +192,9 @@ fn whoever_is_killed_while_a_mount_moves_it_is_read_on() {
             std::thread::sleep(instant);
             let command = upgrade.id() as i32;
             // The one that serves, the one that will, both, and who asked for it.
-            let mut victims: Vec<i32> =
-                peel.servers().into_iter().filter(|server| *server != command).collect();
+            // The holder has no name for an instant, when it has become another program.
+            let is_victim = |server: &i32| *server != command && *server != holders[0];
+            let mut victims: Vec<i32> = peel.servers().into_iter().filter(is_victim).collect();
             victims.sort_unstable();
             match number % 4 {
                 0 => victims.truncate(1),
@@ -224,8 +232,7 @@ fn a_mount_whose_holder_is_killed_while_it_moves_is_served_on_by_one_or_the_othe
     let peel = Peel::new();
     let (reference, expected) = image(&peel);
     let other = peel.other_program();
-    let whole = std::cell::Cell::new(Duration::from_millis(300));
-    for instant in shuffled_instants(whole.get()) {
+    for instant in shuffled_instants(Duration::from_millis(300)) {
         let mount = peel.mount(&reference);
         let holder = peel.holders()[0];
         let mut command = peel.command_of(&other, &["upgrade", mount.path().to_str().unwrap()]);
@@ -267,7 +274,7 @@ while True:
     told += more
     if not more:
         break
-print(told)
+print(told[1:-2].decode(), list(told[-2:]))
 ";
 
 #[test]
@@ -286,7 +293,7 @@ fn a_mount_stays_with_the_program_that_serves_it_if_the_other_cannot() {
     stranger.args(["-c", STRANGER, &holder.to_string()]);
     let told = run_to_end(stranger, peel.scratch());
     assert!(told.code == Some(0) && told.stdout.contains("go-on"), "{told:?}");
-    assert!(told.stdout.trim_end().ends_with("\\x00\\x01'"), "{told:?}");
+    assert!(told.stdout.trim_end().ends_with("[0, 1]"), "{told:?}");
     is_as_before();
     // A SIGHUP that is no wish.
     kill_process(Pid::from_raw(holder).unwrap(), Signal::HUP).unwrap();
@@ -302,7 +309,6 @@ fn a_mount_stays_with_the_program_that_serves_it_if_the_other_cannot() {
     let refused = upgrade_refused(&peel, &other, mount.path());
     assert!(refused.contains("layout"), "{refused}");
     is_as_before();
-    fs::remove_dir_all(&content).unwrap();
     fs::rename(away, content).unwrap();
     fs::rename(peel.scratch().join("gone"), peel.scratch().join("layout")).unwrap();
     // Who is no mount.
