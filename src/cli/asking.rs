@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peelfs::mount::live::start_time;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -117,8 +117,7 @@ pub fn ask(holder: u32, began: u64) -> Result<Answer, AskError> {
     if owner != rustix::process::geteuid().as_raw() {
         return Err(AskError::NotOwner { owner });
     }
-    let name = std::fs::read_to_string(format!("/proc/{holder}/comm")).map_err(|_| gone())?;
-    if name.trim_end() != HOLDER.to_string_lossy() {
+    if name_of(holder).map_err(|_| gone())? != HOLDER.to_string_lossy() {
         return Err(AskError::NotHeld);
     }
     let program = |process: &str| {
@@ -164,6 +163,18 @@ pub fn ask(holder: u32, began: u64) -> Result<Answer, AskError> {
             Err(AskError::Refused { text, code: *code })
         }
         _ => Err(gone()),
+    }
+}
+
+/// What a process calls itself. One that has just become another program is called by the number of a descriptor until it says its name.
+fn name_of(process: u32) -> io::Result<String> {
+    let begun = Instant::now();
+    loop {
+        let name = std::fs::read_to_string(format!("/proc/{process}/comm"))?.trim_end().to_owned();
+        if name.parse::<u32>().is_err() || begun.elapsed() > PATIENCE {
+            return Ok(name);
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
