@@ -295,6 +295,12 @@ fn a_mount_stays_with_the_program_that_serves_it_if_the_other_cannot() {
     assert!(told.code == Some(0) && told.stdout.contains("go-on"), "{told:?}");
     assert!(told.stdout.trim_end().ends_with("[0, 1]"), "{told:?}");
     is_as_before();
+    // A program that speaks another version with the holder, and one that was left nothing.
+    for (version, descriptor, told) in [("2", "9", "speaks version \"2\""), ("1", "900", "was not inherited")]
+    {
+        let outcome = peel.run(&["go-on", "serve", version, descriptor, "mount", &reference, "/nowhere"]);
+        assert!(outcome.code == Some(1) && outcome.stderr.contains(told), "{outcome:?}");
+    }
     // A SIGHUP that is no wish.
     kill_process(Pid::from_raw(holder).unwrap(), Signal::HUP).unwrap();
     is_as_before();
