@@ -13,7 +13,7 @@
 //! - Readers notice nothing of a server's death: as long as the descriptor is open, the kernel has them wait.
 //! - SIGINT and SIGTERM are passed on to the server, which unmounts; so the holder's number stands for the mount.
 //! - Another program takes over when it is asked for ([`asking`](super::asking)): a successor of that one is tried beside the server
-//!   ([`trial`](super::trial)). When it serves, the holder becomes that program, too, by execve(2): it keeps its number, its descriptors and
+//!   ([`trial`](super::trial), [`succession`](super::succession)). When it serves, the holder becomes that program, too, by execve(2): it keeps its number, its descriptors and
 //!   its child.
 //! - If the holder is killed, its server goes on, without one ([`Server::watch_holder`]). Only if both are, the mount is dead.
 
@@ -27,14 +27,14 @@ use rustix::io::retry_on_intr;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
-use super::asking::{Told, Wish};
+use super::asking::Told;
 use super::background::{Word, fork, leave_terminal};
 use super::beginning::{Baton, Line};
 use super::messages::Message;
 use super::restarts::{Death, Restarts};
 use super::server::Server;
 use super::signals::{Held, Waiting, Wishes};
-use super::trial::{Serving, Trial};
+use super::trial::Serving;
 
 /// What the processes that hold mounts are called (prctl(2), `PR_SET_NAME`), so that they can be told from those that serve.
 pub const HOLDER: &std::ffi::CStr = c"peel-holder";
@@ -42,21 +42,21 @@ pub const SERVER: &std::ffi::CStr = c"peel";
 
 /// A process that holds, or will hold, a mount.
 pub struct Holder {
-    line: Line,
+    pub(super) line: Line,
     /// Until the command was told what became of the mount.
     word: Option<Word>,
-    held: Option<Handover>,
+    pub(super) held: Option<Handover>,
     restarts: Restarts,
     /// Whether servers were started before.
     is_first: bool,
     signals: Held,
     waiting: Waiting,
     /// From when it has left the command's terminal.
-    wishes: Option<Wishes>,
+    pub(super) wishes: Option<Wishes>,
     /// Who was there when this process became the holder's program.
     server: Option<Serving>,
     /// Who may follow the server.
-    candidate: Option<Serving>,
+    pub(super) candidate: Option<Serving>,
 }
 
 impl Holder {
@@ -248,68 +248,6 @@ impl Holder {
             word.say(0);
         }
     }
-
-    fn hear_wish(&mut self) {
-        let Some((asker, pipe)) = self.wishes.as_ref().and_then(Wishes::take) else { return };
-        let trial_of = |candidate: &Serving| candidate.trial.as_ref().map(|trial| trial.asker);
-        if self.candidate.as_ref().is_some_and(|candidate| trial_of(candidate) == Some(asker)) {
-            return;
-        }
-        let Some(wish) = Wish::of(asker, pipe) else { return };
-        let Some(held) = &self.held else {
-            let text = "this kernel hands out no request twice (Linux 6.9): a mount ends with the program that serves it";
-            return wish.answer.say(text, 7);
-        };
-        if self.candidate.as_ref().is_some_and(Serving::is_going) {
-            return wish.answer.say("another program takes over at this moment", 1);
-        }
-        // One that prepares may never come to an end.
-        if let Some(candidate) = self.candidate.take() {
-            candidate.end();
-            let _ = reap(candidate.process);
-            if let Some(trial) = candidate.trial {
-                trial.answer.say("somebody else asked for another program", 1);
-            }
-        }
-        match Serving::on_trial(wish, &self.line, held) {
-            Ok(candidate) => self.candidate = Some(candidate),
-            Err((answer, error)) => answer.say(&format!("no successor can be started: {error}"), 1),
-        }
-    }
-
-    fn hear_candidate(&mut self, server: Pid) {
-        let Some(candidate) = &mut self.candidate else { return };
-        let code = match Message::receive(&candidate.socket) {
-            Some(Message::Ready) if !candidate.is_going() => return candidate.go(server),
-            Some(Message::Failed(code)) => code,
-            _ => 1,
-        };
-        // Whether or not it lives: it does not serve.
-        candidate.end();
-        let Some(candidate) = self.candidate.take() else { return };
-        let status = reap(candidate.process);
-        if let Some(trial) = candidate.trial {
-            let killed = status.and_then(WaitStatus::terminating_signal);
-            let text = killed.map(|signal| format!("it was ended by signal {signal}; nothing has changed"));
-            trial.answer.say(&text.filter(|_| code == 1).unwrap_or_default(), code);
-        }
-    }
-
-    /// This process is of the other program from now on, and returns to [`Holder::again`]; or it stays what it was, and holds.
-    fn become_program_of(&mut self, trial: Trial, server: &Serving) {
-        let Some(held) = &self.held else { return };
-        let Trial { program, answer, .. } = trial;
-        let (number, socket) = (server.process.as_raw_nonzero().get().cast_unsigned(), server.socket.as_fd());
-        let became = Baton::write(held, (number, socket), Some(answer.as_fd())).map(|baton| {
-            let of_baton = [held.device.as_fd(), socket, answer.as_fd()];
-            self.line.hold_by(program.as_fd(), baton.as_fd(), &of_baton)
-        });
-        let (Ok(error) | Err(error)) = became;
-        let text = format!(
-            "the program serves, but cannot hold: {error}; the one that held before goes on to do that"
-        );
-        answer.say(&text, 1);
-    }
 }
 
 enum Started {
@@ -327,7 +265,7 @@ struct Ready {
 }
 
 /// Waits for the end of a child.
-fn reap(process: Pid) -> Option<WaitStatus> {
+pub(super) fn reap(process: Pid) -> Option<WaitStatus> {
     let ended = retry_on_intr(|| waitpid(Some(process), WaitOptions::empty())).ok().flatten();
     ended.map(|(_, status)| status)
 }

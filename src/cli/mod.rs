@@ -49,6 +49,7 @@ mod stack;
 mod status;
 mod status_snapshots;
 mod store;
+mod succession;
 mod tag;
 mod tree;
 mod trial;
