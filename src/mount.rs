@@ -81,6 +81,8 @@ pub struct Request {
     pub platform: Platform,
     /// The manifest that is meant, whatever the reference means by now.
     pub pinned: Option<Digest>,
+    /// Whether it is mounted, by another process whose place is to be taken.
+    pub takes_over: bool,
     /// When to ask the registry.
     pub pull: Pull,
     /// How to reach it.

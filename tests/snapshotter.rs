@@ -8,8 +8,10 @@ mod ctr_pull;
 mod killed;
 mod many;
 mod operations;
+mod removing;
 mod services;
 mod transfer;
+mod upgrading;
 mod user_namespaces;
 
 use crate::support::archive::TestEntry;

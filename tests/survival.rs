@@ -1,6 +1,8 @@
 //! Promise: whoever serves a mount may be killed at any instant: those who read wait a moment, and read what is there. Only who kills the
 //! process that holds the mount, too, has a dead one.
 
+mod upgrading;
+
 use crate::support::archive::TestEntry;
 use crate::support::blob::{Estargz, Footer, Form, Landmark};
 use crate::support::content::Content;

@@ -35,6 +35,13 @@ pub struct Handover {
     pub note: Vec<u8>,
 }
 
+impl Handover {
+    /// Whether [`take_over`] understands the note: it is of this version.
+    pub fn is_known(&self) -> bool {
+        Note::parse(&self.note).is_some()
+    }
+}
+
 /// What a [`Handover`] says of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Note {

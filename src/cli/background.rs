@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use rustix::process::{Pid, setsid};
 
+use super::beginning::{Beginning, Role};
 use super::failure;
 use super::holder::Holder;
 use super::server::Server;
@@ -24,10 +25,22 @@ use super::server::Server;
 /// Serves in a process of its own, and in another one whenever that is killed: all of them call `serve`, which is to tell what it was given
 /// when the directory is usable. The command leaves then. An error before is told on the terminal, and its exit code is that of the command.
 /// Must be called before the process has a second thread, and before it has written anything that may not have left it yet.
-pub fn run(serve: impl FnOnce(&mut Server) -> anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+///
+/// A process that goes on where one of another program was has no command: it holds, or serves on.
+pub fn run(
+    beginning: Beginning,
+    serve: impl FnOnce(&mut Server) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitCode> {
     let cannot_start = "cannot start the serving process";
-    let word = fork_with_word().context(cannot_start)?;
-    let mut server = Holder::new(word).and_then(Holder::run).context(cannot_start)?;
+    let Beginning { role, line } = beginning;
+    let mut server = match role {
+        Role::Command => {
+            let word = fork_with_word().context(cannot_start)?;
+            Holder::new(word, line).and_then(Holder::run).context(cannot_start)?
+        }
+        Role::Holder(baton) => Holder::again(*baton, line).and_then(Holder::run).context(cannot_start)?,
+        Role::Successor(socket) => Server::on_trial(socket)?,
+    };
     let Err(error) = serve(&mut server) else { return Ok(ExitCode::SUCCESS) };
     if !server.has_terminal() {
         tracing::error!(error = %peelfs::error::chain(error.as_ref()), "the serving process ends");

@@ -40,6 +40,8 @@ use peelfs::store::StoreError;
 use peelfs_fuse::{MountError, UnmountError};
 use peelfs_registry::ErrorKind;
 
+use super::asking::AskError;
+
 /// Exit code of a process that SIGINT would have ended (128 and its number, as shells say).
 pub const INTERRUPTED: u8 = 130;
 
@@ -152,6 +154,9 @@ fn code_of_cause(error: &(dyn Error + 'static)) -> Option<u8> {
     }
     if as_type::<InUse>(error).is_some() {
         return Some(7);
+    }
+    if let Some(error) = as_type::<AskError>(error) {
+        return Some(error.code());
     }
     if as_type::<ProfileError>(error).is_some() {
         return Some(6);

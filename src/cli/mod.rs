@@ -3,7 +3,9 @@
 //! Only here are environment, terminal and signals known. A command gives an error that [`failure`] tells to the person and
 //! turns into an exit code.
 
+mod asking;
 mod background;
+mod beginning;
 mod changes;
 mod check;
 mod commit;
@@ -26,6 +28,7 @@ mod log_file;
 mod ls;
 mod meant;
 mod merge;
+mod messages;
 mod mount;
 mod network;
 mod output;
@@ -46,14 +49,19 @@ mod stack;
 mod status;
 mod status_snapshots;
 mod store;
+mod succession;
 mod tag;
 mod tree;
+mod trial;
 mod unmount;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use self::beginning::Beginning;
 
 /// Mount a container image the moment it is named; its bytes are fetched when they are read.
 #[derive(Parser)]
@@ -75,6 +83,7 @@ enum Command {
     Pull(pull::Arguments),
     Extract(extract::Arguments),
     Unmount(unmount::Arguments),
+    Upgrade(upgrade::Arguments),
     Push(push::Arguments),
     Ls(ls::Arguments),
     Show(show::Arguments),
@@ -111,14 +120,19 @@ enum Command {
 
 /// Runs what the command line says.
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
+    let beginning = match Beginning::find() {
+        Ok(beginning) => beginning,
+        Err(error) => return failure::report(&error),
+    };
+    let arguments = Arguments::parse_from(beginning.line.words());
     allow_many_open_files();
     let store = arguments.store.map_or_else(environment::default_store, Ok);
     let result = store.and_then(|store| match arguments.command {
-        Command::Mount(command) => mount::run(command, &store, arguments.verbose),
+        Command::Mount(command) => mount::run(command, &store, arguments.verbose, beginning),
         Command::Pull(command) => pull::run(&command, &store, arguments.verbose),
         Command::Extract(command) => extract::run(&command, &store, arguments.verbose),
         Command::Unmount(command) => unmount::run(command, &store),
+        Command::Upgrade(command) => upgrade::run(&command, &store),
         Command::Push(command) => push::run(&command, &store, arguments.verbose),
         Command::Ls(command) => ls::run(&command, &store),
         Command::Show(command) => show::run(&command, &store),
@@ -134,7 +148,7 @@ pub fn run() -> ExitCode {
         Command::Snapshot(command) => snapshot::run(command, &store),
         Command::Serve(command) => serve::run(&command, &store, arguments.verbose),
         Command::CtrPull(command) => ctr_pull::run(&command, arguments.verbose),
-        Command::Stack(command) => stack::run(&command, &store, arguments.verbose),
+        Command::Stack(command) => stack::run(&command, &store, arguments.verbose, beginning),
         Command::Tag(command) => tag::run(&command, &store),
         Command::Rm(command) => rm::run(&command, &store),
         Command::Records(command) => records::run(&command, &store),

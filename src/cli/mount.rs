@@ -19,6 +19,7 @@ use peelfs_registry::ImageReference;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::background;
+use super::beginning::{Beginning, Role};
 use super::log_file::LogFile;
 use super::network::SourceArguments;
 use super::server::Server;
@@ -124,11 +125,17 @@ fn label(text: &str) -> Result<Label, LabelError> {
 }
 
 /// Runs the command. The process forks here, before it has a second thread.
-pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
+pub fn run(
+    arguments: Arguments,
+    store: &Path,
+    verbose: u8,
+    beginning: Beginning,
+) -> anyhow::Result<ExitCode> {
     memory::spare();
     // The serving process leaves the current directory.
     let store = std::path::absolute(store)?;
-    if arguments.label.is_some() && !arguments.quiet && !Label::is_enforced_here() {
+    let is_typed = matches!(beginning.role, Role::Command);
+    if is_typed && arguments.label.is_some() && !arguments.quiet && !Label::is_enforced_here() {
         let told =
             "SELinux is not enabled on this machine: files show the label, but nothing is forbidden by it";
         // If it cannot be said, the mount is as good.
@@ -138,7 +145,7 @@ pub fn run(arguments: Arguments, store: &Path, verbose: u8) -> anyhow::Result<Ex
         serve(&arguments, &store, verbose, &mut Server::alone())?;
         return Ok(ExitCode::SUCCESS);
     }
-    background::run(|server| serve(&arguments, &store, verbose, server))
+    background::run(beginning, |server| serve(&arguments, &store, verbose, server))
 }
 
 fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) -> anyhow::Result<()> {
@@ -153,6 +160,8 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         Some(predecessor) => {
             let request = go_on_with(&predecessor, request);
             let prepared = prepare(store.clone(), threads.starter(), request)?;
+            prepared.is_tree_of(&predecessor)?;
+            server.take_place()?;
             (prepared.take_over(&options(arguments), predecessor)?, server.hold_signals())
         }
     };
@@ -179,7 +188,8 @@ fn mount(
 
 /// The request for the very image that is mounted, whatever its name means by now. What was to be fetched first has been, or is read.
 pub fn go_on_with(predecessor: &Predecessor, request: Request) -> Request {
-    Request { pinned: Some(predecessor.manifest().clone()), prefetching: Prefetching::None, ..request }
+    let pinned = Some(predecessor.manifest().clone());
+    Request { pinned, prefetching: Prefetching::None, takes_over: true, ..request }
 }
 
 /// Serves what is mounted until it is unmounted.
@@ -231,6 +241,7 @@ fn request(arguments: &Arguments, server: &Server) -> Request {
         reference: arguments.reference.clone(),
         platform: arguments.source.platform(),
         pinned: None,
+        takes_over: false,
         pull: match arguments.pull {
             PullArgument::Missing => Pull::Missing,
             PullArgument::Always => Pull::Always,

@@ -121,6 +121,7 @@ impl Bringing {
     ) -> anyhow::Result<Pulled> {
         let request = Request {
             pinned: None,
+            takes_over: false,
             // Nobody reads.
             records_profile: false,
             prefetching: Prefetching::None,

@@ -34,6 +34,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::environment;
 use super::failure::Usage;
 use super::network::SourceArguments;
+use super::upgrade::upgrade_trees;
 use super::{inherited, stack};
 
 /// A tree is mounted from what the store has, so this is long; but a table may be damaged, and made again over the network.
@@ -72,6 +73,9 @@ pub struct Arguments {
     /// Seconds after which a tree that no container uses is unmounted; it is mounted again when a container needs it
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     idle_timeout: u64,
+    /// Serve the trees that are mounted by this program, too, if it is another than the one that they were mounted with
+    #[arg(long)]
+    upgrade: bool,
     /// Show in /.peel of each image, which no list has, how much of its layers is here: a file of JSON for each
     #[arg(long)]
     status_files: bool,
@@ -127,7 +131,7 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
     forget_counters_of_the_dead(&opened);
     let counters = Arc::new(Counters::new(opened.clone(), std::process::id()));
     counters.begin();
-    let metrics = Arc::new(Metrics::new(opened, counters.clone()));
+    let metrics = Arc::new(Metrics::new(opened.clone(), counters.clone()));
     let runtime = threads.starter().handle().context("cannot start threads")?;
     counters.keep_fresh(&runtime, || {});
     runtime.block_on(async {
@@ -142,6 +146,10 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
         tracing::info!(address = ?listener.local_addr(), store = %store.display(), "serving");
         environment::tell_readiness();
         clean_up(&snapshotter);
+        if arguments.upgrade {
+            let store = opened.clone();
+            tokio::task::spawn_blocking(move || upgrade_trees(&store));
+        }
         let end = async {
             tokio::select! {
                 _ = interrupt.recv() => {}
@@ -200,6 +208,7 @@ fn images(
         reference,
         platform: platform.clone(),
         pinned: None,
+        takes_over: false,
         pull: Pull::Missing,
         client: client.clone(),
         read_deadline,

@@ -12,8 +12,9 @@ use peelfs::mount::{Prefetching, Pull, Request, memory, prepare_lowest};
 use peelfs::snapshotter::RemoteStack;
 use peelfs::store::Store;
 use peelfs_fuse::MountOptions;
-use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
+use peelfs_registry::{Asked, ClientConfiguration, CredentialSource, Digest, ImageReference, Platform};
 
+use super::beginning::Beginning;
 use super::log_file::LogFile;
 use super::mount::{go_on_with, serve_mounted};
 use super::network::NetworkArguments;
@@ -68,9 +69,14 @@ pub fn command_line(stack: &RemoteStack, mount_point: &Path) -> Vec<OsString> {
 }
 
 /// Runs the command. The process forks here, before it has a second thread.
-pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<ExitCode> {
+pub fn run(
+    arguments: &Arguments,
+    store: &Path,
+    verbose: u8,
+    beginning: Beginning,
+) -> anyhow::Result<ExitCode> {
     memory::spare();
-    background::run(|server| serve(arguments, store, verbose, server))
+    background::run(beginning, |server| serve(arguments, store, verbose, server))
 }
 
 fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) -> anyhow::Result<()> {
@@ -80,15 +86,14 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
     let threads = NetworkThreads::new(|| {
         signals::hold();
     });
+    let asking = Arc::new(Asking::new(agent::socket_of(store.path())));
     let request = Request {
         reference: arguments.reference.clone(),
         platform: arguments.platform.clone(),
         pinned: Some(arguments.manifest.clone()),
+        takes_over: false,
         pull: Pull::Missing,
-        client: ClientConfiguration {
-            credential_source: Some(Arc::new(Asking::new(agent::socket_of(store.path())))),
-            ..arguments.network.client()
-        },
+        client: ClientConfiguration { credential_source: Some(asking.clone()), ..arguments.network.client() },
         read_deadline: Duration::from_secs(arguments.read_timeout),
         trust_referrers: arguments.trust_referrers,
         records_profile: true,
@@ -114,7 +119,24 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
     let signals = server.hold_signals();
     let mounted = match predecessor {
         None => prepared.mount(&options)?,
-        Some(predecessor) => prepared.take_over(&options, predecessor)?,
+        Some(predecessor) => {
+            prepared.is_tree_of(&predecessor)?;
+            if server.is_on_trial() {
+                remember_credentials(&asking, &arguments.reference);
+            }
+            server.take_place()?;
+            prepared.take_over(&options, predecessor)?
+        }
     };
     serve_mounted(&store, &threads, mounted, server, signals)
+}
+
+/// Asks the daemon now: what the predecessor was told and remembers goes with it, and a daemon that is restarted next knows nothing.
+fn remember_credentials(asking: &Asking, image: &ImageReference) {
+    let ImageReference::Registry(reference) = image else { return };
+    let registry = reference.host().to_owned();
+    let asked = Asked { host: registry.clone(), registry, repository: reference.repository().to_owned() };
+    if let Err(error) = asking.credentials(&asked) {
+        tracing::debug!(%error, "no credentials are known");
+    }
 }

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -30,8 +31,10 @@ pub struct Counters {
     path: PathBuf,
     /// What a mount's own client has counted. Held while the file is written: what is later stays.
     of_client: Mutex<Option<(Statistics, u64)>>,
-    /// What was there: of a process of the same number that was killed, or of who served this mount before.
-    left: Option<Vec<u8>>,
+    /// Whether something was there: of a process of the same number that was killed.
+    is_left: bool,
+    /// Those who serve this mount still have the file, and write it.
+    waits: AtomicBool,
     /// What others have counted of the same mount, whose file this is then.
     before: OnceLock<Counts>,
 }
@@ -39,30 +42,41 @@ pub struct Counters {
 impl Counters {
     /// New ones, which are known by that process: this one, or who holds the mount that it serves.
     pub fn new(store: Arc<Store>, process: u32) -> Counters {
+        Counters::made(store, process, false)
+    }
+
+    /// Those of a process that will serve what is mounted: they are not written before [`go_on`](Self::go_on).
+    pub(super) fn of_successor(store: Arc<Store>, process: u32) -> Counters {
+        Counters::made(store, process, true)
+    }
+
+    fn made(store: Arc<Store>, process: u32, waits: bool) -> Counters {
         let path = store.counters().of_process(process);
-        let left = std::fs::read(&path).ok();
+        let is_left = path.exists();
         Counters {
             store,
             file: OnceLock::new(),
             path,
             of_client: Mutex::default(),
-            left,
+            is_left,
+            waits: AtomicBool::new(waits),
             before: OnceLock::new(),
         }
     }
 
     /// Counts from nothing.
     pub fn begin(&self) {
-        if self.left.is_some() && self.file.get().is_none() {
+        if self.is_left && self.file.get().is_none() {
             retire(&self.store, &self.path);
         }
     }
 
-    /// Counts on from what those have left who served the mount before.
+    /// Counts on from what those have left who served the mount before, and are gone.
     pub(super) fn go_on(&self) {
-        if let Some(left) = &self.left {
-            let _ = self.before.set(Counts::decode(left).unwrap_or_default());
+        if let Ok(left) = std::fs::read(&self.path) {
+            let _ = self.before.set(Counts::decode(&left).unwrap_or_default());
         }
+        self.waits.store(false, Ordering::Relaxed);
     }
 
     /// The mount is gone. What is still under way for it is not counted any more, and must not be waited for.
@@ -97,6 +111,9 @@ impl Counters {
     }
 
     fn write_as(&self, of_client: Option<(Statistics, u64)>) {
+        if self.waits.load(Ordering::Relaxed) {
+            return;
+        }
         let mut counts = Counts::here();
         if let Some((statistics, prefetched)) = of_client {
             let Statistics { requests, bytes_received, retries } = statistics;

@@ -74,6 +74,9 @@ impl Predecessor {
         let (kernel, own) =
             length.and_then(|length| note[4..].split_at_checked(length)).ok_or(UnknownNote)?;
         let kernel = peelfs_fuse::Handover { device, note: kernel.to_vec() };
+        if !kernel.is_known() {
+            return Err(UnknownNote);
+        }
         Ok(Predecessor { kernel, note: serde_json::from_slice(own).map_err(|_| UnknownNote)? })
     }
 
@@ -127,19 +130,36 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// From now on the record names this process: the one that held the mount is gone.
+    /// From now on the record names this process: the one that held the mount is gone. If this one took the place of another that served, that
+    /// may have had the mount recorded as its own before it was ended.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn serve_alone(&self) -> Result<(), StoreError> {
+    pub fn serve_alone(&self, predecessor: Option<u32>) -> Result<(), StoreError> {
         let own = std::process::id();
         let holder = self.pid.swap(own, Ordering::Relaxed);
         let began = live::start_time(own).unwrap_or_default();
-        self.store.database().hand_mount_on(&self.mountpoint, holder, own, began)
+        let database = self.store.database();
+        [Some(holder), predecessor]
+            .into_iter()
+            .flatten()
+            .try_for_each(|from| database.hand_mount_on(&self.mountpoint, from, own, began))
     }
 }
 
 impl Prepared {
+    /// Whether this is what the other process has mounted; [`take_over`](Self::take_over) asks the same, when it is late.
+    ///
+    /// # Errors
+    /// [`ImageMountError::OtherTree`].
+    pub fn is_tree_of(&self, predecessor: &Predecessor) -> Result<(), ImageMountError> {
+        if predecessor.note.tree == self.tree_key {
+            return Ok(());
+        }
+        let (image, mountpoint) = (self.brought.reference.to_string(), predecessor.note.mountpoint.clone());
+        Err(ImageMountError::OtherTree { image, mountpoint })
+    }
+
     /// Goes on to serve the mount of another process, which is gone: what nobody answered is answered first. If anything goes wrong the
     /// mount stays, and another may try.
     ///
@@ -150,11 +170,9 @@ impl Prepared {
         options: &MountOptions,
         predecessor: Predecessor,
     ) -> Result<Mounted, ImageMountError> {
+        self.is_tree_of(&predecessor)?;
         let Predecessor { kernel, note } = predecessor;
         let image = self.brought.reference.to_string();
-        if note.tree != self.tree_key {
-            return Err(ImageMountError::OtherTree { image, mountpoint: note.mountpoint });
-        }
         let held = note.snapshot.map(|held| HeldSnapshot::again(&self.brought, held)).transpose()?;
         self.counters.go_on();
         let status_tree = self.status_tree(note.started_at);

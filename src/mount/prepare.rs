@@ -79,7 +79,10 @@ pub fn prepare_lowest(
 ) -> Result<Prepared, ImageMountError> {
     let name = request.reference.to_string();
     let (pid, has_status_files) = (request.known_by, request.status_files);
-    let counters = Arc::new(Counters::new(store.clone(), pid));
+    let counters = Arc::new(match request.takes_over {
+        true => Counters::of_successor(store.clone(), pid),
+        false => Counters::new(store.clone(), pid),
+    });
     let written = counters.clone();
     let observer = move |statistics, prefetched| written.write(statistics, prefetched);
     let (prefetching, records_profile) = (request.prefetching, request.records_profile);

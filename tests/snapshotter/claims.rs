@@ -53,6 +53,7 @@ impl Scene {
             reference,
             platform: Platform::host(),
             pinned: None,
+            takes_over: false,
             pull: Pull::Missing,
             client: ClientConfiguration {
                 timeouts: Timeouts::of_operations(Duration::from_secs(5)),

@@ -5,7 +5,7 @@ use super::{IMPORTS, bytes, layer_bytes, trees};
 use crate::support::containerd::{Containerd, Daemon, version};
 use crate::support::cri::{Auth, Client, password};
 use crate::support::image::{CONFIG, Layout, MANIFEST};
-use crate::support::peel::Peel;
+use crate::support::peel::{Peel, run_to_end};
 use crate::support::registry::{Authentication, FakeRegistry};
 use crate::support::tools::real_images;
 use std::path::Path;
@@ -175,6 +175,11 @@ fn a_pod_runs_lazily_by_the_credentials_of_its_pulls() {
         let (output, code) = runtime.exec(&container, &["python3", "-c", IMPORTS]).unwrap();
         assert!(output.starts_with("imported") && code == 0, "{output}");
         assert!(node.fetched() * 2 < all, "{} of {all}", node.fetched());
+        // Another program serves from now on, and asks for credentials before it needs them.
+        let upgrade = node.peel.command_of(&node.peel.other_program(), &["upgrade", "--all"]);
+        let outcome = run_to_end(upgrade, node.peel.scratch());
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        assert!(outcome.stdout.contains("served by this program now"), "{outcome:?}");
         // The daemon forgets, and the container reads on: who serves its tree remembers.
         node.restart_daemon();
         let before = node.fetched();

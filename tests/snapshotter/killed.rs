@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// Reads all files below two directories again and again, from the server and not from the page cache, until a file says that it is enough,
 /// and once more then. Each file must be the same each time. Tells how long it waited at most for one, and the digest of all.
-const READER: &str = r#"
+pub const READER: &str = r#"
 import hashlib, os, sys, time
 stop, seen, longest, rounds, last = sys.argv[1], {}, 0.0, 0, False
 while True:

@@ -61,10 +61,24 @@ impl Peel {
 
     /// `peel ARGUMENTS --store …`, hermetic: no settings of whoever runs the tests reach it.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_peel"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_peel")), arguments)
+    }
+
+    /// The same, of another program.
+    pub fn command_of<S: AsRef<OsStr>>(&self, program: &Path, arguments: &[S]) -> Command {
+        let mut command = Command::new(program);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.home());
         command.args(arguments).arg("--store").arg(&self.store).stdin(Stdio::null());
         command
+    }
+
+    /// The program, as it might be after another version of it was installed: the same, and yet another file.
+    pub fn other_program(&self) -> PathBuf {
+        let path = self.scratch().join("peel-installed-since");
+        fs::copy(env!("CARGO_BIN_EXE_peel"), &path).expect("copying the program");
+        let mut file = File::options().append(true).open(&path).expect("opening the copy");
+        std::io::Write::write_all(&mut file, b"since").expect("changing the copy");
+        path
     }
 
     /// Runs a command to its end.
@@ -171,9 +185,10 @@ impl Peel {
                 let executable = fs::read_link(format!("/proc/{process}/exe")).unwrap_or_default();
                 let has =
                     |word: &[u8]| command_line.split(|byte| *byte == 0).any(|argument| argument == word);
-                executable.as_os_str().as_bytes().starts_with(env!("CARGO_BIN_EXE_peel").as_bytes())
-                    && has(store)
-                    && words.iter().all(|word| has(word.as_bytes()))
+                let is_ours =
+                    executable.as_os_str().as_bytes().starts_with(env!("CARGO_BIN_EXE_peel").as_bytes())
+                        || executable.starts_with(self.scratch());
+                is_ours && has(store) && words.iter().all(|word| has(word.as_bytes()))
             })
             .map(|(process, _)| process)
             .collect()
