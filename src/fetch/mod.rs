@@ -19,6 +19,7 @@ mod draft_sink;
 #[cfg(test)]
 mod eviction_tests;
 pub mod extract;
+mod full_speed;
 mod guess;
 mod headers;
 pub mod index;

@@ -123,6 +123,19 @@ impl Room {
         self.admit(bytes, Urgency::Spare).is_some()
     }
 
+    /// Whether so many bytes can be written beside all that is here, so that nothing need go. May take as long as looking at the store takes.
+    pub(super) fn has_space_beside_all(&self, bytes: u64) -> bool {
+        let fits = || {
+            let Some(budget) = self.store.budget()? else { return Ok(true) };
+            // As much as is left when eviction begins, and a grant for this.
+            let spare = budget / GRANTS * (SPARE + 1);
+            let taken = self.store.allocated()?.saturating_add(self.in_flight.load(Ordering::Relaxed));
+            Ok::<_, StoreError>(taken.saturating_add(bytes).saturating_add(spare) <= budget)
+        };
+        // Who writes says what is wrong with it.
+        fits().unwrap_or(false)
+    }
+
     /// Evicts what is too much, if anything is.
     ///
     /// # Errors
