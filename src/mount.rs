@@ -12,6 +12,7 @@
 //! that can be written to, [`handover`] how one is served on when its process was killed.
 
 mod bring;
+pub mod completion;
 pub mod counters;
 pub mod explain;
 pub mod extract;
@@ -41,6 +42,7 @@ use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 use tokio::task::AbortHandle;
 
 use self::bring::Brought;
+use self::completion::Files;
 use self::counters::Counters;
 use self::recorder::Recorder;
 use self::writable::{HeldSnapshot, WritableError};
@@ -241,6 +243,7 @@ pub struct Mounted {
     /// All from when [`Mounted::follow_profile`] was called.
     recorder: OnceLock<Recorder>,
     prefetch: OnceLock<AbortHandle>,
+    completion: OnceLock<AbortHandle>,
     needs: OnceLock<needs::Following>,
     /// What takes the changes, if it is writable.
     held: Option<HeldSnapshot>,
@@ -298,6 +301,8 @@ impl Prepared {
     fn mounted(self, session: Session, held: Option<HeldSnapshot>) -> Result<Mounted, ImageMountError> {
         let started_at = now();
         self.counters.begin();
+        // Of a process of the same number that was killed.
+        Files::beside(self.counters.path()).remove();
         let records = match self.record(session.mountpoint(), started_at) {
             Ok(records) => records,
             // Dropping the session unmounts: a mount that nobody can find must not stay.
@@ -317,13 +322,14 @@ impl Prepared {
         started_at: i64,
     ) -> Mounted {
         forget_poisoned_content(&self.tree, &session.cache());
-        let (recorder, prefetch, needs) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        let (recorder, prefetch, completion, needs) = Default::default();
         let (pid, status_inodes) = (Arc::new(AtomicU32::new(self.pid)), NO_INODES);
         Mounted {
             prepared: self,
             session,
             recorder,
             prefetch,
+            completion,
             needs,
             held,
             records,
@@ -472,8 +478,8 @@ impl Mounted {
     /// If serving ended otherwise: then the mount is still there, and so is its record.
     pub fn wait(mut self) -> Result<(), ServeError> {
         let served = self.session.wait();
-        if let Some(prefetch) = self.prefetch.get() {
-            prefetch.abort();
+        for work in [&self.prefetch, &self.completion].into_iter().filter_map(OnceLock::get) {
+            work.abort();
         }
         if let Some(needs) = self.needs.get() {
             needs.end();
@@ -486,6 +492,7 @@ impl Mounted {
         drop(self.held.take());
         self.settle();
         self.prepared.counters.end();
+        Files::beside(self.prepared.counters.path()).remove();
         // Last, as `peel unmount` waits for this process while the record is there.
         let (mountpoint, pid) = (self.session.mountpoint(), self.pid.load(Ordering::Relaxed));
         let ended = match self.records.take() {

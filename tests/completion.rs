@@ -1,11 +1,12 @@
-//! Promise: who reads most of an image gets the rest as fast as by a pull, and who does not is not sent it.
+//! Promise: who reads most of an image gets the rest as fast as by a pull, and who does not is not sent it; and what is asked for in the
+//! background comes to its end without disturbing anybody.
 
 use crate::support::archive::TestEntry;
 use crate::support::blob::Form;
 use crate::support::content::Content;
 use crate::support::image::Layout;
-use crate::support::peel::{Mount, Peel};
-use crate::support::registry::{FakeRegistry, Kind};
+use crate::support::peel::{Mount, Peel, kill_and_wait};
+use crate::support::registry::{FakeRegistry, Fault, Kind};
 use std::fs;
 use tempfile::TempDir;
 
@@ -91,3 +92,107 @@ fn a_store_without_room_for_all_of_a_layer_is_not_filled_with_it() {
     mount.unmount();
 }
 
+fn completion(peel: &Peel) -> String {
+    peel.json(&["status", "--json"])[0]["completion"].as_str().unwrap_or("none").to_owned()
+}
+
+#[track_caller]
+fn becomes_complete(peel: &Peel) {
+    peel.wait_for(|| completion(peel) == "complete");
+    let status = peel.json(&["status", "--json"]);
+    assert_eq!(status[0]["present_bytes"], status[0]["blob_bytes"], "{status}");
+}
+
+#[test]
+fn a_mount_that_is_completed_needs_no_registry_afterwards() {
+    let (mut registry, reference, _blobs) = many_files();
+    let peel = Peel::new();
+    let mount = peel.mount_with(&reference, &["--complete"]);
+    becomes_complete(&peel);
+    let explained = peel.succeed(&["explain", &reference]);
+    assert!(explained.contains("proved"), "{explained}");
+    registry.down();
+    read(&mount, in_no_order());
+    mount.unmount();
+    assert_eq!(peel.run(&["complete", &reference]).code, Some(3), "it is not mounted");
+}
+
+#[test]
+fn a_completion_is_begun_paused_and_resumed_while_the_image_is_mounted() {
+    let (registry, reference, _blobs) = many_files();
+    let peel = Peel::new();
+    let mount = peel.mount(&reference);
+    assert_eq!(completion(&peel), "none", "nobody asked for it");
+    // Not two requests in the time of a test.
+    let path = mount.path().to_str().unwrap().to_owned();
+    registry.reset_counters();
+    peel.succeed(&["complete", &path, "--rate", "1K"]);
+    peel.wait_for(|| registry.counters().blobs > 0);
+    assert_eq!(peel.json(&["status", "--json"])[0]["completion_rate"], 1024);
+    peel.succeed(&["complete", &reference, "--pause"]);
+    peel.wait_for(|| completion(&peel) == "paused");
+    assert_eq!(registry.counters().blobs, 1);
+    read(&mount, [5]);
+    peel.succeed(&["complete", &path, "--resume", "--rate", "none"]);
+    becomes_complete(&peel);
+    assert!(largest(&registry) < 3 * MEBIBYTE / 2, "{:?}", requested(&registry));
+    mount.unmount();
+    let left = fs::read_dir(peel.store().join("run")).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = left.filter(|name| name != "ended").collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().ends_with("wish")), "{left:?}");
+}
+
+#[test]
+fn a_completion_goes_on_when_the_serving_process_is_killed() {
+    let (registry, reference, _blobs) = many_files();
+    let peel = Peel::new();
+    let mount = peel.mount_with(&reference, &["--complete=1K"]);
+    registry.reset_counters();
+    peel.wait_for(|| registry.counters().blobs > 0);
+    peel.succeed(&["complete", &reference, "--pause"]);
+    peel.wait_for(|| completion(&peel) == "paused");
+    for server in peel.servers() {
+        kill_and_wait(server);
+    }
+    // The successor knows what was wished last, and not only how the mount began.
+    read(&mount, [5]);
+    assert_eq!(completion(&peel), "paused");
+    peel.succeed(&["complete", &reference, "--rate", "none"]);
+    becomes_complete(&peel);
+    mount.unmount();
+    peel.is_clean();
+}
+
+#[test]
+fn a_completion_that_fails_says_so_once_and_is_tried_again_when_somebody_asks() {
+    let (registry, reference, _blobs) = many_files();
+    let peel = Peel::new();
+    let log = peel.scratch().join("log");
+    let mount = peel.mount_with(&reference, &["--log", log.to_str().unwrap()]);
+    registry.set_fault("blobs/", Fault::Status(404));
+    peel.succeed(&["complete", &reference]);
+    peel.wait_for(|| completion(&peel) == "retrying");
+    let told = fs::read_to_string(&log).unwrap();
+    assert_eq!(told.matches("tried again later").count(), 1, "{told}");
+    registry.clear_faults();
+    peel.succeed(&["complete", &reference]);
+    becomes_complete(&peel);
+    mount.unmount();
+}
+
+#[test]
+fn a_completion_evicts_nothing_for_a_budget() {
+    let (registry, reference, _blobs) = many_files();
+    let peel = Peel::new();
+    peel.succeed(&["store", "--budget", "16MiB"]);
+    let mount = peel.mount(&reference);
+    read(&mount, [5]);
+    registry.reset_counters();
+    peel.succeed(&["complete", &reference]);
+    peel.wait_for(|| completion(&peel) == "retrying");
+    assert_eq!(registry.counters().blobs, 0);
+    peel.succeed(&["store", "--budget", "none"]);
+    peel.succeed(&["complete", &reference]);
+    becomes_complete(&peel);
+    mount.unmount();
+}

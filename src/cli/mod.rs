@@ -7,6 +7,7 @@ mod background;
 mod changes;
 mod check;
 mod commit;
+mod complete;
 mod convert;
 mod ctr_pull;
 mod diff;
@@ -74,6 +75,7 @@ enum Command {
     Mount(mount::Arguments),
     Pull(pull::Arguments),
     Extract(extract::Arguments),
+    Complete(complete::Arguments),
     Unmount(unmount::Arguments),
     Push(push::Arguments),
     Ls(ls::Arguments),
@@ -118,6 +120,7 @@ pub fn run() -> ExitCode {
         Command::Mount(command) => mount::run(command, &store, arguments.verbose),
         Command::Pull(command) => pull::run(&command, &store, arguments.verbose),
         Command::Extract(command) => extract::run(&command, &store, arguments.verbose),
+        Command::Complete(command) => complete::run(&command, &store),
         Command::Unmount(command) => unmount::run(command, &store),
         Command::Push(command) => push::run(&command, &store, arguments.verbose),
         Command::Ls(command) => ls::run(&command, &store),

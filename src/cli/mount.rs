@@ -10,6 +10,7 @@ use anyhow::Context;
 use peelfs::cache::Cache;
 use peelfs::commit::image_of;
 use peelfs::fetch::{NetworkThreads, ThreadStarter};
+use peelfs::mount::completion::Wish;
 use peelfs::mount::handover::Predecessor;
 use peelfs::mount::writable::{self, WritablePlan};
 use peelfs::mount::{ImageMountError, Mounted, Prefetching, Pull, Request, memory, prepare};
@@ -19,6 +20,7 @@ use peelfs_registry::ImageReference;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::background;
+use super::complete::CompletionArgument;
 use super::log_file::LogFile;
 use super::network::SourceArguments;
 use super::server::Server;
@@ -59,6 +61,8 @@ pub struct Arguments {
     /// What is fetched before it is read
     #[arg(long, value_enum, default_value_t = PrefetchArgument::Auto)]
     prefetch: PrefetchArgument,
+    #[command(flatten)]
+    completion: CompletionArgument,
     /// Do not record which files are read; `peel profile` shows what is recorded
     #[arg(long)]
     no_profile: bool,
@@ -156,7 +160,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
             (prepared.take_over(&options(arguments), predecessor)?, server.hold_signals())
         }
     };
-    serve_mounted(&store, &threads, mounted, server, signals)
+    serve_mounted(&store, &threads, mounted, server, signals, arguments.completion.wish())
 }
 
 fn mount(
@@ -189,6 +193,7 @@ pub fn serve_mounted(
     mounted: Mounted,
     server: &mut Server,
     signals: Held,
+    completion: Option<Wish>,
 ) -> anyhow::Result<()> {
     server.hand_over(&mounted);
     server.usable()?;
@@ -197,6 +202,7 @@ pub fn serve_mounted(
     server.watch_holder(threads.starter(), mounted.keeper())?;
     tracing::info!(image = %mounted.reference(), mountpoint = %mounted.session().mountpoint().display(), "mounted");
     mounted.follow_profile();
+    mounted.complete(completion);
     keep_house(store, &mounted);
     Ok(mounted.wait()?)
 }

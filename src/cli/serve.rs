@@ -31,6 +31,7 @@ use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::complete::CompletionArgument;
 use super::environment;
 use super::failure::Usage;
 use super::network::SourceArguments;
@@ -75,6 +76,8 @@ pub struct Arguments {
     /// Show in /.peel of each image, which no list has, how much of its layers is here: a file of JSON for each
     #[arg(long)]
     status_files: bool,
+    #[command(flatten)]
+    completion: CompletionArgument,
     /// Tell Prometheus numbers at http://ADDRESS/metrics: a loopback address with its port, or the path of a unix socket
     #[arg(long, value_name = "ADDRESS")]
     metrics_address: Option<MetricsAddress>,
@@ -221,6 +224,7 @@ fn images(
     if arguments.status_files {
         options.push(stack::STATUS_FILES.into());
     }
+    options.extend(arguments.completion.to_argument());
     let path = store.path().to_owned();
     let mounter =
         move |stack: &RemoteStack, mount_point: &Path| mount(&program, &path, &options, stack, mount_point);

@@ -14,6 +14,7 @@ use peelfs::store::Store;
 use peelfs_fuse::MountOptions;
 use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 
+use super::complete::CompletionArgument;
 use super::log_file::LogFile;
 use super::mount::{go_on_with, serve_mounted};
 use super::network::NetworkArguments;
@@ -52,6 +53,8 @@ pub struct Arguments {
     /// As for `peel mount`
     #[arg(long)]
     status_files: bool,
+    #[command(flatten)]
+    completion: CompletionArgument,
     #[command(flatten)]
     network: NetworkArguments,
 }
@@ -116,5 +119,5 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         None => prepared.mount(&options)?,
         Some(predecessor) => prepared.take_over(&options, predecessor)?,
     };
-    serve_mounted(&store, &threads, mounted, server, signals)
+    serve_mounted(&store, &threads, mounted, server, signals, arguments.completion.wish())
 }

@@ -13,6 +13,7 @@
 //! map, in that order, so that no crash leaves a marked chunk that is not whole.
 
 pub mod archive;
+pub mod completion;
 pub mod content;
 mod delivery;
 mod draft_sink;
