@@ -44,6 +44,7 @@ use tokio::task::AbortHandle;
 use self::bring::Brought;
 use self::completion::Files;
 use self::counters::Counters;
+use self::profile::ProfileKeeper;
 use self::recorder::Recorder;
 use self::writable::{HeldSnapshot, WritableError};
 use crate::cache::{CacheError, ImmutableRef};
@@ -95,6 +96,8 @@ pub struct Request {
     pub records_profile: bool,
     /// What is fetched before it is read.
     pub prefetching: Prefetching,
+    /// Whether the registry is asked for a profile if there is none here: whoever may push to the image's repository may have put it there.
+    pub profile_from_registry: bool,
     /// The process that the mount is known by: the one that serves it, or the one that holds it as long as it is there.
     pub known_by: u32,
     /// Whether the mount has files that say how much of each layer is here, in `/.peel`; not one that can be written to.
@@ -227,6 +230,7 @@ pub struct Prepared {
     brought: Brought,
     counters: Arc<Counters>,
     prefetching: Prefetching,
+    profile_from_registry: bool,
     tree: Arc<MergedTree>,
     tree_key: String,
     /// The mount does not wait for it: it is usable, and is to be brought to disk.
@@ -397,9 +401,20 @@ impl Mounted {
         let image =
             profile::MountedImage { store, reference, platform, manifest: &image.manifest_digest, tree };
         let plan = prefetch::plan(*prefetching, &image);
-        if !plan.is_empty() {
+        let asks_registry =
+            self.prepared.profile_from_registry && prefetching.is_by_profile() && image.lacks_profile();
+        if asks_registry || !plan.is_empty() {
+            let (origin, tree) = (asks_registry.then(|| brought.origin.clone()), tree.clone());
+            let keeper = ProfileKeeper::of(&image);
+            let work = async move {
+                let found = match &origin {
+                    Some(origin) => keeper.bring(origin, tree).await,
+                    None => None,
+                };
+                found.unwrap_or(plan).run().await;
+            };
             match threads.handle() {
-                Ok(threads) => drop(self.prefetch.set(threads.spawn(plan.run()).abort_handle())),
+                Ok(threads) => drop(self.prefetch.set(threads.spawn(work).abort_handle())),
                 Err(error) => tracing::warn!(%error, "nothing is prefetched"),
             }
         }

@@ -61,6 +61,10 @@ pub struct Arguments {
     /// What is fetched before it is read
     #[arg(long, value_enum, default_value_t = PrefetchArgument::Auto)]
     prefetch: PrefetchArgument,
+    /// Where nothing is known here of what mounts of the image read, ask its registry for a profile that was pushed beside it: a request for each image
+    /// of which something is missing. Whoever may push there decides what is fetched first, and nothing else
+    #[arg(long)]
+    profile_from_registry: bool,
     #[command(flatten)]
     completion: CompletionArgument,
     /// Do not record which files are read; `peel profile` shows what is recorded
@@ -247,6 +251,7 @@ fn request(arguments: &Arguments, server: &Server) -> Request {
         trust_referrers: arguments.source.trust_referrers,
         records_profile: !arguments.no_profile,
         prefetching: arguments.prefetch.into(),
+        profile_from_registry: arguments.profile_from_registry,
         known_by: server.pid(),
         status_files: arguments.status_files,
         progress: progress::to_terminal(arguments.quiet),
