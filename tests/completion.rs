@@ -7,6 +7,7 @@ use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::peel::{Mount, Peel, kill_and_wait};
 use crate::support::registry::{FakeRegistry, Fault, Kind};
+use crate::support::small_disk::SmallDisk;
 use std::fs;
 use tempfile::TempDir;
 
@@ -192,6 +193,23 @@ fn a_completion_evicts_nothing_for_a_budget() {
     peel.wait_for(|| completion(&peel) == "retrying");
     assert_eq!(registry.counters().blobs, 0);
     peel.succeed(&["store", "--budget", "none"]);
+    peel.succeed(&["complete", &reference]);
+    becomes_complete(&peel);
+    mount.unmount();
+}
+
+#[test]
+fn a_completion_does_not_fill_the_disk() {
+    let (registry, reference, _blobs) = many_files();
+    let peel = Peel::new();
+    // Unmounted before the directory of the store is removed.
+    let disk = SmallDisk::make(peel.store(), 16);
+    let mount = peel.mount(&reference);
+    registry.reset_counters();
+    peel.succeed(&["complete", &reference]);
+    peel.wait_for(|| completion(&peel) == "retrying");
+    assert_eq!(registry.counters().blobs, 0);
+    disk.grow(128);
     peel.succeed(&["complete", &reference]);
     becomes_complete(&peel);
     mount.unmount();

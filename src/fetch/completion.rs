@@ -6,7 +6,7 @@
 //! ```
 //!
 //! One request of at most [`REQUEST`] is under way at once, so that is all that a reader may find before him. Nothing is evicted for it: where
-//! the store's budget has no room, it ends.
+//! the store's budget or its disk has no room, it ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,8 +34,10 @@ pub enum CompletionError {
     /// Something did not come, or is not what was promised.
     #[error(transparent)]
     Extract(#[from] ExtractError),
-    /// The store's budget.
-    #[error("{layer}: the store's budget has no room for {bytes} bytes more; `peel store --budget` sets it")]
+    /// The store's budget, or its disk.
+    #[error(
+        "{layer}: neither the store's disk nor its budget (`peel store --budget`) may be filled with {bytes} bytes more"
+    )]
     NoRoom {
         /// The layer's digest.
         layer: Arc<str>,
