@@ -1,5 +1,5 @@
 //! The switch to full speed: when readers read most of a layer, all of it is fetched, in the order of its blob and as fast as the link
-//! carries it. So who reads everything waits no longer than who pulls first.
+//! carries it. So who reads everything waits little longer than who pulls first.
 //!
 //! ```text
 //! first reads of chunks ──▶ the last 20 of them ──▶ as if by chance, all over the layer? ─┐
