@@ -12,6 +12,7 @@
 //! that can be written to, [`handover`] how one is served on when its process was killed.
 
 mod bring;
+pub mod completion;
 pub mod counters;
 pub mod explain;
 pub mod extract;
@@ -41,7 +42,9 @@ use peelfs_registry::{ClientConfiguration, Digest, ImageReference, Platform};
 use tokio::task::AbortHandle;
 
 use self::bring::Brought;
+use self::completion::Files;
 use self::counters::Counters;
+use self::profile::ProfileKeeper;
 use self::recorder::Recorder;
 use self::writable::{HeldSnapshot, WritableError};
 use crate::cache::{CacheError, ImmutableRef};
@@ -95,6 +98,8 @@ pub struct Request {
     pub records_profile: bool,
     /// What is fetched before it is read.
     pub prefetching: Prefetching,
+    /// Whether the registry is asked for a profile if there is none here: whoever may push to the image's repository may have put it there.
+    pub profile_from_registry: bool,
     /// The process that the mount is known by: the one that serves it, or the one that holds it as long as it is there.
     pub known_by: u32,
     /// Whether the mount has files that say how much of each layer is here, in `/.peel`; not one that can be written to.
@@ -227,6 +232,7 @@ pub struct Prepared {
     brought: Brought,
     counters: Arc<Counters>,
     prefetching: Prefetching,
+    profile_from_registry: bool,
     tree: Arc<MergedTree>,
     tree_key: String,
     /// The mount does not wait for it: it is usable, and is to be brought to disk.
@@ -243,6 +249,7 @@ pub struct Mounted {
     /// All from when [`Mounted::follow_profile`] was called.
     recorder: OnceLock<Recorder>,
     prefetch: OnceLock<AbortHandle>,
+    completion: OnceLock<AbortHandle>,
     needs: OnceLock<needs::Following>,
     /// What takes the changes, if it is writable.
     held: Option<HeldSnapshot>,
@@ -300,6 +307,8 @@ impl Prepared {
     fn mounted(self, session: Session, held: Option<HeldSnapshot>) -> Result<Mounted, ImageMountError> {
         let started_at = now();
         self.counters.begin();
+        // Of a process of the same number that was killed.
+        Files::beside(self.counters.path()).remove();
         let records = match self.record(session.mountpoint(), started_at) {
             Ok(records) => records,
             // Dropping the session unmounts: a mount that nobody can find must not stay.
@@ -319,13 +328,14 @@ impl Prepared {
         started_at: i64,
     ) -> Mounted {
         forget_poisoned_content(&self.tree, &session.cache());
-        let (recorder, prefetch, needs) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        let (recorder, prefetch, completion, needs) = Default::default();
         let (pid, status_inodes) = (Arc::new(AtomicU32::new(self.pid)), NO_INODES);
         Mounted {
             prepared: self,
             session,
             recorder,
             prefetch,
+            completion,
             needs,
             held,
             records,
@@ -393,9 +403,20 @@ impl Mounted {
         let image =
             profile::MountedImage { store, reference, platform, manifest: &image.manifest_digest, tree };
         let plan = prefetch::plan(*prefetching, &image);
-        if !plan.is_empty() {
+        let asks_registry =
+            self.prepared.profile_from_registry && prefetching.is_by_profile() && image.lacks_profile();
+        if asks_registry || !plan.is_empty() {
+            let (origin, tree) = (asks_registry.then(|| brought.origin.clone()), tree.clone());
+            let keeper = ProfileKeeper::of(&image);
+            let work = async move {
+                let found = match &origin {
+                    Some(origin) => keeper.bring(origin, tree).await,
+                    None => None,
+                };
+                found.unwrap_or(plan).run().await;
+            };
             match threads.handle() {
-                Ok(threads) => drop(self.prefetch.set(threads.spawn(plan.run()).abort_handle())),
+                Ok(threads) => drop(self.prefetch.set(threads.spawn(work).abort_handle())),
                 Err(error) => tracing::warn!(%error, "nothing is prefetched"),
             }
         }
@@ -474,8 +495,8 @@ impl Mounted {
     /// If serving ended otherwise: then the mount is still there, and so is its record.
     pub fn wait(mut self) -> Result<(), ServeError> {
         let served = self.session.wait();
-        if let Some(prefetch) = self.prefetch.get() {
-            prefetch.abort();
+        for work in [&self.prefetch, &self.completion].into_iter().filter_map(OnceLock::get) {
+            work.abort();
         }
         if let Some(needs) = self.needs.get() {
             needs.end();
@@ -488,6 +509,7 @@ impl Mounted {
         drop(self.held.take());
         self.settle();
         self.prepared.counters.end();
+        Files::beside(self.prepared.counters.path()).remove();
         // Last, as `peel unmount` waits for this process while the record is there.
         let (mountpoint, pid) = (self.session.mountpoint(), self.pid.load(Ordering::Relaxed));
         let ended = match self.records.take() {

@@ -7,6 +7,7 @@ mod budget;
 mod changes;
 mod check;
 mod commands;
+mod completion;
 mod composing;
 mod convert;
 mod directories;

@@ -6,7 +6,7 @@ use crate::support::blob::{Estargz, Footer, Form};
 use crate::support::content::Content;
 use crate::support::image::Layout;
 use crate::support::peel::{Mount, Peel, is_mount_point};
-use crate::support::registry::{FakeRegistry, Fault, Kind};
+use crate::support::registry::{FakeRegistry, Fault, Kind, Referrers};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -401,4 +401,86 @@ fn without_a_profile_what_the_author_marked_is_fetched_first() {
     read(&mount, &[5], 0);
     assert_eq!(requested(&registry).len(), 2);
     mount.unmount();
+}
+
+/// Requests for lists of what refers to an image, or their fall-back.
+fn looked_for(registry: &FakeRegistry) -> usize {
+    let is_list = |target: &str| target.contains("/referrers/") || target.contains("/manifests/sha256-");
+    registry.requests().iter().filter(|request| is_list(&request.target)).count()
+}
+
+#[test]
+fn a_profile_that_was_pushed_is_used_elsewhere_where_the_user_asks_for_it() {
+    for lists in [None, Some(Referrers { page: 10, filters: true })] {
+        let registry = FakeRegistry::start();
+        registry.take_pushes();
+        if let Some(lists) = lists {
+            registry.list_referrers(lists);
+        }
+        let (here, elsewhere) = (Peel::new(), Peel::new());
+        let mut layout = Layout::create(here.scratch().join("layout"));
+        layout.image("test", &[files(16, 0)], PLAIN);
+        let reference = layout.serve(&registry, "name", "test");
+        assert_eq!(here.run(&["profile", "push", &reference]).code, Some(3), "it is not in the store");
+        let mount = here.mount(&reference);
+        assert_eq!(here.run(&["profile", "push", &reference]).code, Some(3), "nothing is known");
+        read(&mount, &[11, 1, 7], 0);
+        mount.unmount();
+        assert_eq!(looked_for(&registry), 0, "no request for what nobody asks for");
+        let pushed = here.json(&["profile", "push", &reference, "--json"]);
+        assert_eq!(here.json(&["profile", "push", &reference, "--json"]), pushed, "the same is the same");
+
+        elsewhere.mount(&reference).unmount();
+        assert_eq!(elsewhere.run(&["profile", "show", &reference]).code, Some(3));
+        registry.reset_counters();
+        let mount = elsewhere.mount_with(&reference, &["--profile-from-registry"]);
+        // Where there is no list, the fall-back tag is asked for.
+        let asked = if lists.is_some() { 1 } else { 2 };
+        eventually("what it says is fetched", || {
+            let ranged = registry.requests().into_iter().filter(|request| request.header("range").is_some());
+            let blobs = ranged.filter(|request| request.kind == Kind::Blob);
+            blobs.map(|request| request.bytes).sum::<u64>() > 3 * FILE
+        });
+        assert_eq!(looked_for(&registry), asked);
+        read(&mount, &[11, 1, 7], 0);
+        mount.unmount();
+        let profile = show(&elsewhere, &reference);
+        assert_eq!((paths(&profile), &profile["runs"]), (names(&[11, 1, 7]), &json!(2)));
+        // What is known here is not looked for.
+        registry.reset_counters();
+        elsewhere.mount_with(&reference, &["--profile-from-registry"]).unmount();
+        assert_eq!(looked_for(&registry), 0);
+    }
+}
+
+#[test]
+fn a_profile_in_the_registry_that_cannot_be_used_keeps_nobody_from_mounting() {
+    let registry = FakeRegistry::start();
+    registry.take_pushes();
+    registry.list_referrers(Referrers { page: 10, filters: true });
+    let peel = Peel::new();
+    let mut layout = Layout::create(peel.scratch().join("layout"));
+    layout.image("test", &[files(8, 0)], PLAIN);
+    let reference = layout.serve(&registry, "name", "test");
+    let log = peel.scratch().join("log");
+    let options = ["--profile-from-registry", "--log", log.to_str().unwrap()];
+    let mount = peel.mount_with(&reference, &options);
+    read(&mount, &[1], 0);
+    mount.unmount();
+    peel.succeed(&["profile", "push", &reference]);
+
+    for (path, fault, told) in [
+        ("/referrers/", Fault::Status(403), "cannot be listed"),
+        ("blobs/", Fault::WrongBytes, "passed over"),
+        ("blobs/", Fault::Status(404), "passed over"),
+    ] {
+        peel.succeed(&["profile", "rm", &reference]);
+        let _ = fs::remove_file(&log);
+        registry.set_fault(path, fault);
+        let mount = peel.mount_with(&reference, &options);
+        eventually(told, || fs::read_to_string(&log).is_ok_and(|log| log.contains(told)));
+        registry.clear_faults();
+        read(&mount, &[1, 5], 0);
+        mount.unmount();
+    }
 }

@@ -9,6 +9,7 @@ mod beginning;
 mod changes;
 mod check;
 mod commit;
+mod complete;
 mod convert;
 mod ctr_pull;
 mod diff;
@@ -82,6 +83,7 @@ enum Command {
     Mount(mount::Arguments),
     Pull(pull::Arguments),
     Extract(extract::Arguments),
+    Complete(complete::Arguments),
     Unmount(unmount::Arguments),
     Upgrade(upgrade::Arguments),
     Push(push::Arguments),
@@ -131,6 +133,7 @@ pub fn run() -> ExitCode {
         Command::Mount(command) => mount::run(command, &store, arguments.verbose, beginning),
         Command::Pull(command) => pull::run(&command, &store, arguments.verbose),
         Command::Extract(command) => extract::run(&command, &store, arguments.verbose),
+        Command::Complete(command) => complete::run(&command, &store),
         Command::Unmount(command) => unmount::run(command, &store),
         Command::Upgrade(command) => upgrade::run(&command, &store),
         Command::Push(command) => push::run(&command, &store, arguments.verbose),

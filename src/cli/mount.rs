@@ -10,6 +10,7 @@ use anyhow::Context;
 use peelfs::cache::Cache;
 use peelfs::commit::image_of;
 use peelfs::fetch::{NetworkThreads, ThreadStarter};
+use peelfs::mount::completion::Wish;
 use peelfs::mount::handover::Predecessor;
 use peelfs::mount::writable::{self, WritablePlan};
 use peelfs::mount::{ImageMountError, Mounted, Prefetching, Pull, Request, memory, prepare};
@@ -20,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::background;
 use super::beginning::{Beginning, Role};
+use super::complete::CompletionArgument;
 use super::log_file::LogFile;
 use super::network::SourceArguments;
 use super::server::Server;
@@ -60,6 +62,12 @@ pub struct Arguments {
     /// What is fetched before it is read
     #[arg(long, value_enum, default_value_t = PrefetchArgument::Auto)]
     prefetch: PrefetchArgument,
+    /// Where nothing is known here of what mounts of the image read, ask its registry for a profile that was pushed beside it: a request for each image
+    /// of which something is missing. Whoever may push there decides what is fetched first, and nothing else
+    #[arg(long)]
+    profile_from_registry: bool,
+    #[command(flatten)]
+    completion: CompletionArgument,
     /// Do not record which files are read; `peel profile` shows what is recorded
     #[arg(long)]
     no_profile: bool,
@@ -165,7 +173,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
             (prepared.take_over(&options(arguments), predecessor)?, server.hold_signals())
         }
     };
-    serve_mounted(&store, &threads, mounted, server, signals)
+    serve_mounted(&store, &threads, mounted, server, signals, arguments.completion.wish())
 }
 
 fn mount(
@@ -199,6 +207,7 @@ pub fn serve_mounted(
     mounted: Mounted,
     server: &mut Server,
     signals: Held,
+    completion: Option<Wish>,
 ) -> anyhow::Result<()> {
     server.hand_over(&mounted);
     server.usable()?;
@@ -207,6 +216,7 @@ pub fn serve_mounted(
     server.watch_holder(threads.starter(), mounted.keeper())?;
     tracing::info!(image = %mounted.reference(), mountpoint = %mounted.session().mountpoint().display(), "mounted");
     mounted.follow_profile();
+    mounted.complete(completion);
     keep_house(store, &mounted);
     Ok(mounted.wait()?)
 }
@@ -252,6 +262,7 @@ fn request(arguments: &Arguments, server: &Server) -> Request {
         trust_referrers: arguments.source.trust_referrers,
         records_profile: !arguments.no_profile,
         prefetching: arguments.prefetch.into(),
+        profile_from_registry: arguments.profile_from_registry,
         known_by: server.pid(),
         status_files: arguments.status_files,
         progress: progress::to_terminal(arguments.quiet),

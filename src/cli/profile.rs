@@ -5,13 +5,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use peelfs::fetch::profile::{Profile, TypicalFile, format, kept};
+use peelfs::fetch::profile::{Profile, TypicalFile, format, kept, referrer};
 use peelfs::store::Store;
+use peelfs_registry::Client;
 use serde::Serialize;
 
 use super::environment;
 use super::failure::NotFound;
 use super::known::KnownImage;
+use super::network::{self, NetworkArguments};
 use super::output::{self, Align};
 
 /// What mounts of an image read, and in which order
@@ -23,6 +25,7 @@ use super::output::{self, Align};
 pub enum Command {
     Show(ShowArguments),
     Export(ExportArguments),
+    Push(PushArguments),
     Rm(RemoveArguments),
 }
 
@@ -43,6 +46,21 @@ pub struct ExportArguments {
     image: KnownImage,
 }
 
+/// Put the profile of an image beside it, in its registry or layout, for machines that have none
+///
+/// It becomes a manifest that refers to the image, which stays as it is. It names the files of the image that its mounts here have read, and when,
+/// so think whether everybody who may pull the image may know. `peel mount --profile-from-registry` uses it.
+#[derive(clap::Args)]
+pub struct PushArguments {
+    #[command(flatten)]
+    image: KnownImage,
+    #[command(flatten)]
+    network: NetworkArguments,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Forget what mounts of an image read
 ///
 /// What a mount that still is there has read so far is recorded again when it reads more.
@@ -50,6 +68,15 @@ pub struct ExportArguments {
 pub struct RemoveArguments {
     #[command(flatten)]
     image: KnownImage,
+}
+
+#[derive(Serialize)]
+struct PushedSheet {
+    reference: String,
+    manifest_digest: String,
+    /// Digest of the profile's own manifest.
+    profile_digest: String,
+    runs: usize,
 }
 
 #[derive(Serialize)]
@@ -84,6 +111,7 @@ pub fn run(command: &Command, store: &Path, verbose: u8) -> anyhow::Result<ExitC
     match command {
         Command::Show(arguments) => show(arguments, &store)?,
         Command::Export(ExportArguments { image }) => export(image, &store)?,
+        Command::Push(arguments) => push(arguments, &store)?,
         Command::Rm(RemoveArguments { image }) => remove(image, &store)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -118,6 +146,25 @@ fn export(image: &KnownImage, store: &Store) -> anyhow::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write the profile"),
     }
+}
+
+fn push(arguments: &PushArguments, store: &Store) -> anyhow::Result<()> {
+    let PushArguments { image, network, json } = arguments;
+    let manifest = image.find(store)?.manifest_digest;
+    let profile = find(image, store)?;
+    let runtime = network::runtime()?;
+    let pushed = runtime.block_on(async {
+        let client = Client::new(network.client())?;
+        let repository = client.repository(&image.reference)?;
+        anyhow::Ok(referrer::push(&repository, &manifest, &profile, &environment::scratch()).await?)
+    })?;
+    let sheet = PushedSheet {
+        reference: image.reference.to_string(),
+        manifest_digest: manifest.to_string(),
+        profile_digest: pushed.to_string(),
+        runs: profile.runs.len(),
+    };
+    if *json { output::json(&sheet) } else { Ok(output::print(&format!("{}\n", sheet.profile_digest))?) }
 }
 
 fn remove(image: &KnownImage, store: &Store) -> anyhow::Result<()> {

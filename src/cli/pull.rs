@@ -125,6 +125,7 @@ impl Bringing {
             // Nobody reads.
             records_profile: false,
             prefetching: Prefetching::None,
+            profile_from_registry: false,
             known_by: std::process::id(),
             status_files: false,
             reference: reference.clone(),

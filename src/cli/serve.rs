@@ -31,6 +31,7 @@ use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::complete::CompletionArgument;
 use super::environment;
 use super::failure::Usage;
 use super::network::SourceArguments;
@@ -79,6 +80,12 @@ pub struct Arguments {
     /// Show in /.peel of each image, which no list has, how much of its layers is here: a file of JSON for each
     #[arg(long)]
     status_files: bool,
+    /// Where nothing is known here of what mounts of the image read, ask its registry for a profile that was pushed beside it: a request for each image
+    /// of which something is missing. Whoever may push there decides what is fetched first, and nothing else
+    #[arg(long)]
+    profile_from_registry: bool,
+    #[command(flatten)]
+    completion: CompletionArgument,
     /// Tell Prometheus numbers at http://ADDRESS/metrics: a loopback address with its port, or the path of a unix socket
     #[arg(long, value_name = "ADDRESS")]
     metrics_address: Option<MetricsAddress>,
@@ -215,6 +222,7 @@ fn images(
         trust_referrers,
         records_profile: false,
         prefetching: Prefetching::None,
+        profile_from_registry: false,
         known_by: std::process::id(),
         status_files: false,
         progress: Arc::new(|_| {}),
@@ -230,6 +238,10 @@ fn images(
     if arguments.status_files {
         options.push(stack::STATUS_FILES.into());
     }
+    if arguments.profile_from_registry {
+        options.push(stack::PROFILE_FROM_REGISTRY.into());
+    }
+    options.extend(arguments.completion.to_argument());
     let path = store.path().to_owned();
     let mounter =
         move |stack: &RemoteStack, mount_point: &Path| mount(&program, &path, &options, stack, mount_point);

@@ -15,6 +15,7 @@ use peelfs_fuse::MountOptions;
 use peelfs_registry::{Asked, ClientConfiguration, CredentialSource, Digest, ImageReference, Platform};
 
 use super::beginning::Beginning;
+use super::complete::CompletionArgument;
 use super::log_file::LogFile;
 use super::mount::{go_on_with, serve_mounted};
 use super::network::NetworkArguments;
@@ -53,9 +54,17 @@ pub struct Arguments {
     /// As for `peel mount`
     #[arg(long)]
     status_files: bool,
+    /// As for `peel mount`
+    #[arg(long)]
+    profile_from_registry: bool,
+    #[command(flatten)]
+    completion: CompletionArgument,
     #[command(flatten)]
     network: NetworkArguments,
 }
+
+/// The option that has it ask the registry for a profile.
+pub const PROFILE_FROM_REGISTRY: &str = "--profile-from-registry";
 
 /// What has the tree of a stack appear at a directory, behind the name of the program and what all commands have in common.
 pub fn command_line(stack: &RemoteStack, mount_point: &Path) -> Vec<OsString> {
@@ -98,6 +107,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         trust_referrers: arguments.trust_referrers,
         records_profile: true,
         prefetching: Prefetching::Auto,
+        profile_from_registry: arguments.profile_from_registry,
         known_by: server.pid(),
         status_files: arguments.status_files,
         progress: Arc::new(|_| {}),
@@ -128,7 +138,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
             prepared.take_over(&options, predecessor)?
         }
     };
-    serve_mounted(&store, &threads, mounted, server, signals)
+    serve_mounted(&store, &threads, mounted, server, signals, arguments.completion.wish())
 }
 
 /// Asks the daemon now: what the predecessor was told and remembers goes with it, and a daemon that is restarted next knows nothing.

@@ -48,6 +48,11 @@ struct MountLine {
     present_bytes: u64,
     /// Bytes of the image's layer blobs.
     blob_bytes: u64,
+    /// How far the completion in the background is: `waiting`, `fetching`, `paused`, `retrying`, `failed` or `complete`; none if nobody wants it.
+    completion: Option<&'static str>,
+    /// Bytes per second that it may take at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion_rate: Option<u64>,
     /// The snapshot that takes what is changed, if it is a writable mount.
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<String>,
@@ -88,7 +93,10 @@ fn line(store: &Store, images: &[ImageRecord], mount: &LiveMount) -> anyhow::Res
     }
     let snapshot = mount.snapshot.as_ref().map(|id| store.snapshots().open(id)).transpose()?.flatten();
     let changed_bytes = snapshot.as_ref().map(OpenSnapshot::changed_bytes).transpose()?;
+    let completing = mount.completing();
     Ok(MountLine {
+        completion: completing.map(|(_, stage)| stage.name()),
+        completion_rate: completing.and_then(|(wish, _)| wish.rate),
         snapshot: snapshot.map(|snapshot| snapshot.note.origin.name.to_string()),
         changed_bytes,
         mountpoint: mount.record.mountpoint.display().to_string(),
@@ -122,6 +130,7 @@ fn table(lines: &[MountLine]) -> String {
         ("AHEAD", Align::Right),
         ("OF", Align::Right),
         ("HERE", Align::Right),
+        ("COMPLETION", Align::Left),
         ("CHANGED", Align::Right),
         ("SNAPSHOT", Align::Left),
     ];
@@ -138,6 +147,7 @@ fn table(lines: &[MountLine]) -> String {
                 output::bytes(line.prefetched_bytes),
                 output::bytes(line.blob_bytes),
                 output::percent(line.present_bytes, line.blob_bytes),
+                line.completion.unwrap_or("-").to_owned(),
                 line.changed_bytes.map_or("-".to_owned(), output::bytes),
                 line.snapshot.clone().unwrap_or_else(|| "-".to_owned()),
             ]

@@ -20,9 +20,10 @@ use tokio::sync::oneshot;
 
 use super::content::LayerContent;
 use super::index::blocking;
-use super::lazy::{FetchError, Lazy};
+use super::lazy::{FetchError, Lazy, Purpose};
+use super::planner::{self, Limits};
 use super::proof::{ProofError, Standing};
-use super::{planner, span};
+use super::span;
 use crate::store::{FileLock, StoreError, Verdict};
 
 /// Requests of one layer under way at once.
@@ -30,7 +31,7 @@ const REQUESTS: usize = 3;
 /// How often is looked again for what was evicted meanwhile.
 const ROUNDS: u32 = 4;
 /// All of the decoded space, however long it is.
-const EVERYTHING: &[Range<u64>] = std::slice::from_ref(&(0..u64::MAX));
+pub(super) const EVERYTHING: &[Range<u64>] = std::slice::from_ref(&(0..u64::MAX));
 /// Pause between two words about the progress.
 const TELL: Duration = Duration::from_millis(250);
 
@@ -157,21 +158,31 @@ impl LayerContent {
     }
 
     async fn bring_chunks(self: &Arc<Self>, lazy: &Lazy, missing: &[u32]) -> Result<(), FetchError> {
-        let work = self.portions(missing).into_iter().map(|portion| async move {
-            let (sender, receiver) = oneshot::channel();
-            // Nobody listens to an extraction that was cancelled.
-            let done = Box::new(move |result| drop(sender.send(result)));
-            lazy.request_in_background(self, &portion, done);
-            receiver.await.unwrap_or_else(|_| {
-                let cause = Arc::new(std::io::Error::other("the thread that fetched it died"));
-                Err(FetchError::Threads { layer: self.layer().clone(), cause })
-            })
-        });
+        let portions = self.portions(missing, planner::BACKGROUND).into_iter();
+        let work = portions
+            .map(|portion| async move { self.bring_portion(lazy, &portion, Purpose::Background).await });
         futures_util::stream::iter(work).buffer_unordered(REQUESTS).try_collect().await
     }
 
+    /// Brings what is missing of one portion.
+    pub(super) async fn bring_portion(
+        self: &Arc<Self>,
+        lazy: &Lazy,
+        portion: &[u32],
+        purpose: Purpose,
+    ) -> Result<(), FetchError> {
+        let (sender, receiver) = oneshot::channel();
+        // Nobody listens to an extraction that was cancelled.
+        let done = Box::new(move |result| drop(sender.send(result)));
+        lazy.request_for_nobody(self, portion, purpose, done);
+        receiver.await.unwrap_or_else(|_| {
+            let cause = Arc::new(std::io::Error::other("the thread that fetched it died"));
+            Err(FetchError::Threads { layer: self.layer().clone(), cause })
+        })
+    }
+
     /// What is asked for at once, in the order of the blob: the chunks of one request, or those of a span that is long.
-    fn portions(&self, missing: &[u32]) -> Vec<Vec<u32>> {
+    pub(super) fn portions(&self, missing: &[u32], limits: Limits) -> Vec<Vec<u32>> {
         let chunks = self.table().chunks();
         let (mut portions, mut others) = (Vec::new(), Vec::new());
         let mut long = 0..0;
@@ -192,7 +203,7 @@ impl LayerContent {
                 portion.push(number);
             }
         }
-        let requests = planner::plan(chunks, others, planner::BACKGROUND);
+        let requests = planner::plan(chunks, others, limits);
         portions.extend(requests.into_iter().map(|request| request.chunks));
         portions.sort_by_key(|portion| {
             let first = portion.first().and_then(|number| chunks.get(*number as usize));
@@ -202,7 +213,7 @@ impl LayerContent {
     }
 
     /// The chunks of these parts that are not here, each once, in ascending order.
-    fn missing(&self, parts: &[Range<u64>]) -> Vec<u32> {
+    pub(super) fn missing(&self, parts: &[Range<u64>]) -> Vec<u32> {
         let numbers = parts.iter().flat_map(|part| self.table().chunks_of(part.clone()));
         let mut missing: Vec<u32> =
             numbers.filter(|number| !self.has_chunk(*number)).map(|number| number as u32).collect();
@@ -212,7 +223,7 @@ impl LayerContent {
     }
 
     /// Decoded bytes of those of the chunks that are not here.
-    fn bytes_missing(&self, chunks: &[u32]) -> u64 {
+    pub(super) fn bytes_missing(&self, chunks: &[u32]) -> u64 {
         let missing = chunks.iter().map(|number| *number as usize).filter(|number| !self.has_chunk(*number));
         missing
             .filter_map(|number| self.table().chunks().get(number))

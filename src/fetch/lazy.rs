@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::content::LayerContent;
 use super::delivery::bring;
+use super::full_speed::FullSpeed;
 use super::guess::{Guesses, Ledger, Misses, Neighbour, blob_bytes, neighbours};
 use super::link::Link;
 use super::planner::{self, Limits, blob_range};
@@ -137,11 +138,11 @@ pub struct Fetcher {
 
 /// How many wait for the network.
 #[derive(Clone, Copy, Debug, Default)]
-struct Waiting {
+pub(super) struct Waiting {
     /// Readers, and requests under way that were made for readers.
-    now: usize,
+    pub now: usize,
     /// Those who have waited so far.
-    served: u64,
+    pub served: u64,
 }
 
 /// Blob bytes in memory at once, in KiB.
@@ -211,6 +212,16 @@ impl Fetcher {
     pub(super) async fn wait_for_readers(&self) {
         let mut waiting = self.waiting.subscribe();
         let _ = tokio::time::timeout(COURTESY, waiting.wait_for(|waiting| waiting.now == 0)).await;
+    }
+
+    /// Bytes that can be fetched in the time of one more request, about.
+    pub(super) fn bytes_in_a_round_trip(&self) -> u64 {
+        self.link.bytes_in_a_round_trip()
+    }
+
+    /// Who waits for the network.
+    pub(super) fn waiting(&self) -> watch::Receiver<Waiting> {
+        self.waiting.subscribe()
     }
 
     /// Waits until it is the turn of a prefetch: no reader waits, or one was served since the turn before, of which `served` tells. One
@@ -312,15 +323,21 @@ pub(super) struct Lazy {
     fetcher: Arc<Fetcher>,
     state: Mutex<State>,
     guesses: Guesses,
+    full_speed: FullSpeed,
 }
 
 impl Lazy {
     pub(super) fn new(source: Arc<dyn BlobSource>, fetcher: Arc<Fetcher>) -> Lazy {
-        Lazy { source, fetcher, state: Mutex::default(), guesses: Guesses::default() }
+        let (state, guesses, full_speed) = (Mutex::default(), Guesses::default(), FullSpeed::default());
+        Lazy { source, fetcher, state, guesses, full_speed }
     }
 
     pub(super) fn fetcher(&self) -> &Arc<Fetcher> {
         &self.fetcher
+    }
+
+    pub(super) fn full_speed(&self) -> &FullSpeed {
+        &self.full_speed
     }
 
     pub(super) fn source(&self) -> &dyn BlobSource {
@@ -348,11 +365,18 @@ impl Lazy {
             }
             self.fetcher.ledger.wanted(bytes);
         });
+        self.full_speed.missed(content);
     }
 
     /// Brings exactly these chunks, for nobody who waits to read them.
-    pub(super) fn request_in_background(&self, content: &Arc<LayerContent>, chunks: &[u32], done: Done) {
-        self.ask(content, Purpose::Background, chunks.iter().copied(), done, |_, _| {});
+    pub(super) fn request_for_nobody(
+        &self,
+        content: &Arc<LayerContent>,
+        chunks: &[u32],
+        purpose: Purpose,
+        done: Done,
+    ) {
+        self.ask(content, purpose, chunks.iter().copied(), done, |_, _| {});
     }
 
     /// `more` adds to the chunks that are to be fetched, if there are any.
@@ -545,7 +569,8 @@ impl Lazy {
 
     /// Says that these chunks are read.
     pub(super) fn note_read(&self, content: &LayerContent, chunks: Range<usize>) {
-        self.guesses.read(chunks, content.table().chunks(), &self.fetcher.ledger);
+        self.guesses.read(chunks.clone(), content.table().chunks(), &self.fetcher.ledger);
+        self.full_speed.read(chunks, content.table().chunks());
     }
 
     /// Ends the wait at the deadline.

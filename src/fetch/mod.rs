@@ -13,12 +13,14 @@
 //! map, in that order, so that no crash leaves a marked chunk that is not whole.
 
 pub mod archive;
+pub mod completion;
 pub mod content;
 mod delivery;
 mod draft_sink;
 #[cfg(test)]
 mod eviction_tests;
 pub mod extract;
+mod full_speed;
 mod guess;
 mod headers;
 pub mod index;

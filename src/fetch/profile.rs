@@ -17,6 +17,7 @@
 pub mod format;
 pub mod kept;
 mod record;
+pub mod referrer;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

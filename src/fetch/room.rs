@@ -36,6 +36,8 @@ use crate::store::{LayerState, Store, StoreError};
 const GRANTS: u64 = 64;
 /// Grants that are left when eviction begins.
 const SPARE: u64 = 8;
+/// What is left of a disk for others by those whom nobody waits for: one of so many parts of it.
+const LEFT: u64 = 64;
 /// What is granted where there is no budget: bytes.
 const UNLIMITED: u64 = 64 << 20;
 
@@ -121,6 +123,24 @@ impl Room {
     /// To be asked before so many bytes are written that are never evicted. May take as long as evicting takes.
     pub fn has_room_for(&self, bytes: u64) -> bool {
         self.admit(bytes, Urgency::Spare).is_some()
+    }
+
+    /// Whether so many bytes can be written beside all that is here, so that nothing need go and the disk is not full then. May take as long as
+    /// looking at the store takes.
+    pub(super) fn has_space_beside_all(&self, bytes: u64) -> bool {
+        let fits = || {
+            let space = self.store.space()?;
+            if space.available < bytes.saturating_add(space.total / LEFT) {
+                return Ok(false);
+            }
+            let Some(budget) = self.store.budget()? else { return Ok(true) };
+            // As much as is left when eviction begins, and a grant for this.
+            let spare = budget / GRANTS * (SPARE + 1);
+            let taken = self.store.allocated()?.saturating_add(self.in_flight.load(Ordering::Relaxed));
+            Ok::<_, StoreError>(taken.saturating_add(bytes).saturating_add(spare) <= budget)
+        };
+        // Who writes says what is wrong with it.
+        fits().unwrap_or(false)
     }
 
     /// Evicts what is too much, if anything is.

@@ -8,6 +8,7 @@ use peelfs_fuse::MountEntry;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::completion::{Files, Stage, Wish};
 use super::counters;
 use crate::meter::Counts;
 use crate::store::record_tables::RecordId;
@@ -33,6 +34,19 @@ pub struct LiveMount {
     pub counts: Counts,
     /// The record that takes the changes, if it is writable.
     pub snapshot: Option<RecordId>,
+}
+
+impl LiveMount {
+    /// Where it stands what is wished of its completion, and how far it is.
+    pub fn completion(&self) -> Option<Files> {
+        self.record.status_path.as_deref().map(Files::beside)
+    }
+
+    /// What is wished of its completion, and how far it is; nothing if nothing is.
+    pub fn completing(&self) -> Option<(Wish, Stage)> {
+        let files = self.completion()?;
+        Some((files.wish()?, files.stage().unwrap_or(Stage::Waiting)))
+    }
 }
 
 /// When a process began, in clock ticks since the machine did (proc(5), `/proc/pid/stat`, field 22): tells it from a later one of
@@ -103,6 +117,7 @@ fn forget(store: &Store, record: &MountRecord) -> Result<(), StoreError> {
     if let Some(path) = &record.status_path {
         // It may be gone already, or belong to the next process of that number, which begins with a new one.
         counters::retire(store, path);
+        Files::beside(path).remove();
     }
     Ok(())
 }

@@ -21,6 +21,13 @@ pub enum Prefetching {
     None,
 }
 
+impl Prefetching {
+    /// Whether a profile has a say.
+    pub(super) fn is_by_profile(self) -> bool {
+        matches!(self, Prefetching::Auto | Prefetching::Profile)
+    }
+}
+
 /// What is missing of what is wanted.
 pub(super) fn plan(prefetching: Prefetching, image: &MountedImage<'_>) -> Prefetch {
     let by_profile = || image.profile().map(|profile| by_profile(image.tree, &profile));
@@ -35,6 +42,13 @@ pub(super) fn plan(prefetching: Prefetching, image: &MountedImage<'_>) -> Prefet
     let plan = Prefetch::plan(image.tree.layers(), wanted);
     // To find the files was to look at many pages of it.
     image.tree.table().release();
+    plan
+}
+
+/// What is missing of what a profile says, wherever that comes from.
+pub(super) fn plan_of(tree: &MergedTree, profile: &Profile) -> Prefetch {
+    let plan = Prefetch::plan(tree.layers(), by_profile(tree, profile));
+    tree.table().release();
     plan
 }
 

@@ -86,6 +86,7 @@ pub fn prepare_lowest(
     let written = counters.clone();
     let observer = move |statistics, prefetched| written.write(statistics, prefetched);
     let (prefetching, records_profile) = (request.prefetching, request.records_profile);
+    let profile_from_registry = request.profile_from_registry;
     let brought = bring_lowest(store, threads, request, layers, observer)?;
     let composition = match brought.is_part {
         true => Composition::of_part(&brought.image, &brought.layers),
@@ -99,7 +100,17 @@ pub fn prepare_lowest(
     brought.wait_for_database();
     let (tree, pending_tree) = (Arc::new(tree), Mutex::new(pending_tree));
     let tree_key = hex(&composition.identity);
-    Ok(Prepared { brought, counters, prefetching, tree, tree_key, pending_tree, pid, has_status_files })
+    Ok(Prepared {
+        brought,
+        counters,
+        prefetching,
+        profile_from_registry,
+        tree,
+        tree_key,
+        pending_tree,
+        pid,
+        has_status_files,
+    })
 }
 
 /// What the tree of an image is kept by in the store; nothing if not all of its layers are there.

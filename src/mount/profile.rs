@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use peelfs_registry::{Digest, ImageReference, Platform};
 
+use super::prefetch;
 use crate::error::chain;
-use crate::fetch::profile::{Profile, kept};
+use crate::fetch::prefetch::Prefetch;
+use crate::fetch::profile::{Profile, kept, referrer};
+use crate::image::origin::Origin;
 use crate::store::{Store, StoreError};
 use crate::tree::paths::file_at;
 use crate::tree::serve::MergedTree;
@@ -26,6 +29,11 @@ impl MountedImage<'_> {
             tracing::warn!(image = %self.reference, error = %chain(&error), "the access profile is not used");
             None
         })
+    }
+
+    /// Whether something of it is missing, and nothing is known of what is wanted first.
+    pub(super) fn lacks_profile(&self) -> bool {
+        !self.tree.layers().iter().all(|layer| layer.is_complete()) && self.profile().is_none()
     }
 
     /// Sees to it that it has one, if one can be carried over.
@@ -82,6 +90,36 @@ impl MountedImage<'_> {
             return Ok(Some(profile));
         }
         Ok(None)
+    }
+}
+
+/// Brings the profile of an image that has none here.
+pub(super) struct ProfileKeeper {
+    store: Arc<Store>,
+    reference: String,
+    manifest: Digest,
+}
+
+impl ProfileKeeper {
+    /// For that image.
+    pub(super) fn of(image: &MountedImage<'_>) -> ProfileKeeper {
+        let (store, manifest) = (image.store.clone(), image.manifest.clone());
+        ProfileKeeper { store, reference: image.reference.to_string(), manifest }
+    }
+
+    /// The profile that lies beside the image in its registry, if there is one. From now on it is this image's own, unless it has got one
+    /// meanwhile.
+    ///
+    /// Gives what is missing of what it says.
+    pub(super) async fn bring(self, origin: &Origin, tree: Arc<MergedTree>) -> Option<Prefetch> {
+        let profile = referrer::find(origin, &self.manifest, &self.reference).await?;
+        let plan = tokio::task::spawn_blocking(move || {
+            if let Err(error) = kept::keep_if_none(&self.store, &profile) {
+                tracing::warn!(image = %self.reference, error = %chain(&error), "the access profile of the registry is not kept");
+            }
+            prefetch::plan_of(&tree, &profile)
+        });
+        plan.await.ok()
     }
 }
 

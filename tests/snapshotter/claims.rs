@@ -63,6 +63,7 @@ impl Scene {
             trust_referrers: false,
             records_profile: false,
             prefetching: Prefetching::None,
+            profile_from_registry: false,
             known_by: std::process::id(),
             status_files: false,
             progress: Arc::new(|_| {}),
