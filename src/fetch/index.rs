@@ -213,10 +213,11 @@ impl Indexer {
 
     /// Asks for what tells where the tables of contents of these layers are, and is them as a rule, before all is known of the image: beside the
     /// config, and not after it. Layers that may be here already are left out: all, if archives of other blobs are known, as only the
-    /// config says which archive a layer has. Must be called where tasks can be spawned.
+    /// config says which archive a layer has, and where lower stores may have them. Must be called where tasks can be spawned.
     pub fn look_ahead(&self, layers: &[BlobDescriptor], nothing_is_known: bool) {
         let knows_archives = || self.store.notes().all::<serde_json::Value>(NoteKind::Archive);
-        if !nothing_is_known && !knows_archives().is_ok_and(|known| known.is_empty()) {
+        let may_be_elsewhere = !self.store.lower().is_empty();
+        if may_be_elsewhere || !nothing_is_known && !knows_archives().is_ok_and(|known| known.is_empty()) {
             return;
         }
         let is_new = |layer: &&BlobDescriptor| {
