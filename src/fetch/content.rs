@@ -296,13 +296,21 @@ impl LayerContent {
 
     /// The same for single chunks, in ascending order.
     pub(super) fn evict_chunks(&self, chunks: impl IntoIterator<Item = usize>) -> Result<u64, StoreError> {
+        self.files.evict(&self.places(chunks))
+    }
+
+    /// Discards what is on the disk of chunks that are not here: see [`LayerFiles::discard_leftovers`].
+    pub(super) fn discard_leftovers(&self) -> Result<(), StoreError> {
+        self.files.discard_leftovers(&self.places(0..self.table.chunks().len()))
+    }
+
+    fn places(&self, chunks: impl IntoIterator<Item = usize>) -> Vec<ChunkPlace> {
         let place = |number: usize| {
             let chunk = self.table.chunks().get(number)?;
             let pieces = self.table.pieces(chunk.decoded_offset.get(), chunk.decoded_length.get());
             Some(ChunkPlace { chunk: number as u64, pieces: pieces.collect() })
         };
-        let places: Vec<ChunkPlace> = chunks.into_iter().map_while(place).collect();
-        self.files.evict(&places)
+        chunks.into_iter().map_while(place).collect()
     }
 
     /// Chunks that are here and whose bytes are so many or, if there are not as many, all that there are: the next ones from where it was

@@ -12,6 +12,7 @@ use peelfs_registry::Digest;
 
 use super::index::{identity, open_local, unpack};
 use super::planner::blob_range;
+use super::room::Room;
 use super::source::{BlobSource, ReadFuture};
 use super::{FetchError, Fetcher, LayerContent, NetworkThreads};
 use crate::layer::stream::StreamExpectation;
@@ -324,4 +325,24 @@ fn damaged_checkpoints_are_an_error_or_make_the_layer_again() {
     }
     std::fs::remove_file(&path).unwrap();
     assert!(open_local(&fixture.store, &fixture.digest).unwrap().is_none());
+}
+
+/// A process that is killed between clearing and discarding leaves bytes that nothing vouches for.
+#[test]
+fn what_is_left_of_chunks_that_are_not_here_goes_before_a_budget_is_overrun() {
+    let whole = layer();
+    let fixture = Fixture::new(whole.clone(), gzip(&whole));
+    let map = fixture.content.files().chunk_map.as_ref().unwrap();
+    let is_here = |chunk: &usize| (3..5).contains(chunk);
+    for chunk in (0..fixture.chunks()).filter(|chunk| !is_here(chunk)) {
+        assert!(map.clear(chunk as u64));
+    }
+    let (store, budget) = (Arc::new(Store::open(fixture.directory.path()).unwrap()), 6 << 20);
+    assert!(store.allocated().unwrap() > budget);
+    store.set_budget(Some(budget)).unwrap();
+    let room = Room::new(store.clone());
+    assert!(room.has_room_for(1), "for one who does not even read");
+    assert!(store.allocated().unwrap() < budget);
+    // What was here and what was not are the same afterwards: missing, or right.
+    assert!(fixture.read(0..whole.len() as u64).unwrap() == whole);
 }

@@ -9,7 +9,7 @@
 //!                      ▼
 //!        evict: layers that nobody has open, the one unused for longest first;
 //!               then of all others the chunks that were not touched since the hand went over them;
-//!               then, for a reader, any
+//!               then what those who were killed have left of chunks that are not here; then, for a reader, any
 //! ```
 //!
 //! Rules
@@ -179,18 +179,16 @@ impl Drop for Admitted<'_> {
 fn make_room(store: &Store, before: u64, too_much: u64, urgency: Urgency) -> Result<u64, StoreError> {
     let target = before.saturating_sub(too_much);
     let (idle, used) = candidates(store)?;
-    let mut rounds = vec![(&idle, Choice::Any), (&used, Choice::Cold)];
-    if urgency == Urgency::Reader {
-        rounds.push((&used, Choice::Any));
-    }
     let mut taken = before;
-    for (layers, choice) in rounds {
+    let mut evict = |layers: &[Digest], choice: Choice| {
         for name in layers {
             // What decoded bytes take on the disk differs from their number (holes, shared blocks), so it is measured.
             while taken > target {
                 let Some(content) = open_local(store, name)? else { break };
-                if evict_some(store, name, &content, taken - target, choice)? == 0 {
-                    break;
+                match choice {
+                    Choice::Leftovers => content.discard_leftovers()?,
+                    _ if evict_some(store, name, &content, taken - target, choice)? == 0 => break,
+                    _ => {}
                 }
                 drop(content);
                 let now = store.allocated()?;
@@ -200,6 +198,14 @@ fn make_room(store: &Store, before: u64, too_much: u64, urgency: Urgency) -> Res
                 taken = now;
             }
         }
+        Ok::<_, StoreError>(())
+    };
+    evict(&idle, Choice::Any)?;
+    evict(&used, Choice::Cold)?;
+    evict(&idle, Choice::Leftovers)?;
+    evict(&used, Choice::Leftovers)?;
+    if urgency == Urgency::Reader {
+        evict(&used, Choice::Any)?;
     }
     Ok(taken)
 }
@@ -237,6 +243,8 @@ fn candidates(store: &Store) -> Result<(Vec<Digest>, Vec<Digest>), StoreError> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Choice {
+    /// What is on the disk of chunks that are not here. It is looked for when little else can go, as it takes a look at all of a layer.
+    Leftovers,
     /// Chunks that were not touched since the hand went over them.
     Cold,
     Any,

@@ -221,6 +221,23 @@ impl EvictionLock<'_> {
         }
         Ok(cleared)
     }
+
+    /// Those of these chunks that are not present, durably, so that whatever is there of their bytes may go.
+    ///
+    /// # Errors
+    /// As for [`clear`](Self::clear).
+    pub(super) fn missing(
+        &self,
+        chunks: impl IntoIterator<Item = u64>,
+        sync: impl FnOnce() -> io::Result<()>,
+    ) -> Result<Vec<u64>, StoreError> {
+        let missing: Vec<u64> = chunks.into_iter().filter(|chunk| !self.map.is_present(*chunk)).collect();
+        if !missing.is_empty() {
+            self.map.bits.count_eviction();
+            self.map.checkpoint(sync)?;
+        }
+        Ok(missing)
+    }
 }
 
 enum Found {

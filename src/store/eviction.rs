@@ -15,7 +15,8 @@
 //!   them set, so the chunk had been marked again; that needs the lock, so it came after the punching, and the bytes were
 //!   written under the same lock: they are no hole. (It asks whether it is the *same* number; 2⁶⁴ evictions do not happen.)
 //! - Bytes go after the checkpoint: at no time does the disk have a durable bit for bytes that were punched. A crash between the two
-//!   leaves bytes that nothing vouches for; they are overwritten when the chunk is fetched.
+//!   leaves bytes that nothing vouches for; they are overwritten when the chunk is fetched, or discarded as leftovers: under the same
+//!   lock, which who writes a chunk holds until it is marked, and counted as an eviction, as who cleared them may not have come to that.
 //! - Who reads a layer as part of a [lower store](super::lower) holds a shared lock on its table, which keeps all of it.
 //! - Whoever is given a large file to read it without asking (the kernel, for passthrough) holds a shared lock on it, which
 //!   keeps its chunks from being evicted ([`DataFiles::large_kept`](super::DataFiles::large_kept)).
@@ -27,7 +28,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use rustix::fs::{FlockOperation, OFlags};
 
-use super::chunk_map::ChunkMap;
+use super::chunk_map::{ChunkMap, EvictionLock};
 use super::data_files::DataFile;
 use super::error::{Context, StoreError};
 use super::layers::{LayerFiles, TABLE};
@@ -72,6 +73,28 @@ impl LayerFiles {
     /// # Errors
     /// If the chunk map could not be written (nothing is discarded then), or the file system cannot punch holes.
     pub fn evict(&self, places: &[ChunkPlace]) -> Result<u64, StoreError> {
+        let evicted = self.discard(places, |lock, chunks| lock.clear(chunks, || self.data.sync()))?;
+        if evicted > 0 {
+            self.remove_rests()?;
+        }
+        Ok(evicted)
+    }
+
+    /// Discards what is on the disk of those of the chunks that are not present: what was written or cleared by somebody who was killed
+    /// before he had marked or discarded it, and blocks that belonged to two chunks of which one was discarded after the other.
+    ///
+    /// # Errors
+    /// As for [`evict`](Self::evict).
+    pub fn discard_leftovers(&self, places: &[ChunkPlace]) -> Result<(), StoreError> {
+        self.discard(places, |lock, chunks| lock.missing(chunks, || self.data.sync())).map(drop)
+    }
+
+    /// Discards those of the chunks that nobody keeps and that `choose`, of these, says may go; gives their number.
+    fn discard(
+        &self,
+        places: &[ChunkPlace],
+        choose: impl FnOnce(&EvictionLock<'_>, Vec<u64>) -> Result<Vec<u64>, StoreError>,
+    ) -> Result<u64, StoreError> {
         let Some(map) = &self.chunk_map else { return Ok(0) };
         let lock = map.lock_for_eviction()?;
         // Held until the end: who reads the layer as part of a lower store asks nobody whether a chunk is there.
@@ -97,12 +120,12 @@ impl LayerFiles {
             DataFile::Large(number) => large.get(&number).is_some_and(Option::is_some),
         };
         let free = places.iter().filter(|place| place.pieces.iter().all(is_free));
-        let cleared: HashSet<u64> =
-            lock.clear(free.map(|place| place.chunk), || self.data.sync())?.into_iter().collect();
+        let chosen: HashSet<u64> =
+            choose(&lock, free.map(|place| place.chunk).collect())?.into_iter().collect();
 
         let mut parts: Vec<Piece> = places
             .iter()
-            .filter(|place| cleared.contains(&place.chunk))
+            .filter(|place| chosen.contains(&place.chunk))
             .flat_map(|place| place.pieces.iter().copied())
             .collect();
         parts.sort_by_key(|piece| (piece.file, piece.file_offset));
@@ -112,9 +135,6 @@ impl LayerFiles {
             let (first, last) = (&joined[0], &joined[joined.len() - 1]);
             self.data.discard(first.file, first.file_offset, last.file_offset.saturating_add(last.length))?;
         }
-        if !cleared.is_empty() {
-            self.remove_rests()?;
-        }
-        Ok(cleared.len() as u64)
+        Ok(chosen.len() as u64)
     }
 }
