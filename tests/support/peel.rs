@@ -75,9 +75,12 @@ impl Peel {
     /// The program, as it might be after another version of it was installed: the same, and yet another file.
     pub fn other_program(&self) -> PathBuf {
         let path = self.scratch().join("peel-installed-since");
-        fs::copy(env!("CARGO_BIN_EXE_peel"), &path).expect("copying the program");
-        let mut file = File::options().append(true).open(&path).expect("opening the copy");
-        std::io::Write::write_all(&mut file, b"since").expect("changing the copy");
+        // By another process: a child of another test, which holds what this one has open for writing from its fork to its exec, would make the
+        // program busy.
+        let mut copy = Command::new("sh");
+        copy.args(["-c", r#"cp "$0" "$1" && printf since >>"$1""#, env!("CARGO_BIN_EXE_peel")]).arg(&path);
+        let outcome = run_to_end(copy, self.scratch());
+        assert_eq!(outcome.code, Some(0), "copying the program: {}", outcome.stderr);
         path
     }
 
