@@ -240,6 +240,8 @@ pub struct Prepared {
     /// The process that the record of the mount will name.
     pid: u32,
     has_status_files: bool,
+    /// What brings the needs of programs. It listens before anybody can read: who reads at once begins a program, too.
+    needs: Option<needs::Following>,
 }
 
 /// A mounted image.
@@ -250,7 +252,6 @@ pub struct Mounted {
     recorder: OnceLock<Recorder>,
     prefetch: OnceLock<AbortHandle>,
     completion: OnceLock<AbortHandle>,
-    needs: OnceLock<needs::Following>,
     /// What takes the changes, if it is writable.
     held: Option<HeldSnapshot>,
     /// Keeps the records of the image's layers; nothing if it has none.
@@ -328,7 +329,7 @@ impl Prepared {
         started_at: i64,
     ) -> Mounted {
         forget_poisoned_content(&self.tree, &session.cache());
-        let (recorder, prefetch, completion, needs) = Default::default();
+        let (recorder, prefetch, completion) = Default::default();
         let (pid, status_inodes) = (Arc::new(AtomicU32::new(self.pid)), NO_INODES);
         Mounted {
             prepared: self,
@@ -336,7 +337,6 @@ impl Prepared {
             recorder,
             prefetch,
             completion,
-            needs,
             held,
             records,
             pid,
@@ -434,17 +434,6 @@ impl Mounted {
             let _ = self.recorder.set(recorder);
         }
         image.carry_over();
-        self.bring_needs();
-    }
-
-    /// Brings what programs need from when their beginning is read.
-    fn bring_needs(&self) {
-        let Prepared { brought, prefetching, tree, .. } = &self.prepared;
-        let is_of_use =
-            *prefetching == Prefetching::Auto && !tree.layers().iter().all(|layer| layer.is_complete());
-        if is_of_use {
-            let _ = self.needs.set(needs::begin(tree, &brought.threads));
-        }
     }
 
     /// Brings to disk what this mount put into the store, so that it outlasts this process and a crash of the machine. What
@@ -498,7 +487,7 @@ impl Mounted {
         for work in [&self.prefetch, &self.completion].into_iter().filter_map(OnceLock::get) {
             work.abort();
         }
-        if let Some(needs) = self.needs.get() {
+        if let Some(needs) = &self.prepared.needs {
             needs.end();
         }
         if let Some(recorder) = self.recorder.get() {

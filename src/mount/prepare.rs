@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::bring::bring_lowest;
 use super::counters::Counters;
-use super::{ImageMountError, Prepared, Request};
+use super::{ImageMountError, Prefetching, Prepared, Request, needs};
 use crate::error::chain;
 use crate::fetch::index::{identity as layer_identity, open_local_of, open_local_when_made};
 use crate::fetch::{LayerContent, ThreadStarter};
@@ -100,6 +100,8 @@ pub fn prepare_lowest(
     brought.wait_for_database();
     let (tree, pending_tree) = (Arc::new(tree), Mutex::new(pending_tree));
     let tree_key = hex(&composition.identity);
+    let is_lazy = !tree.layers().iter().all(|layer| layer.is_complete());
+    let needs = (prefetching == Prefetching::Auto && is_lazy).then(|| needs::begin(&tree, &brought.threads));
     Ok(Prepared {
         brought,
         counters,
@@ -110,6 +112,7 @@ pub fn prepare_lowest(
         pending_tree,
         pid,
         has_status_files,
+        needs,
     })
 }
 
