@@ -63,11 +63,17 @@ fn has_documents_only(containerd: &Containerd, layout: &Layout, tag: &str) {
     }
 }
 
-#[test]
-fn a_container_runs_before_its_image_is_here() {
+/// The real python image as eStargz, in a registry of its own; and its name there.
+fn served_python() -> (Layout, FakeRegistry, String) {
     let layout = Layout::open(real_images().join("python"));
     let registry = FakeRegistry::start();
     let reference = layout.serve(&registry, "python", "estargz");
+    (layout, registry, reference)
+}
+
+#[test]
+fn a_container_runs_before_its_image_is_here() {
+    let (layout, registry, reference) = served_python();
     let all = layer_bytes(&layout, "estargz");
     let peel = Peel::new();
     let daemon = Daemon::start(&peel, &[]);

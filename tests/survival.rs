@@ -137,6 +137,34 @@ fn image(peel: &Peel) -> (String, Vec<Vec<u8>>) {
     (reference, expected(&layers))
 }
 
+/// The image in a registry, and its files.
+fn served(peel: &Peel, registry: &FakeRegistry) -> (String, Vec<Vec<u8>>) {
+    let layers = layers();
+    let mut layout = Layout::create(peel.scratch().join("layout"));
+    layout.image("test", &layers, SMALL_CHUNKS);
+    (layout.serve(registry, "survival", "test"), expected(&layers))
+}
+
+/// Two files of the image that is mounted there are read while the registry sends nothing, and arrive after `meanwhile`, when it sends again.
+fn read_while_stalled(registry: &FakeRegistry, root: &Path, expected: &[Vec<u8>], meanwhile: impl FnOnce()) {
+    registry.set_fault("blobs/", Fault::Stall);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = [40, 10]
+            .map(|number| {
+                let (path, expected) = (root.join(format!("files/{number}")), &expected[number]);
+                scope.spawn(move || assert!(fs::read(path).unwrap() == *expected, "{number}"))
+            })
+            .into();
+        registry.wait_for_stalled(1);
+        meanwhile();
+        registry.clear_faults();
+        registry.release();
+        for reader in readers {
+            reader.join().unwrap();
+        }
+    });
+}
+
 fn open_files(process: i32) -> usize {
     fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
 }
@@ -180,11 +208,7 @@ fn status(peel: &Peel) -> serde_json::Value {
 #[test]
 fn readers_of_a_mount_whose_server_is_killed_again_and_again_wait_and_see_no_error() {
     let (peel, registry) = (Peel::new(), FakeRegistry::start());
-    let layers = layers();
-    let mut layout = Layout::create(peel.scratch().join("layout"));
-    layout.image("test", &layers, SMALL_CHUNKS);
-    let reference = layout.serve(&registry, "survival", "test");
-    let expected = expected(&layers);
+    let (reference, expected) = served(&peel, &registry);
     let mount = peel.mount(&reference);
     let first = status(&peel);
     let waited = is_read_while_servers_are_killed(&peel, mount.path(), &expected);
@@ -200,28 +224,9 @@ fn readers_of_a_mount_whose_server_is_killed_again_and_again_wait_and_see_no_err
 #[test]
 fn what_waits_for_the_registry_when_the_server_is_killed_arrives_all_the_same() {
     let (peel, registry) = (Peel::new(), FakeRegistry::start());
-    let layers = layers();
-    let mut layout = Layout::create(peel.scratch().join("layout"));
-    layout.image("test", &layers, SMALL_CHUNKS);
-    let reference = layout.serve(&registry, "survival", "test");
-    let expected = expected(&layers);
+    let (reference, expected) = served(&peel, &registry);
     let mount = peel.mount_with(&reference, &["--prefetch", "none"]);
-    registry.set_fault("blobs/", Fault::Stall);
-    std::thread::scope(|scope| {
-        let readers: Vec<_> = [40, 10]
-            .map(|number| {
-                let (path, expected) = (mount.join(&format!("files/{number}")), &expected[number]);
-                scope.spawn(move || assert!(fs::read(path).unwrap() == *expected, "{number}"))
-            })
-            .into();
-        registry.wait_for_stalled(1);
-        killed(&peel);
-        registry.clear_faults();
-        registry.release();
-        for reader in readers {
-            reader.join().unwrap();
-        }
-    });
+    read_while_stalled(&registry, mount.path(), &expected, || killed(&peel));
     // What came before it was killed counts, too.
     assert!(status(&peel)["requests"].as_u64().unwrap() >= 3, "{}", status(&peel));
     mount.unmount();

@@ -1,7 +1,9 @@
 //! Promise: `peel ctr-pull` pulls an image into containerd by containerd's own API, so that no other tool is needed to have it lazily;
 //! containerd keeps what the image needs and nothing else, whatever ends the pull.
 
-use super::{IMPORTS, bytes, layer_bytes, pulled, shows_what_the_layers_say, small_image, trees};
+use super::{
+    IMPORTS, bytes, layer_bytes, pulled, served_python, shows_what_the_layers_say, small_image, trees,
+};
 use crate::support::archive::TestEntry;
 use crate::support::blob::Form;
 use crate::support::containerd::{Containerd, Daemon};
@@ -9,7 +11,6 @@ use crate::support::content::Content;
 use crate::support::image::{Layout, this_architecture};
 use crate::support::peel::{Peel, kill_and_wait};
 use crate::support::registry::{FakeRegistry, Fault};
-use crate::support::tools::real_images;
 use std::process::Stdio;
 
 /// How many snapshots containerd knows.
@@ -19,9 +20,7 @@ fn snapshots(containerd: &Containerd) -> usize {
 
 #[test]
 fn an_image_is_pulled_lazily_without_any_other_tool_kept_and_run() {
-    let layout = Layout::open(real_images().join("python"));
-    let registry = FakeRegistry::start();
-    let reference = layout.serve(&registry, "python", "estargz");
+    let (layout, registry, reference) = served_python();
     let all = layer_bytes(&layout, "estargz");
     let layers = layout.manifest("estargz")["layers"].as_array().unwrap().len();
     let peel = Peel::new();

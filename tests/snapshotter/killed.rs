@@ -1,12 +1,9 @@
 //! Promise: `peel serve`, and whoever serves a tree for it, may be killed at any instant: containers that read wait a moment and see no
 //! error, containers that start meanwhile start or say why not, and nothing is left of any of it.
 
-use super::trees;
+use super::{served_python, trees};
 use crate::support::containerd::{Containerd, Daemon};
-use crate::support::image::Layout;
 use crate::support::peel::{Peel, kill_and_wait, mounts_below, shuffled_instants};
-use crate::support::registry::FakeRegistry;
-use crate::support::tools::real_images;
 use std::time::Duration;
 
 /// Reads all files below two directories again and again, from the server and not from the page cache, until a file says that it is enough,
@@ -46,9 +43,7 @@ const IDLE: [&str; 2] = ["--idle-timeout", "1"];
 
 #[test]
 fn containers_that_read_notice_nothing_when_whoever_serves_is_killed() {
-    let layout = Layout::open(real_images().join("python"));
-    let registry = FakeRegistry::start();
-    let reference = layout.serve(&registry, "python", "estargz");
+    let (_layout, _registry, reference) = served_python();
     let peel = Peel::new();
     let mut daemon = Some(Daemon::start(&peel, &IDLE));
     let containerd = Containerd::start(&peel);

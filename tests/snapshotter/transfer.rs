@@ -2,15 +2,13 @@
 //! know them, as `peel serve --print-containerd-config` has it. With containerd 1.x there is no such thing, and nothing is tried.
 
 use super::{
-    IMPORTS, bytes, chain_ids, has_documents_only, layer_bytes, pulled, shows_what_the_layers_say,
-    small_image, trees,
+    IMPORTS, bytes, chain_ids, has_documents_only, layer_bytes, pulled, served_python,
+    shows_what_the_layers_say, small_image, trees,
 };
 use crate::support::blob::Form;
 use crate::support::containerd::{Containerd, Daemon, version};
-use crate::support::image::Layout;
 use crate::support::peel::Peel;
 use crate::support::registry::FakeRegistry;
-use crate::support::tools::real_images;
 
 fn pull(containerd: &Containerd, reference: &str) {
     containerd.ctr(&["images", "pull", "--plain-http", "--snapshotter", "peel", reference]);
@@ -21,9 +19,7 @@ fn an_image_is_pulled_lazily_by_containerd_alone_and_lives_as_any_other() {
     if version() < (2, 0) {
         return;
     }
-    let layout = Layout::open(real_images().join("python"));
-    let registry = FakeRegistry::start();
-    let reference = layout.serve(&registry, "python", "estargz");
+    let (layout, registry, reference) = served_python();
     let all = layer_bytes(&layout, "estargz");
     let peel = Peel::new();
     let daemon = Daemon::start(&peel, &[]);

@@ -2,18 +2,14 @@
 //! notice nothing.
 
 use super::killed::READER;
+use super::served_python;
 use crate::support::containerd::{Containerd, Daemon};
-use crate::support::image::Layout;
 use crate::support::peel::{Peel, run_to_end};
-use crate::support::registry::FakeRegistry;
-use crate::support::tools::real_images;
 use std::path::Path;
 
 #[test]
 fn the_tree_of_a_running_container_moves_to_the_program_that_was_installed_since() {
-    let layout = Layout::open(real_images().join("python"));
-    let registry = FakeRegistry::start();
-    let reference = layout.serve(&registry, "python", "estargz");
+    let (_layout, _registry, reference) = served_python();
     let peel = Peel::new();
     let daemon = Daemon::start(&peel, &[]);
     let containerd = Containerd::start(&peel);

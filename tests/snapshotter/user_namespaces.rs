@@ -5,13 +5,11 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::{bytes, layer_bytes, trees};
+use super::{bytes, layer_bytes, served_python, trees};
 use crate::support::blob::Form;
 use crate::support::containerd::{Containerd, Daemon};
-use crate::support::image::Layout;
 use crate::support::peel::{Peel, mounts_below};
 use crate::support::registry::FakeRegistry;
-use crate::support::tools::real_images;
 
 const LOOK: &str = "\
 import os
@@ -28,9 +26,7 @@ fn mapped<'a>(users: &'a str, groups: &'a str) -> [&'a str; 7] {
 
 #[test]
 fn a_container_in_a_user_namespace_sees_its_own_owners_of_the_shared_tree() {
-    let layout = Layout::open(real_images().join("python"));
-    let registry = FakeRegistry::start();
-    let reference = layout.serve(&registry, "python", "estargz");
+    let (layout, registry, reference) = served_python();
     let peel = Peel::new();
     let daemon = Daemon::start(&peel, &[]);
     let containerd = Containerd::start(&peel);

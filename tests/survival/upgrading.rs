@@ -118,29 +118,10 @@ fn a_mount_that_is_read_moves_to_another_program_and_back() {
 #[test]
 fn what_waits_for_the_registry_when_the_mount_moves_arrives_all_the_same() {
     let (peel, registry) = (Peel::new(), FakeRegistry::start());
-    let layers = layers();
-    let mut layout = Layout::create(peel.scratch().join("layout"));
-    layout.image("test", &layers, SMALL_CHUNKS);
-    let reference = layout.serve(&registry, "survival", "test");
-    let expected = expected(&layers);
+    let (reference, expected) = served(&peel, &registry);
     let mount = peel.mount_with(&reference, &["--prefetch", "none"]);
     let (other, before) = (peel.other_program(), status(&peel)["requests"].as_u64().unwrap());
-    registry.set_fault("blobs/", Fault::Stall);
-    std::thread::scope(|scope| {
-        let readers: Vec<_> = [40, 10]
-            .map(|number| {
-                let (path, expected) = (mount.join(&format!("files/{number}")), &expected[number]);
-                scope.spawn(move || assert!(fs::read(path).unwrap() == *expected, "{number}"))
-            })
-            .into();
-        registry.wait_for_stalled(1);
-        upgraded(&peel, &other, mount.path());
-        registry.clear_faults();
-        registry.release();
-        for reader in readers {
-            reader.join().unwrap();
-        }
-    });
+    read_while_stalled(&registry, mount.path(), &expected, || upgraded(&peel, &other, mount.path()));
     peel.wait_for(|| status(&peel)["requests"].as_u64().unwrap() > before);
     mount.unmount();
     nothing_is_left(&peel);
