@@ -91,11 +91,15 @@ fn a_converted_debian_python_is_what_it_was() {
         assert_same(&Tree::walk(&unpacked.path()), &expected, &additions());
 
         let mount = peel.mount(&destination);
-        let listed = peel.json(&["ls", "--json"]);
-        let listed = listed.as_array().unwrap().iter().find(|image| image["reference"] == json!(destination));
-        // One has a name that JSON cannot hold; the others are not here before somebody reads them.
-        let layers_of = listed.map(|image| (&image["layers"], &image["lazy_layers"]));
-        assert_eq!(layers_of, Some((&json!(3), &json!(2))), "{format}");
+        // One has a name that JSON cannot hold, and is known to others once it is on disk, for which no mount waits; the others are not
+        // here before somebody reads them.
+        peel.wait_for(|| {
+            let images = peel.json(&["ls", "--json"]);
+            let images = images.as_array().unwrap();
+            let listed = images.iter().find(|image| image["reference"] == json!(destination)).unwrap();
+            assert_eq!(listed["layers"], 3, "{format}");
+            listed["lazy_layers"] == 2
+        });
         assert_same(&Tree::walk(mount.path()), &expected, &additions());
         mount.unmount();
 

@@ -226,6 +226,10 @@ struct State {
     released: usize,
     down: bool,
     requests: Vec<Request>,
+    /// How many were forgotten before them.
+    forgotten: usize,
+    /// How many are being answered.
+    answering: usize,
     violations: Vec<String>,
     connections: Vec<TcpStream>,
     referrers: Option<Referrers>,
@@ -533,9 +537,16 @@ impl FakeRegistry {
         counters
     }
 
-    /// Forgets all requests, so that counters start at zero.
+    /// Whether a request is not answered yet.
+    pub fn is_answering(&self) -> bool {
+        self.state().answering > 0
+    }
+
+    /// Forgets all requests, so that counters start at zero: what is sent from now on for one of them counts nowhere.
     pub fn reset_counters(&self) {
-        self.state().requests.clear();
+        let mut state = self.state();
+        state.forgotten += state.requests.len();
+        state.requests.clear();
     }
 
     /// Violations so far, which are then forgiven: for a test of the registry itself.

@@ -14,7 +14,9 @@ pub(super) fn serve(stream: TcpStream, shared: &Shared, is_storage: bool) {
     let Ok(mut writer) = stream.try_clone() else { return };
     let mut reader = BufReader::new(stream);
     while let Ok(Some((request, body))) = read_request(&mut reader, is_storage) {
-        let Ok(true) = exchange(&mut writer, shared, is_storage, request, &body) else { break };
+        let goes_on = exchange(&mut writer, shared, is_storage, request, &body);
+        shared.lock().answering -= 1;
+        let Ok(true) = goes_on else { break };
     }
     let _ = writer.shutdown(std::net::Shutdown::Both);
 }
@@ -29,8 +31,9 @@ fn exchange(
 ) -> io::Result<bool> {
     let (number, fault, answer) = {
         let mut state = shared.lock();
-        let number = state.requests.len();
+        let number = state.forgotten + state.requests.len();
         state.requests.push(request.clone());
+        state.answering += 1;
         let fault = take_fault(&mut state.faults, &format!("{} {}", request.method, request.target));
         drop(state);
         match &fault {
@@ -74,8 +77,10 @@ fn stall(shared: &Shared) {
 }
 
 fn record(shared: &Shared, number: usize, change: impl FnOnce(&mut Request)) {
-    // The test may have forgotten all requests meanwhile.
-    if let Some(request) = shared.lock().requests.get_mut(number) {
+    let mut state = shared.lock();
+    let place = number.checked_sub(state.forgotten);
+    // The test may have forgotten it meanwhile.
+    if let Some(request) = place.and_then(|place| state.requests.get_mut(place)) {
         change(request);
     }
 }
