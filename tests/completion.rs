@@ -175,6 +175,9 @@ fn a_completion_that_fails_says_so_once_and_is_tried_again_when_somebody_asks() 
     peel.wait_for(|| completion(&peel) == "retrying");
     let told = fs::read_to_string(&log).unwrap();
     assert_eq!(told.matches("tried again later").count(), 1, "{told}");
+    let status = peel.succeed(&["status"]);
+    assert!(status.contains(&format!("{}: retrying: ", mount.path().display())), "{status}");
+    assert!(status.contains("404"), "{status}");
     registry.clear_faults();
     peel.succeed(&["complete", &reference]);
     becomes_complete(&peel);

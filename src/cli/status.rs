@@ -50,6 +50,9 @@ struct MountLine {
     blob_bytes: u64,
     /// How far the completion in the background is: `waiting`, `fetching`, `paused`, `retrying`, `failed` or `complete`; none if nobody wants it.
     completion: Option<&'static str>,
+    /// Why nothing more comes, if it failed, or will be tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion_error: Option<String>,
     /// Bytes per second that it may take at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     completion_rate: Option<u64>,
@@ -95,8 +98,9 @@ fn line(store: &Store, images: &[ImageRecord], mount: &LiveMount) -> anyhow::Res
     let changed_bytes = snapshot.as_ref().map(OpenSnapshot::changed_bytes).transpose()?;
     let completing = mount.completing();
     Ok(MountLine {
-        completion: completing.map(|(_, stage)| stage.name()),
-        completion_rate: completing.and_then(|(wish, _)| wish.rate),
+        completion: completing.as_ref().map(|(_, progress)| progress.stage.name()),
+        completion_rate: completing.as_ref().and_then(|(wish, _)| wish.rate),
+        completion_error: completing.and_then(|(_, progress)| progress.because),
         snapshot: snapshot.map(|snapshot| snapshot.note.origin.name.to_string()),
         changed_bytes,
         mountpoint: mount.record.mountpoint.display().to_string(),
@@ -153,5 +157,11 @@ fn table(lines: &[MountLine]) -> String {
             ]
         })
         .collect();
-    output::table(&columns, &rows)
+    let mut text = output::table(&columns, &rows);
+    for line in lines {
+        if let Some((stage, because)) = line.completion.zip(line.completion_error.as_ref()) {
+            text.push_str(&format!("{}: {stage}: {because}\n", line.mountpoint));
+        }
+    }
+    text
 }

@@ -367,10 +367,12 @@ impl Indexer {
         let table = Table::open(&files.table, &identity(&name))?;
         let (store, brought, kept_as) = (self.store.clone(), layer.clone(), name.clone());
         let from = blob.reference().clone();
+        let publishing = self.fetcher.room().map(Room::publishing);
         // Not after the last layer: two processes that each held a layer for which the other waits would never end.
         let commit = tokio::task::spawn_blocking(move || {
             // If something stands there it is damaged: else it would have been opened.
             pending.commit_replacing()?;
+            drop(publishing);
             if is_streamed {
                 twins::note(&store, &brought, &kept_as, &from);
             }

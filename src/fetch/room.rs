@@ -18,11 +18,13 @@
 //! - Reads go before the budget: if nothing more can go (tables, what is written in mounts, files that the kernel has), a
 //!   reader's bytes are written all the same, and the log says so. Bytes of a layer that is streamed are not: the chunks that
 //!   they belong to are left missing, and are fetched when somebody reads them.
+//! - What is streamed cannot be evicted before it is published, which mounts do not wait for. A reader for whom there is no room waits for it.
 //! - Without a budget nothing is measured; that there is one now is noticed after the next grant.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use peelfs_registry::Digest;
 
@@ -38,6 +40,8 @@ const GRANTS: u64 = 64;
 const SPARE: u64 = 8;
 /// What is left of a disk for others by those whom nobody waits for: one of so many parts of it.
 const LEFT: u64 = 64;
+/// How long a reader waits for what is being published, on a disk that hangs.
+const PUBLISHING: Duration = Duration::from_secs(10);
 /// What is granted where there is no budget: bytes.
 const UNLIMITED: u64 = 64 << 20;
 
@@ -60,7 +64,14 @@ pub struct Room {
     has_budget: AtomicBool,
     /// Whether it was said that the budget cannot be kept.
     was_told: Mutex<bool>,
+    /// Layers of this process that are being published.
+    publishing: Mutex<usize>,
+    published: Condvar,
 }
+
+/// A layer is being published, until this is dropped.
+#[must_use]
+pub(super) struct Publishing(Arc<Room>);
 
 /// The right to write some bytes, until it is dropped.
 #[must_use]
@@ -80,7 +91,26 @@ impl Room {
             in_flight: AtomicU64::new(0),
             has_budget: AtomicBool::new(has_budget),
             was_told: Mutex::new(false),
+            publishing: Mutex::new(0),
+            published: Condvar::new(),
         }
+    }
+
+    /// To be asked when a layer is whole and before it is published, which takes as long as the disk does.
+    pub(super) fn publishing(self: &Arc<Self>) -> Publishing {
+        *self.publishing.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Publishing(self.clone())
+    }
+
+    fn is_publishing(&self) -> bool {
+        *self.publishing.lock().unwrap_or_else(PoisonError::into_inner) > 0
+    }
+
+    /// Waits until nothing is being published.
+    fn wait_until_published(&self) {
+        let publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.published.wait_timeout_while(publishing, PUBLISHING, |publishing| *publishing > 0);
+        drop(waited);
     }
 
     /// Whether there is a budget, so that it matters what was read of late.
@@ -159,6 +189,9 @@ impl Room {
         let grant = budget / GRANTS;
         let under_way = self.in_flight.load(Ordering::Relaxed).saturating_add(wanted);
         let full_at = budget.saturating_sub((grant * SPARE).saturating_add(under_way));
+        if urgency == Urgency::Reader && self.is_publishing() && self.store.allocated()? > full_at {
+            self.wait_until_published();
+        }
         let _lock = self.store.lock_for_room()?;
         let mut taken = self.store.allocated()?;
         if taken > full_at {
@@ -171,6 +204,13 @@ impl Room {
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
         self.room.in_flight.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Publishing {
+    fn drop(&mut self) {
+        *self.0.publishing.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.published.notify_all();
     }
 }
 
@@ -288,6 +328,24 @@ fn forget_extraction(store: &Store, name: &Digest) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_without_room_waits_for_what_is_being_published_and_nobody_else_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(directory.path()).unwrap());
+        store.set_budget(Some(1)).unwrap();
+        let room = Arc::new(Room::new(store));
+        let publishing = room.publishing();
+        assert!(room.admit(1, Urgency::Spare).is_none());
+        let (sender, admitted) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let room = &room;
+            scope.spawn(move || sender.send(room.admit(1, Urgency::Reader).is_some()).unwrap());
+            assert!(admitted.recv_timeout(Duration::from_millis(300)).is_err(), "it waits");
+            drop(publishing);
+            assert_eq!(admitted.recv_timeout(Duration::from_secs(60)), Ok(true));
+        });
+    }
 
     #[test]
     fn those_who_wait_for_a_grant_together_are_not_all_admitted_by_it() {

@@ -34,6 +34,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// Longest file that is read, in bytes.
 const LONGEST: u64 = 4096;
+/// Of a reason so many characters are told; JSON may need six bytes for each.
+const LONGEST_REASON: usize = 500;
 
 /// What is wished for a mount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +50,27 @@ pub struct Wish {
 }
 
 /// How far it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// What is done now.
+    pub stage: Stage,
+    /// Why nothing comes, on one line, if it failed.
+    pub because: Option<String>,
+}
+
+impl Progress {
+    fn failed(stage: Stage, error: &CompletionError) -> Progress {
+        Progress { stage, because: Some(chain(error).chars().take(LONGEST_REASON).collect()) }
+    }
+}
+
+impl From<Stage> for Progress {
+    fn from(stage: Stage) -> Progress {
+        Progress { stage, because: None }
+    }
+}
+
+/// What is done of a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
@@ -83,16 +106,16 @@ impl Stage {
 #[derive(Clone, Debug)]
 pub struct Files {
     wish: PathBuf,
-    stage: PathBuf,
+    progress: PathBuf,
     bell: PathBuf,
 }
 
 impl Files {
     /// Those of the mount with these counters.
     pub fn beside(counters: &Path) -> Files {
-        let [wish, stage, bell] =
+        let [wish, progress, bell] =
             ["wish", "completion", "bell"].map(|extension| counters.with_extension(extension));
-        Files { wish, stage, bell }
+        Files { wish, progress, bell }
     }
 
     /// What is wished; nothing if nothing is, or it cannot be understood.
@@ -101,8 +124,8 @@ impl Files {
     }
 
     /// How far it is; nothing if nothing is wished.
-    pub fn stage(&self) -> Option<Stage> {
-        read(&self.stage)
+    pub fn progress(&self) -> Option<Progress> {
+        read(&self.progress)
     }
 
     /// Has something else be wished: whole, or as it was.
@@ -114,16 +137,16 @@ impl Files {
         ring(&self.bell)
     }
 
-    fn set_stage(&self, stage: Stage) {
-        let written = serde_json::to_vec(&stage).map_err(std::io::Error::from);
-        if let Err(error) = written.and_then(|bytes| write(&self.stage, &bytes)) {
+    fn set_progress(&self, progress: &Progress) {
+        let written = serde_json::to_vec(progress).map_err(std::io::Error::from);
+        if let Err(error) = written.and_then(|bytes| write(&self.progress, &bytes)) {
             tracing::debug!(%error, "how far the completion is, is not told");
         }
     }
 
     /// Removes what a mount has left that is gone.
     pub(super) fn remove(&self) {
-        for path in [&self.wish, &self.stage, &self.bell] {
+        for path in [&self.wish, &self.progress, &self.bell] {
             // Most mounts have none.
             let _ = std::fs::remove_file(path);
         }
@@ -196,7 +219,7 @@ struct Completion {
     store: Arc<Store>,
     files: Files,
     image: String,
-    told: Arc<Mutex<Option<Stage>>>,
+    told: Arc<Mutex<Option<Progress>>>,
     prefetch: Option<AbortHandle>,
 }
 
@@ -277,12 +300,12 @@ impl Completion {
             };
             if failed.is_final() {
                 tracing::warn!(image = %self.image, error = %chain(&failed), "the image never becomes complete");
-                return self.tell(Stage::Failed);
+                return self.tell(Progress::failed(Stage::Failed, &failed));
             }
             if !std::mem::replace(&mut was_told, true) {
                 tracing::warn!(image = %self.image, error = %chain(&failed), "the image is not complete yet; this is tried again later");
             }
-            self.tell(Stage::Retrying);
+            self.tell(Progress::failed(Stage::Retrying, &failed));
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -292,7 +315,8 @@ impl Completion {
         let store = self.store.clone();
         let missed = move || store.counters().all().map_or(0, |counts| counts.get(Count::ChunksMissing));
         let teller = Teller { files: self.files.clone(), told: self.told.clone() };
-        let tell = move |is_quiet| teller.tell(if is_quiet { Stage::Fetching } else { Stage::Waiting });
+        let tell =
+            move |is_quiet| teller.tell(if is_quiet { Stage::Fetching } else { Stage::Waiting }.into());
         let mut courtesy = Courtesy::new(rate, Arc::new(missed), tell);
         for layer in &self.layers {
             layer.complete(&mut courtesy).await?;
@@ -300,22 +324,23 @@ impl Completion {
         Ok(())
     }
 
-    fn tell(&self, stage: Stage) {
-        Teller { files: self.files.clone(), told: self.told.clone() }.tell(stage);
+    fn tell(&self, progress: impl Into<Progress>) {
+        Teller { files: self.files.clone(), told: self.told.clone() }.tell(progress.into());
     }
 }
 
 /// Writes how far it is, if that is news.
 struct Teller {
     files: Files,
-    told: Arc<Mutex<Option<Stage>>>,
+    told: Arc<Mutex<Option<Progress>>>,
 }
 
 impl Teller {
-    fn tell(&self, stage: Stage) {
+    fn tell(&self, progress: Progress) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.replace(stage) != Some(stage) {
-            self.files.set_stage(stage);
+        if told.as_ref() != Some(&progress) {
+            self.files.set_progress(&progress);
+            *told = Some(progress);
         }
     }
 }
@@ -328,13 +353,17 @@ mod tests {
     fn what_is_wished_is_what_was_written_last_and_what_makes_no_sense_is_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let files = Files::beside(&directory.path().join("run/42.counters"));
-        assert_eq!((files.wish(), files.stage()), (None, None));
+        assert_eq!((files.wish(), files.progress()), (None, None));
         for wish in [Wish::default(), Wish { rate: Some(7), is_paused: true, asked: 2 }] {
             files.set_wish(wish).unwrap();
             assert_eq!(files.wish(), Some(wish));
         }
-        files.set_stage(Stage::Retrying);
-        assert_eq!(files.stage(), Some(Stage::Retrying));
+        let because = "\u{1}".repeat(LONGEST_REASON);
+        for progress in [Stage::Fetching.into(), Progress { stage: Stage::Retrying, because: Some(because) }]
+        {
+            files.set_progress(&progress);
+            assert_eq!(files.progress(), Some(progress));
+        }
         for text in ["", "{}", "null", "[1]", &"9".repeat(5000)] {
             std::fs::write(&files.wish, text).unwrap();
             assert_eq!(files.wish(), None, "{text}");

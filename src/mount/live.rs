@@ -8,7 +8,7 @@ use peelfs_fuse::MountEntry;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::completion::{Files, Stage, Wish};
+use super::completion::{Files, Progress, Stage, Wish};
 use super::counters;
 use crate::meter::Counts;
 use crate::store::record_tables::RecordId;
@@ -43,9 +43,9 @@ impl LiveMount {
     }
 
     /// What is wished of its completion, and how far it is; nothing if nothing is.
-    pub fn completing(&self) -> Option<(Wish, Stage)> {
+    pub fn completing(&self) -> Option<(Wish, Progress)> {
         let files = self.completion()?;
-        Some((files.wish()?, files.stage().unwrap_or(Stage::Waiting)))
+        Some((files.wish()?, files.progress().unwrap_or(Stage::Waiting.into())))
     }
 }
 
