@@ -65,7 +65,11 @@ learn_profiles() {
 start_serve() {
   "$peel" serve --store "$store" --address "$work/peel.sock" "$@" 2>>"$work/serve.log" &
   serve_pid=$!
-  wait_until "peel serve" "$serve_pid" "$work/serve.log" containerd_ctr snapshots --snapshotter peel ls
+  wait_until "peel serve" "$serve_pid" "$work/serve.log" serve_answers
+}
+# containerd tries to reach it again after a while only, and answers by itself what it knows: not whether a snapshot can be made.
+serve_answers() {
+  containerd_ctr snapshots --snapshotter peel prepare probe && containerd_ctr snapshots --snapshotter peel rm probe
 }
 stop_serve() {
   if [ -n "$serve_pid" ]; then
