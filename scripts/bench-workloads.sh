@@ -19,7 +19,7 @@ publish_workloads() {
 # ready WAY IMAGE: its script runs to the end, and its last line is the proof.
 ready() {
   local last
-  last=$("start_by_$1" "$2" bash -ec "$(cat "scripts/workloads/$2")" | tail -n 1)
+  last=$("start_by_$1" "$2" bash -ec "$(cat "scripts/workloads/$2")" | tail -n 1) || fail "$2 by $1 did not get ready"
   [ "$last" = 5050 ] || fail "$2 by $1: \"$last\" where 5050 was to come"
 }
 
