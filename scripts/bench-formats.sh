@@ -91,17 +91,18 @@ print_formats() {
   done
 }
 
+# image_bytes NAME TAG: of its config and layers.
 image_bytes() {
-  curl --silent --fail --noproxy '*' "http://$registry/v2/python/manifests/$1" \
+  curl --silent --fail --noproxy '*' "http://$registry/v2/$1/manifests/$2" \
     --header 'Accept: application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json' \
     | jq '[.config.size, .layers[].size] | add'
 }
-image_megabytes() { awk -v bytes="$(image_bytes "$1")" 'BEGIN { printf "%.0f", bytes / 1e6 }'; }
+image_megabytes() { awk -v bytes="$(image_bytes python "$1")" 'BEGIN { printf "%.0f", bytes / 1e6 }'; }
 
 format_line() {
   local what=$1 name=$2 tag=$3 image
   # An index names the image; its layers are those of the ordinary one.
-  case $tag in soci-*) image=$(image_bytes gzip) ;; *) image=$(image_bytes "$tag") ;; esac
+  case $tag in soci-*) image=$(image_bytes python gzip) ;; *) image=$(image_bytes python "$tag") ;; esac
   awk -v what="$what" -v image="$image" \
     -v mount_requests="$(median "$name.mount.requests")" -v mount_bytes="$(median "$name.mount.bytes")" -v mount_time="$(median "$name.mount.time")" \
     -v run_requests="$(median "$name.run.requests")" -v run_bytes="$(median "$name.run.bytes")" -v run_time="$(median "$name.run.time")" 'BEGIN {

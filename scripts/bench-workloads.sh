@@ -1,4 +1,4 @@
-# How long it takes until what people run in containers is ready, over several links, to be sourced by scripts/bench.
+# How long it takes until what people run in containers is ready, over the links of bench-startup.sh, to be sourced by scripts/bench.
 #
 #   measure_workloads   in every round, over each link, for each script in scripts/workloads: from the command that pulls its image to the
 #                       end of that script in a container, (1) by containerd with its overlayfs, the ordinary image, (2) by containerd with
@@ -6,8 +6,6 @@
 #   print_workloads     the table: of each cell the milliseconds of both, and peel's part
 
 workloads=(python node jdk golang gcc redis nginx postgres)
-# Milliseconds and megabits per second; the first is this machine's own.
-workload_links=('0 100000' '10 1000' '20 200' '50 100')
 
 publish_workloads() {
   local name form
@@ -21,7 +19,7 @@ publish_workloads() {
 # ready WAY IMAGE: its script runs to the end, and its last line is the proof.
 ready() {
   local last
-  last=$("start_by_$1" "$2" bash -ec "$(cat "scripts/workloads/$2")" | tail -n 1)
+  last=$("start_by_$1" "$2" bash -ec "$(cat "scripts/workloads/$2")" | tail -n 1) || fail "$2 by $1 did not get ready"
   [ "$last" = 5050 ] || fail "$2 by $1: \"$last\" where 5050 was to come"
 }
 
@@ -29,7 +27,7 @@ measure_workloads() {
   local round wire workload name
   forget_images
   for ((round = 1; round <= rounds; round++)); do
-    for wire in "${workload_links[@]}"; do
+    for wire in "${links[@]}"; do
       say "bench: workloads over ${wire/ / ms, } Mbit/s, round $round of $rounds"
       # shellcheck disable=SC2086 # Two words.
       begin_link $wire
@@ -38,6 +36,7 @@ measure_workloads() {
         drop_caches
         timed "$name.overlayfs" ready overlayfs "$workload"
         forget_images
+        fresh_store
         start_serve
         drop_caches
         count_link forgotten
@@ -46,7 +45,7 @@ measure_workloads() {
         forget_images
         stop_serve
       done
-      rm -rf "$store"
+      fresh_store
       end_link
     done
   done
@@ -56,12 +55,12 @@ print_workloads() {
   local wire workload name
   printf 'From the command that pulls an image to what it is for (`scripts/workloads`): medians of %d rounds. Milliseconds with containerd'\''s overlayfs → with\n' "$rounds"
   printf '`peel serve` (peel'\''s part of the time; its requests and megabytes).\n\n|'
-  printf ' | %s' "${workload_links[@]/ / ms, }" | sed 's/\([0-9]\)\( |\|$\)/\1 Mbit\/s\2/g'
+  printf ' | %s' "${links[@]/ / ms, }" | sed 's/\([0-9]\)\( |\|$\)/\1 Mbit\/s\2/g'
   echo ' |'
   echo '|---|--:|--:|--:|--:|'
   for workload in "${workloads[@]}"; do
     printf '| %s' "$workload"
-    for wire in "${workload_links[@]}"; do
+    for wire in "${links[@]}"; do
       name=workload.${wire/ /.}.$workload
       awk -v before="$(median "$name.overlayfs")" -v after="$(median "$name.serve")" -v requests="$(median "$name.serve.requests")" \
         -v bytes="$(median "$name.serve.bytes")" \
