@@ -171,7 +171,7 @@ fn open_files(process: i32) -> usize {
 
 /// Nothing is left of a mount that was unmounted.
 #[track_caller]
-fn nothing_is_left(peel: &Peel) {
+pub fn nothing_is_left(peel: &Peel) {
     peel.wait_for_servers_to_end();
     assert_eq!(peel.json(&["status", "--json"]), serde_json::json!([]));
     // What all have counted who are gone is in one file.
