@@ -84,8 +84,8 @@ pub struct Request {
     pub platform: Platform,
     /// The manifest that is meant, whatever the reference means by now.
     pub pinned: Option<Digest>,
-    /// Whether it is mounted, by another process whose place is to be taken.
-    pub takes_over: bool,
+    /// If it is mounted, by another process whose place is to be taken: what its layers are kept by, the lowest first, as far as that is known.
+    pub takes_over: Option<Vec<Digest>>,
     /// When to ask the registry.
     pub pull: Pull,
     /// How to reach it.
