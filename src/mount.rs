@@ -346,7 +346,11 @@ impl Prepared {
     }
 
     fn record(&self, mountpoint: &Path, started_at: i64) -> Result<Option<ImmutableRef>, CacheError> {
-        let Brought { origin, reference, image, .. } = &self.brought;
+        let Brought { store, origin, reference, image, .. } = &self.brought;
+        // Its record is replaced, and with that nobody would know of its counters, and of what was wished.
+        if let Err(error) = live::forget_unmounted(store, mountpoint) {
+            tracing::debug!(error = %chain(&error), "what a dead mount has left in this place stays behind");
+        }
         self.counters.write(origin.statistics(), 0);
         let pid = self.pid;
         let mount = MountRecord {
