@@ -29,6 +29,7 @@ use crate::support::tree::{Tree, assert_same};
 use choices::Choices;
 use images::Image;
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
@@ -151,6 +152,23 @@ impl Drop for EndOnPanic<'_> {
     }
 }
 
+/// What the serving processes had to say last, for who looks for the reason of a failure.
+struct LogsOnPanic<'a>(&'a Peel);
+
+impl Drop for LogsOnPanic<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for entry in fs::read_dir(self.0.store().join("log")).into_iter().flatten().flatten() {
+            let log = fs::read_to_string(entry.path()).unwrap_or_default();
+            let lines: Vec<_> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(30)..];
+            eprintln!("{}:\n{}", entry.path().display(), last.join("\n"));
+        }
+    }
+}
+
 #[test]
 fn nothing_that_happens_at_once_makes_a_wrong_byte_a_hang_or_growth_without_bound() {
     let scale = Scale::chosen();
@@ -183,7 +201,7 @@ fn nothing_that_happens_at_once_makes_a_wrong_byte_a_hang_or_growth_without_boun
         counted: Mutex::default(),
     };
     let mut measured = watch::Measured::default();
-    let begun = Instant::now();
+    let _logs = LogsOnPanic(&peel);
     std::thread::scope(|scope| {
         let mut number = 0;
         let mut start = |name: &str, work: fn(&Stress<'_>, &mut Choices, &watch::Worker)| {
@@ -200,6 +218,7 @@ fn nothing_that_happens_at_once_makes_a_wrong_byte_a_hang_or_growth_without_boun
             *slot.gate.write().unwrap() = true;
             peel.succeed(&["mount", &stress.images[slot.image].reference, slot.name(), "--quiet"]);
         }
+        let begun = Instant::now();
         let mut threads = vec![start("weather", disturbances::weather), start("killer", disturbances::kill)];
         threads.extend((0..scale.readers).map(|_| start("reader", readers::read)));
         threads.extend((0..scale.remounters).map(|_| start("remounter", disturbances::remount)));
@@ -220,7 +239,7 @@ fn nothing_that_happens_at_once_makes_a_wrong_byte_a_hang_or_growth_without_boun
 
 /// Each image is whole at each place, all can be unmounted, and then nothing is left.
 fn all_is_as_if_nothing_had_happened(stress: &Stress<'_>) {
-    let peel = stress.peel;
+    let (peel, begun) = (stress.peel, Instant::now());
     for slot in &stress.slots {
         let image = &stress.images[slot.image];
         if !*slot.gate.read().unwrap() {
@@ -228,10 +247,12 @@ fn all_is_as_if_nothing_had_happened(stress: &Stress<'_>) {
         }
         assert_same(&Tree::walk(&slot.path), &Model::of(&image.layers).unwrap().tree(), &[]);
     }
+    println!("all was looked at in {:?}", begun.elapsed());
     assert_eq!(peel.holders().len(), stress.slots.len(), "mounts that were taken away lazily have ended");
     for slot in &stress.slots {
         peel.unmount(&slot.path);
     }
+    println!("and unmounted, {:?}", begun.elapsed());
     assert_eq!(mounts_below(peel.scratch()), Vec::<PathBuf>::new());
     crate::survival::nothing_is_left(peel);
     assert_eq!(peel.json(&["lease", "ls", "--json"]), serde_json::json!([]));

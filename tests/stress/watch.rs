@@ -33,7 +33,7 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("mounts", 64, 0),
     // What eight processes may overrun it by (docs/limits.md), and what is no content.
     ("KB of the store", (BUDGET + BUDGET / 4 + (8 << 20)) >> 10, 2_000),
-    ("files of the store", 4_000, 200),
+    ("files of the store", 4_000, 400),
     ("KB of the database", 16_000, 1_000),
     ("KB of logs", 16_000, 1_000),
 ];
