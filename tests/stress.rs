@@ -234,18 +234,31 @@ fn nothing_that_happens_at_once_makes_a_wrong_byte_a_hang_or_growth_without_boun
     });
     println!("{}", stress.counts());
     measured.judge();
-    all_is_as_if_nothing_had_happened(&stress);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (_guard, stress) = (EndOnPanic(&done), &stress);
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                stress.watch.fails_if_something_hangs(stress);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        all_is_as_if_nothing_had_happened(stress, &stress.watch.worker("the end"));
+        done.store(true, Ordering::SeqCst);
+    });
 }
 
 /// Each image is whole at each place, all can be unmounted, and then nothing is left.
-fn all_is_as_if_nothing_had_happened(stress: &Stress<'_>) {
+fn all_is_as_if_nothing_had_happened(stress: &Stress<'_>, worker: &watch::Worker<'_>) {
     let (peel, begun) = (stress.peel, Instant::now());
     for slot in &stress.slots {
         let image = &stress.images[slot.image];
         if !*slot.gate.read().unwrap() {
             peel.succeed(&["mount", &image.reference, slot.name(), "--quiet"]);
         }
-        assert_same(&Tree::walk(&slot.path), &Model::of(&image.layers).unwrap().tree(), &[]);
+        worker.does(&format!("walking {}", slot.name()), || {
+            assert_same(&Tree::walk(&slot.path), &Model::of(&image.layers).unwrap().tree(), &[]);
+        });
     }
     println!("all was looked at in {:?}", begun.elapsed());
     assert_eq!(peel.holders().len(), stress.slots.len(), "mounts that were taken away lazily have ended");
