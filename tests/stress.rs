@@ -84,7 +84,7 @@ impl Scale {
         match seconds {
             None => Scale {
                 duration: Duration::from_secs(4),
-                fates: &[Fate::Killed, Fate::Remounted],
+                fates: &[Fate::Remounted],
                 readers: 3,
                 remounters: 1,
                 operators: 1,
