@@ -20,7 +20,7 @@ pub use self::plan::{ImageUse, Inventory, LayerUse, Needs, Plan, Policy};
 use crate::cache::{Cache, CacheError};
 use crate::error::chain;
 use crate::fetch::index::open_local;
-use crate::fetch::{image_of_manifest, possible_names, twins};
+use crate::fetch::{image_of_manifest, names_of_same_archives, possible_names, twins};
 use crate::mount::live::{Liveness, live_mounts};
 use crate::mount::tree_key;
 use crate::mount::writable::bring_over;
@@ -142,7 +142,7 @@ fn look(cache: &Cache) -> Result<Inventory, CacheError> {
     let store = cache.store();
     let (mut mounted, mut mounted_images) = (Needs::default(), BTreeSet::new());
     for mount in live_mounts(store)?.into_iter().filter(|mount| mount.liveness == Liveness::Live) {
-        mounted.extend(&needs_of(store, &mount.record.manifest_digest)?);
+        mounted.extend(&needs_of_mounted(store, &mount.record.manifest_digest)?);
         mounted.trees.insert(mount.record.tree);
         mounted_images.insert(mount.record.manifest_digest);
     }
@@ -161,7 +161,7 @@ fn look(cache: &Cache) -> Result<Inventory, CacheError> {
         mounted_images.insert(manifest);
     }
     for stack in store.database().remote_stacks()? {
-        mounted.extend(&needs_of(store, &stack.manifest_digest)?);
+        mounted.extend(&needs_of_mounted(store, &stack.manifest_digest)?);
         mounted.trees.insert(stack.tree);
         mounted_images.insert(stack.manifest_digest);
     }
@@ -228,6 +228,15 @@ fn layer_use(store: &Store, name: &str) -> Result<LayerUse, StoreError> {
         content_bytes = place.allocated_content()?;
     }
     Ok(LayerUse { bytes, content_bytes, is_in_use })
+}
+
+/// What a mount of the image with that manifest needs. While its server is being followed by another, nobody has open what it reads.
+fn needs_of_mounted(store: &Store, manifest_digest: &str) -> Result<Needs, StoreError> {
+    let mut needs = needs_of(store, manifest_digest)?;
+    let image = manifest_digest.parse().map_or(Ok(None), |digest| image_of_manifest(store, &digest))?;
+    let shared = image.map_or(Ok(Vec::new()), |image| names_of_same_archives(store, &image))?;
+    needs.layers.extend(shared.iter().map(ToString::to_string));
+    Ok(needs)
 }
 
 /// What the image with that manifest needs.

@@ -84,8 +84,8 @@ pub struct Request {
     pub platform: Platform,
     /// The manifest that is meant, whatever the reference means by now.
     pub pinned: Option<Digest>,
-    /// Whether it is mounted, by another process whose place is to be taken.
-    pub takes_over: bool,
+    /// If it is mounted, by another process whose place is to be taken: what its layers are kept by, the lowest first, as far as that is known.
+    pub takes_over: Option<Vec<Digest>>,
     /// When to ask the registry.
     pub pull: Pull,
     /// How to reach it.
@@ -346,7 +346,11 @@ impl Prepared {
     }
 
     fn record(&self, mountpoint: &Path, started_at: i64) -> Result<Option<ImmutableRef>, CacheError> {
-        let Brought { origin, reference, image, .. } = &self.brought;
+        let Brought { store, origin, reference, image, .. } = &self.brought;
+        // Its record is replaced, and with that nobody would know of its counters, and of what was wished.
+        if let Err(error) = live::forget_unmounted(store, mountpoint) {
+            tracing::debug!(error = %chain(&error), "what a dead mount has left in this place stays behind");
+        }
         self.counters.write(origin.statistics(), 0);
         let pid = self.pid;
         let mount = MountRecord {

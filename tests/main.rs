@@ -35,6 +35,7 @@ mod snapshotter;
 mod soci;
 mod startup;
 mod store_life;
+mod stress;
 mod support;
 mod survival;
 mod writable;

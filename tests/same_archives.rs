@@ -6,11 +6,12 @@ use crate::support::blob::{Encoded, Form, encode_to_vec};
 use crate::support::content::Content;
 use crate::support::image::{Layout, this_architecture};
 use crate::support::model::Model;
-use crate::support::peel::Peel;
+use crate::support::peel::{Peel, kill_and_wait};
 use crate::support::registry::FakeRegistry;
 use crate::support::tree::{Tree, assert_same};
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 fn layers() -> Vec<Vec<TestEntry>> {
@@ -154,6 +155,38 @@ fn what_is_discarded_comes_again_whichever_image_is_read() {
         peel.succeed(&["pull", reference, "--quiet"]);
         is_image(&peel, reference);
     }
+    assert_eq!(peel.json(&["check", "--json"])["findings"], json!([]));
+}
+
+/// Whoever serves it next must show the same tree, and with it the same numbers of inodes, though the image would be brought differently now.
+#[test]
+fn who_goes_on_with_a_mount_reads_the_data_that_it_was_mounted_on() {
+    let served = served(&[Form::GZIP, Form::ZSTD]);
+    let peel = Peel::new();
+    for reference in &served.references {
+        peel.succeed(&["pull", reference, "--quiet"]);
+    }
+    let [gzip, zstd] = [&served.references[0], &served.references[1]];
+    let mount = peel.mount(zstd);
+    let inode = || fs::metadata(mount.join("more")).unwrap().ino();
+    let before = inode();
+    // What it reads is not whole any more, so who mounts the image next has its own blob.
+    peel.succeed(&["store", "--budget", "1MiB"]);
+    served.registry.reset_counters();
+    let another = peel.mount(zstd);
+    assert!(served.layer_requests(&served.layout, "t1") > 0, "what is not whole is not shared");
+    peel.succeed(&["rm", gzip, "--now"]);
+    for server in peel.servers() {
+        kill_and_wait(server);
+        peel.succeed(&["gc"]);
+    }
+    for mount in [&mount, &another] {
+        assert_same(&Tree::walk(mount.path()), &Model::of(&layers()).unwrap().tree(), &[]);
+    }
+    assert_eq!(inode(), before);
+    another.unmount();
+    mount.unmount();
+    peel.wait_for_servers_to_end();
     assert_eq!(peel.json(&["check", "--json"])["findings"], json!([]));
 }
 

@@ -171,7 +171,7 @@ fn open_files(process: i32) -> usize {
 
 /// Nothing is left of a mount that was unmounted.
 #[track_caller]
-fn nothing_is_left(peel: &Peel) {
+pub fn nothing_is_left(peel: &Peel) {
     peel.wait_for_servers_to_end();
     assert_eq!(peel.json(&["status", "--json"]), serde_json::json!([]));
     // What all have counted who are gone is in one file.
@@ -338,7 +338,8 @@ fn a_server_goes_on_without_its_holder_and_the_mount_ends_with_it() {
     peel.succeed(&["mount", &reference, mount.path().to_str().unwrap()]);
     assert_eq!(fs::read_to_string(mount.join("small")).unwrap(), "small");
     mount.unmount();
-    peel.wait_for_servers_to_end();
+    // Nor of the dead mount, in whose place another was made.
+    nothing_is_left(&peel);
 }
 
 #[test]

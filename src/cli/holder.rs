@@ -100,7 +100,7 @@ impl Holder {
             signals,
             waiting,
             wishes,
-            server: Some(Serving::new(process, socket)),
+            server: Some(Serving::that_serves(process, socket)),
             candidate: None,
         })
     }
@@ -177,7 +177,7 @@ impl Holder {
             }
         }
         let status = reap(server.process);
-        if let Some(trial) = server.trial {
+        if let Some(trial) = server.trial.take() {
             trial.answer.say("it died before it served; the program that served before goes on", 1);
         }
         let status = status?;
@@ -185,8 +185,7 @@ impl Holder {
             return None;
         }
         let is_killed = status.terminating_signal() == Some(Signal::KILL.as_raw());
-        let served = server.serving_since.map(|since| since.elapsed());
-        Some(Death { lasted: server.started.elapsed(), served, is_killed })
+        Some(server.death(is_killed))
     }
 
     /// Waits until somebody says something.

@@ -196,8 +196,8 @@ fn mount(
 
 /// The request for the very image that is mounted, whatever its name means by now. What was to be fetched first has been, or is read.
 pub fn go_on_with(predecessor: &Predecessor, request: Request) -> Request {
-    let pinned = Some(predecessor.manifest().clone());
-    Request { pinned, prefetching: Prefetching::None, takes_over: true, ..request }
+    let (pinned, takes_over) = (Some(predecessor.manifest().clone()), Some(predecessor.layers().to_vec()));
+    Request { pinned, prefetching: Prefetching::None, takes_over, ..request }
 }
 
 /// Serves what is mounted until it is unmounted.
@@ -251,7 +251,7 @@ fn request(arguments: &Arguments, server: &Server) -> Request {
         reference: arguments.reference.clone(),
         platform: arguments.source.platform(),
         pinned: None,
-        takes_over: false,
+        takes_over: None,
         pull: match arguments.pull {
             PullArgument::Missing => Pull::Missing,
             PullArgument::Always => Pull::Always,

@@ -121,7 +121,7 @@ impl Bringing {
     ) -> anyhow::Result<Pulled> {
         let request = Request {
             pinned: None,
-            takes_over: false,
+            takes_over: None,
             // Nobody reads.
             records_profile: false,
             prefetching: Prefetching::None,

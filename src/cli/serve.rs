@@ -215,7 +215,7 @@ fn images(
         reference,
         platform: platform.clone(),
         pinned: None,
-        takes_over: false,
+        takes_over: None,
         pull: Pull::Missing,
         client: client.clone(),
         read_deadline,

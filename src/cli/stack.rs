@@ -100,7 +100,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         reference: arguments.reference.clone(),
         platform: arguments.platform.clone(),
         pinned: Some(arguments.manifest.clone()),
-        takes_over: false,
+        takes_over: None,
         pull: Pull::Missing,
         client: ClientConfiguration { credential_source: Some(asking.clone()), ..arguments.network.client() },
         read_deadline: Duration::from_secs(arguments.read_timeout),

@@ -22,6 +22,7 @@ use super::asking::{Told, Wish};
 use super::background::fork;
 use super::beginning::Line;
 use super::messages::Message;
+use super::restarts::Death;
 
 /// All is prepared, so this is long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -50,6 +51,17 @@ impl Serving {
     /// One that was started now, as is said at that socket.
     pub fn new(process: Pid, socket: OwnedFd) -> Serving {
         Serving { process, socket, started: Instant::now(), serving_since: None, trial: None }
+    }
+
+    /// One that serves already, as who held the mount before has heard.
+    pub fn that_serves(process: Pid, socket: OwnedFd) -> Serving {
+        Serving { serving_since: Some(Instant::now()), ..Serving::new(process, socket) }
+    }
+
+    /// What its end means for the next one.
+    pub fn death(&self, is_killed: bool) -> Death {
+        let served = self.serving_since.map(|since| since.elapsed());
+        Death { lasted: self.started.elapsed(), served, is_killed }
     }
 
     /// Whether it has been told to take the place of the one that serves.
@@ -129,4 +141,20 @@ fn become_successor(holder: Pid, wish: &Wish, line: &Line, socket: OwnedFd) -> !
     );
     // SAFETY: ends the process, which is a copy of another that goes on: there is nothing to tidy up.
     unsafe { libc::_exit(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::restarts::Restarts;
+    use super::*;
+
+    #[test]
+    fn one_that_serves_when_its_holder_becomes_another_program_is_followed_whenever_it_is_killed() {
+        let socket = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let mut server = Serving::that_serves(getpid(), socket.unwrap().0);
+        let ago = Duration::from_secs(120);
+        server.started -= ago;
+        server.serving_since = server.serving_since.map(|since| since - ago);
+        assert_eq!(Restarts::default().after(server.death(true)), Some(Duration::ZERO));
+    }
 }

@@ -251,30 +251,58 @@ impl Indexer {
     /// [`IndexError::Store`], [`IndexError::Poisoned`].
     pub fn open_known(&self, layer: &Layer) -> Result<Option<Arc<LayerContent>>, IndexError> {
         for name in self.names(layer) {
-            if let Some((table, files)) = open_files(&self.store, &name)? {
-                if let Some(Verdict::Poisoned { reason, .. }) = files.verdict()? {
-                    return Err(IndexError::Poisoned { reason });
-                }
-                return Ok(Some(self.content(layer, &name, table, files)));
+            if let Some(content) = self.open_own(layer, &name)? {
+                return Ok(Some(content));
             }
         }
-        Ok(self.open_twin(layer)?)
-    }
-
-    /// Opens a layer of another blob, whose archive was found to be that of this layer. What of it is discarded later comes again from that
-    /// blob, as it would not fit into this one.
-    fn open_twin(&self, layer: &Layer) -> Result<Option<Arc<LayerContent>>, StoreError> {
         for twin in twins::twins_of(&self.store, layer)? {
-            let (Some(name), Some((descriptor, image))) = (twin.name(), twin.blob()) else { continue };
-            let Some((table, files)) = open_own_files(&self.store, &name)? else { continue };
-            let is_complete = files.chunk_map.as_ref().is_none_or(|map| map.present() >= map.len());
-            if is_complete && twins::is_proved(&files)? {
-                tracing::info!(layer = %layer.descriptor.digest, same = %name, "its archive is here, from another blob");
-                let blob = OriginBlob::of_other(self.origin.clone(), descriptor, image);
-                return Ok(Some(self.content_from(layer, &name, table, files, blob)));
+            if let Some(content) = self.open_twin(layer, &twin, true)? {
+                return Ok(Some(content));
             }
         }
         Ok(None)
+    }
+
+    /// Opens a layer that is mounted as what is kept by that name: its own or, whether or not all of it is still here, another's
+    /// whose archive is the same. Nothing if that is not there.
+    ///
+    /// # Errors
+    /// [`IndexError::Store`], [`IndexError::Poisoned`].
+    pub fn open_as(&self, layer: &Layer, name: &Digest) -> Result<Option<Arc<LayerContent>>, IndexError> {
+        if self.names(layer).contains(name) {
+            return self.open_own(layer, name);
+        }
+        let twins = twins::twins_of(&self.store, layer)?;
+        let twin = twins.iter().find(|twin| twin.name().as_ref() == Some(name));
+        Ok(twin.map(|twin| self.open_twin(layer, twin, false)).transpose()?.flatten())
+    }
+
+    /// Opens a layer by one of its names.
+    fn open_own(&self, layer: &Layer, name: &Digest) -> Result<Option<Arc<LayerContent>>, IndexError> {
+        let Some((table, files)) = open_files(&self.store, name)? else { return Ok(None) };
+        if let Some(Verdict::Poisoned { reason, .. }) = files.verdict()? {
+            return Err(IndexError::Poisoned { reason });
+        }
+        Ok(Some(self.content(layer, name, table, files)))
+    }
+
+    /// Opens a layer of another blob, whose archive was found to be that of this layer; if wanted, only if all of it is here. What of it is
+    /// discarded later comes again from that blob, as it would not fit into this one.
+    fn open_twin(
+        &self,
+        layer: &Layer,
+        twin: &twins::Twin,
+        is_to_be_whole: bool,
+    ) -> Result<Option<Arc<LayerContent>>, StoreError> {
+        let (Some(name), Some((descriptor, image))) = (twin.name(), twin.blob()) else { return Ok(None) };
+        let Some((table, files)) = open_own_files(&self.store, &name)? else { return Ok(None) };
+        let is_complete = files.chunk_map.as_ref().is_none_or(|map| map.present() >= map.len());
+        if is_to_be_whole && !is_complete || !twins::is_proved(&files)? {
+            return Ok(None);
+        }
+        tracing::info!(layer = %layer.descriptor.digest, same = %name, "its archive is here, from another blob");
+        let blob = OriginBlob::of_other(self.origin.clone(), descriptor, image);
+        Ok(Some(self.content_from(layer, &name, table, files, blob)))
     }
 
     /// The content of a layer that is kept by that name.

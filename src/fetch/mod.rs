@@ -48,5 +48,5 @@ pub mod twins;
 pub use content::LayerContent;
 pub use lazy::{FetchError, Fetcher};
 pub use room::Room;
-pub use stored::{image_of_manifest, possible_names};
+pub use stored::{image_of_manifest, names_of_same_archives, possible_names};
 pub use threads::{NetworkThreads, ThreadStarter};

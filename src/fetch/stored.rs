@@ -39,3 +39,12 @@ pub fn possible_names(store: &Store, image: &Image) -> Result<Vec<Vec<Digest>>, 
     };
     image.layers.iter().map(all_names).collect()
 }
+
+/// The names of all layers with the same archive as one of an image: a mount of it may read any of them, also where there is one of its own by now.
+pub fn names_of_same_archives(store: &Store, image: &Image) -> Result<Vec<Digest>, StoreError> {
+    let mut names = Vec::new();
+    for layer in &image.layers {
+        names.extend(twins_of(store, layer)?.iter().filter_map(Twin::name));
+    }
+    Ok(names)
+}

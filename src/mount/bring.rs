@@ -188,7 +188,8 @@ pub(super) fn bring_lowest(
     let (elsewhere, ancestors) = origins(&store, &image.manifest_digest).map_err(in_store)?;
     indexer.origin().layers_are_elsewhere(elsewhere);
     indexer.bring_for(&image.manifest_digest, ancestors, request.trust_referrers);
-    let mut layers = known_layers(&indexer, &image).map_err(of_layer)?;
+    let mounted = request.takes_over.as_deref().unwrap_or_default();
+    let mut layers = known_layers(&indexer, &image, mounted).map_err(of_layer)?;
     if layers.iter().any(Option::is_none) {
         if lock.is_none() {
             lock = Some(store.lock_for_bringing().map_err(in_store)?);
@@ -245,7 +246,7 @@ impl Brought {
     ) -> Result<Option<ImmutableRef>, CacheError> {
         let reference = self.reference.to_string();
         let layers = || self.image.layers.iter().zip(&self.layers);
-        let names: Vec<_> = layers().map(|(layer, content)| self.indexer.name_of(layer, content)).collect();
+        let names = self.layer_names();
         let found = self.resolved.as_ref().filter(|_| !self.pinned).map(|found| {
             let record = ImageRecord {
                 reference: reference.clone(),
@@ -268,6 +269,12 @@ impl Brought {
             named: found.as_ref().map(|(record, layers)| (record, layers.as_slice())),
             mount,
         })
+    }
+
+    /// What its layers are kept by, the lowest first.
+    pub fn layer_names(&self) -> Vec<Digest> {
+        let layers = self.image.layers.iter().zip(&self.layers);
+        layers.map(|(layer, content)| self.indexer.name_of(layer, content)).collect()
     }
 
     /// Says when an image that was known was used.
@@ -330,13 +337,18 @@ pub(super) fn keep(store: &Store, resolved: ResolvedImage) -> Result<(Image, Fou
     Ok((image, Found { index, at: now(), documents: kept }))
 }
 
-/// Opens the layers that are in the store; or tells which one failed.
+/// Opens the layers that are in the store, those that are mounted as what they are mounted by; or tells which one failed.
 fn known_layers(
     indexer: &Indexer,
     image: &Image,
+    mounted: &[Digest],
 ) -> Result<Vec<Option<Arc<LayerContent>>>, (usize, IndexError)> {
+    let open = |number: usize, layer| {
+        let as_mounted = mounted.get(number).map(|name| indexer.open_as(layer, name)).transpose()?.flatten();
+        as_mounted.map_or_else(|| indexer.open_known(layer), |content| Ok(Some(content)))
+    };
     let layers = image.layers.iter().enumerate();
-    layers.map(|(number, layer)| indexer.open_known(layer).map_err(|cause| (number, cause))).collect()
+    layers.map(|(number, layer)| open(number, layer).map_err(|cause| (number, cause))).collect()
 }
 
 /// Brings the other layers, in parallel; or tells which one failed.

@@ -31,6 +31,9 @@ pub(super) struct Note {
     manifest: Digest,
     /// What the tree is known by.
     tree: String,
+    /// What its layers are kept by, the lowest first: several may have the same archive. Programs from before do not say it.
+    #[serde(default)]
+    layers: Vec<Digest>,
     /// Where it is mounted, for those who are told of it.
     mountpoint: String,
     started_at: i64,
@@ -84,6 +87,11 @@ impl Predecessor {
     pub fn manifest(&self) -> &Digest {
         &self.note.manifest
     }
+
+    /// What the layers of its tree are kept by, the lowest first, as far as that is known.
+    pub fn layers(&self) -> &[Digest] {
+        &self.note.layers
+    }
 }
 
 impl Mounted {
@@ -96,6 +104,7 @@ impl Mounted {
         let own = Note {
             manifest: self.prepared.brought.image.manifest_digest.clone(),
             tree: self.prepared.tree_key.clone(),
+            layers: self.prepared.brought.layer_names(),
             mountpoint: self.session.mountpoint().display().to_string(),
             started_at: self.started_at,
             snapshot: self.held.as_ref().map(HeldSnapshot::note),

@@ -104,7 +104,7 @@ pub fn wait_for_end(store: &Store, mountpoint: &Path) -> Result<(), StoreError> 
     Ok(())
 }
 
-/// Forgets the mount at that directory, which is unmounted, if its process did not live to do so.
+/// Forgets the mount at that directory, which is unmounted or was dead, if its process did not live to do so.
 pub fn forget_unmounted(store: &Store, mountpoint: &Path) -> Result<(), StoreError> {
     match store.database().find_mount(mountpoint)? {
         Some(record) if start_time(record.pid) != Some(record.pid_start_time) => forget(store, &record),

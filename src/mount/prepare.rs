@@ -80,8 +80,8 @@ pub fn prepare_lowest(
     let name = request.reference.to_string();
     let (pid, has_status_files) = (request.known_by, request.status_files);
     let counters = Arc::new(match request.takes_over {
-        true => Counters::of_successor(store.clone(), pid),
-        false => Counters::new(store.clone(), pid),
+        Some(_) => Counters::of_successor(store.clone(), pid),
+        None => Counters::new(store.clone(), pid),
     });
     let written = counters.clone();
     let observer = move |statistics, prefetched| written.write(statistics, prefetched);

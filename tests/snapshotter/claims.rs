@@ -53,7 +53,7 @@ impl Scene {
             reference,
             platform: Platform::host(),
             pinned: None,
-            takes_over: false,
+            takes_over: None,
             pull: Pull::Missing,
             client: ClientConfiguration {
                 timeouts: Timeouts::of_operations(Duration::from_secs(5)),

@@ -179,6 +179,11 @@ impl Peel {
         self.processes(&[]).into_iter().filter(|process| is_holder(*process)).collect()
     }
 
+    /// Those of them whose mounts were asked for by a command with this word.
+    pub fn holders_of(&self, word: &str) -> Vec<i32> {
+        self.processes(&[word]).into_iter().filter(|process| is_holder(*process)).collect()
+    }
+
     /// All processes of the program that work with this store, if their command lines have these words.
     fn processes(&self, words: &[&str]) -> Vec<i32> {
         let store = self.store.as_os_str().as_bytes();

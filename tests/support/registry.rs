@@ -231,7 +231,9 @@ struct State {
     /// How many are being answered.
     answering: usize,
     violations: Vec<String>,
-    connections: Vec<TcpStream>,
+    /// Those that are open, by number.
+    connections: HashMap<usize, TcpStream>,
+    next_connection: usize,
     referrers: Option<Referrers>,
     takes_pushes: bool,
     next_upload: usize,
@@ -490,7 +492,7 @@ impl FakeRegistry {
         self.registry.stop();
         self.storage.stop();
         let mut state = self.state();
-        for connection in state.connections.drain(..) {
+        for (_, connection) in state.connections.drain() {
             let _ = connection.shutdown(std::net::Shutdown::Both);
         }
         drop(state);

@@ -17,17 +17,25 @@ impl Listener {
     pub(super) fn serve(listener: TcpListener, shared: Arc<Shared>, is_storage: bool) -> Listener {
         let address = listener.local_addr().expect("a bound listener has an address");
         let thread = std::thread::spawn(move || {
-            let mut connections = Vec::new();
+            let mut connections: Vec<JoinHandle<()>> = Vec::new();
             while let Ok((stream, _)) = listener.accept() {
-                {
+                let number = {
                     let mut state = shared.lock();
                     if state.down {
                         break;
                     }
-                    state.connections.extend(stream.try_clone().ok());
-                }
+                    state.next_connection += 1;
+                    let number = state.next_connection;
+                    state.connections.extend(stream.try_clone().ok().map(|stream| (number, stream)));
+                    number
+                };
+                // A registry that is asked for hours keeps nothing of connections that have ended.
+                connections.retain(|connection| !connection.is_finished());
                 let shared = shared.clone();
-                connections.push(std::thread::spawn(move || connection::serve(stream, &shared, is_storage)));
+                connections.push(std::thread::spawn(move || {
+                    connection::serve(stream, &shared, is_storage);
+                    shared.lock().connections.remove(&number);
+                }));
             }
             drop(listener);
             for connection in connections {
