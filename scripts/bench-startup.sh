@@ -44,7 +44,7 @@ start_containerd_with_peel() {
 # start_serve OPTIONS…: on an empty store.
 start_serve() {
   rm -rf "$store"
-  "$peel" serve --store "$store" --address "$work/peel.sock" "$@" 2>>"$work/serve.log" &
+  "$peel" serve --store "$store" --address "$work/peel.sock" --containerd-address "$containerd" "$@" 2>>"$work/serve.log" &
   serve_pid=$!
   wait_until "peel serve" "$serve_pid" "$work/serve.log" containerd_ctr snapshots --snapshotter peel ls
 }
