@@ -63,7 +63,7 @@ learn_profiles() {
 }
 # start_serve OPTIONS…: on the store that is there, or an empty one.
 start_serve() {
-  "$peel" serve --store "$store" --address "$work/peel.sock" "$@" 2>>"$work/serve.log" &
+  "$peel" serve --store "$store" --address "$work/peel.sock" --containerd-address "$containerd" "$@" 2>>"$work/serve.log" &
   serve_pid=$!
   wait_until "peel serve" "$serve_pid" "$work/serve.log" serve_answers
 }

@@ -69,6 +69,36 @@ fn who_reads_every_file_in_no_order_gets_the_layer_in_large_requests() {
 }
 
 #[test]
+fn a_layer_of_few_files_comes_with_the_others_of_a_tree_that_is_read_in_no_order() {
+    const LARGE: u64 = 48;
+    let large = |number: u64| Content::Noise { seed: FILES + number, length: 25 * LENGTH };
+    let (registry, directory) = (FakeRegistry::start(), tempfile::tempdir().unwrap());
+    let many = (0..FILES).map(|number| TestEntry::file(name(number), content(number))).collect();
+    let few = (0..LARGE).map(|number| TestEntry::file(format!("large-{number:02}"), large(number))).collect();
+    let mut layout = Layout::create(directory.path());
+    layout.image("test", &[many, few], Form::ESTARGZ);
+    let reference = layout.serve(&registry, "many", "test");
+    let upper = layout.manifest("test")["layers"][1]["digest"].as_str().unwrap().to_owned();
+    let peel = Peel::new();
+    let mount = peel.mount(&reference);
+    registry.reset_counters();
+    // One of the large ones after each 25 of the others.
+    for (step, number) in in_no_order().enumerate() {
+        read(&mount, [number]);
+        if step % 25 == 24 {
+            let number = step as u64 / 25 * 11 % LARGE;
+            let read = fs::read(mount.join(&format!("large-{number:02}"))).unwrap();
+            assert!(read == large(number).to_vec(), "{number}");
+        }
+    }
+    let of_upper = registry.requests().into_iter().filter(|request| request.target.contains(&upper));
+    let lengths: Vec<u64> = of_upper.map(|request| request.bytes).collect();
+    // The first of them by itself, and then the others as they lie.
+    assert!(lengths.len() < LARGE as usize / 2, "{} requests: {lengths:?}", lengths.len());
+    mount.unmount();
+}
+
+#[test]
 fn who_reads_a_fifth_of_a_layer_gets_no_more_than_he_asks_for_and_guesses() {
     let (registry, reference, _blobs) = many_files();
     let peel = Peel::new();

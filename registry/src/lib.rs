@@ -63,7 +63,7 @@ pub use credentials::{Asked, Credential, CredentialError, CredentialSource};
 pub use digest::{Digest, Digester};
 pub use draft::BlobDraft;
 pub use error::{Error, ErrorKind};
-pub use manifest::{BlobDescriptor, Document};
+pub use manifest::{BlobDescriptor, Document, MAXIMUM_DOCUMENT_SIZE};
 pub use observer::{NetworkEvent, NetworkObserver, RequestDone, RequestKind, RequestOutcome};
 pub use platform::Platform;
 pub use reference::{ImageReference, LayoutReference, Reference, Target};

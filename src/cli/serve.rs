@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use peelfs::containerd::documents::Documents;
 use peelfs::cri::agent;
 use peelfs::cri::learned::Learned;
 use peelfs::cri::proxy::ImageService;
@@ -55,7 +56,7 @@ pub struct Arguments {
     /// The socket to listen at
     #[arg(long, value_name = "PATH", default_value = "/run/peel/snapshotter.sock")]
     address: PathBuf,
-    /// containerd's socket, at which it serves CRI
+    /// containerd's socket, at which it serves CRI, and has the documents of images that are pulled
     #[arg(
         long,
         value_name = "PATH",
@@ -117,7 +118,9 @@ pub fn run(arguments: &Arguments, store: &Path, verbose: u8) -> anyhow::Result<E
     let opened = Arc::new(Store::open(&store)?);
     let threads = NetworkThreads::new(|| {});
     let learned = Learned::default();
-    let images = images(arguments, &opened, &threads, &learned)?;
+    let documents = Documents::new(containerd.clone(), threads.starter().clone());
+    let images = images(arguments, &opened, &threads, &learned)?
+        .with_documents(Box::new(move |namespace, manifest| documents.of_image(namespace, manifest)));
     let idle_after = Duration::from_secs(arguments.idle_timeout);
     let Some(snapshotter) = Snapshotter::open(opened.clone(), Box::new(images), idle_after)? else {
         bail!(

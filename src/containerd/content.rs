@@ -79,21 +79,7 @@ impl Content {
         if !self.info(digest).await?.is_some_and(is_whole) {
             return Ok(None);
         }
-        let mut bytes = BytesMut::new();
-        let request = ReadRequest { digest: digest.to_string() };
-        let read = async {
-            let mut answers: Answers<ReadResponse> =
-                self.connection.read("containerd.services.content.v1.Content/Read", request).await?;
-            while let Some(answer) = answers.next().await? {
-                if bytes.len() as u64 + answer.data.len() as u64 > size {
-                    break;
-                }
-                bytes.extend_from_slice(&answer.data);
-            }
-            Ok(())
-        };
-        read.await.map_err(|failed| self.connection.failed(failed))?;
-        Ok(Some(bytes.freeze()).filter(|bytes| digest.matches(bytes)))
+        read(&self.connection, digest, size).await
     }
 
     /// Sees to it that a blob is there with these labels, and its repository among those that it comes from. `source` gives its bytes
@@ -227,6 +213,32 @@ impl Content {
         let request = AddResourceRequest { id: self.lease.clone(), resource: Some(resource) };
         let added = self.connection.call("containerd.services.leases.v1.Leases/AddResource", request).await;
         added.map_err(|failed| self.connection.failed(failed))
+    }
+}
+
+/// A blob of at most so many bytes; nothing if it is not there, is longer, or is damaged.
+pub(super) async fn read(
+    connection: &Connection,
+    digest: &Digest,
+    most: u64,
+) -> Result<Option<Bytes>, ContainerdError> {
+    let mut bytes = BytesMut::new();
+    let request = ReadRequest { digest: digest.to_string() };
+    let read = async {
+        let mut answers: Answers<ReadResponse> =
+            connection.read("containerd.services.content.v1.Content/Read", request).await?;
+        while let Some(answer) = answers.next().await? {
+            if bytes.len() as u64 + answer.data.len() as u64 > most {
+                break;
+            }
+            bytes.extend_from_slice(&answer.data);
+        }
+        Ok(())
+    };
+    match read.await {
+        Ok(()) => Ok(Some(bytes.freeze()).filter(|bytes| digest.matches(bytes))),
+        Err(failed) if Failed::is_not_found(&failed) => Ok(None),
+        Err(failed) => Err(connection.failed(failed)),
     }
 }
 

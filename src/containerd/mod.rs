@@ -7,10 +7,12 @@
 //! ```
 //!
 //! - [`pull`] is an image pulled into containerd, lazily as far as its snapshotter can; [`layers`] its layers; [`content`] its blobs.
+//! - [`documents`] is what `peel serve` asks it for, instead of a registry.
 //! - [`connection`] is how services are called, [`messages`] and [`pull_messages`] are what is said.
 
 pub mod connection;
 mod content;
+pub mod documents;
 mod layers;
 pub(crate) mod messages;
 pub mod pull;

@@ -157,12 +157,23 @@ impl Documents<'_> {
         let config = &self.resolved.config;
         // What is not an image is not asked for more.
         Image::manifest(&manifest.digest, &manifest.bytes)?;
-        let bytes = match self.content.read(&config.digest, config.size.min(MAXIMUM_CONFIG)).await? {
-            Some(bytes) => bytes,
-            None => self.repository.small_blob(config, MAXIMUM_CONFIG).await?,
+        let keep_config = async {
+            let bytes = match self.content.read(&config.digest, config.size.min(MAXIMUM_CONFIG)).await? {
+                Some(bytes) => bytes,
+                None => self.repository.small_blob(config, MAXIMUM_CONFIG).await?,
+            };
+            let image = Image::parse(&manifest.digest, &manifest.bytes, &bytes)?;
+            self.put(&config.digest, &bytes, Labels::new()).await?;
+            Ok(image)
         };
-        let image = Image::parse(&manifest.digest, &manifest.bytes, &bytes)?;
-        self.put(&config.digest, &bytes, Labels::new()).await?;
+        // The lease keeps all of them, in whatever order they come: so the disk works while the registry is waited for.
+        let (image, ()) = tokio::try_join!(keep_config, self.keep_chain())?;
+        Ok(image)
+    }
+
+    /// Those from the manifest up to what the reference names.
+    async fn keep_chain(&self) -> Result<(), ContainerdError> {
+        let config = &self.resolved.config;
         let mut below: Option<&Digest> = None;
         for document in self.resolved.documents.iter().rev() {
             let labels = match below {
@@ -172,7 +183,7 @@ impl Documents<'_> {
             self.put(&document.digest, &document.bytes, labels).await?;
             below = Some(&document.digest);
         }
-        Ok(image)
+        Ok(())
     }
 
     async fn put(

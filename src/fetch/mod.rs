@@ -46,6 +46,7 @@ mod toc_image;
 pub mod twins;
 
 pub use content::LayerContent;
+pub use full_speed::read_together;
 pub use lazy::{FetchError, Fetcher};
 pub use room::Room;
 pub use stored::{image_of_manifest, names_of_same_archives, possible_names};

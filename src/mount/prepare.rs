@@ -9,7 +9,7 @@ use super::counters::Counters;
 use super::{ImageMountError, Prefetching, Prepared, Request, needs};
 use crate::error::chain;
 use crate::fetch::index::{identity as layer_identity, open_local_of, open_local_when_made};
-use crate::fetch::{LayerContent, ThreadStarter};
+use crate::fetch::{LayerContent, ThreadStarter, read_together};
 use crate::image::Image;
 use crate::store::{PendingTree, Step, Store, StoreError};
 use crate::table::Table;
@@ -100,6 +100,7 @@ pub fn prepare_lowest(
     brought.wait_for_database();
     let (tree, pending_tree) = (Arc::new(tree), Mutex::new(pending_tree));
     let tree_key = hex(&composition.identity);
+    read_together(tree.layers());
     let is_lazy = !tree.layers().iter().all(|layer| layer.is_complete());
     let needs = (prefetching == Prefetching::Auto && is_lazy).then(|| needs::begin(&tree, &brought.threads));
     Ok(Prepared {

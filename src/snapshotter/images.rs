@@ -1,16 +1,20 @@
 //! Images as the snapshotter sees them: which of them has the layer that is asked for, and that layer brought.
 //!
-//! The image that was asked about last is kept at hand, as containerd asks for each of its layers; so it is resolved once.
+//! The image that was asked about last is kept at hand, as containerd asks for each of its layers; so it is resolved once. Where a manifest is
+//! named, whoever pulls has its documents as a rule: they are taken from there, as what they are is proved by their digests, and the
+//! registry is asked for what they say alone.
 
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use peelfs_registry::{Digest, ImageReference};
 
 use super::locks::Locks;
 use super::{BoxError, DiskUsage, LayerRequest, Remote, RemoteStack};
 use crate::fetch::{ThreadStarter, names};
+use crate::image::Image;
 use crate::mount::parts::{Bringing, ImageInParts};
 use crate::mount::{Request, image_of_manifest};
 use crate::store::{Store, StoreError};
@@ -21,6 +25,10 @@ const AT_HAND: usize = 8;
 /// What has the tree of a stack appear at an empty directory.
 pub type Mounter = Box<dyn Fn(&RemoteStack, &Path) -> Result<(), BoxError> + Send + Sync>;
 
+/// The manifest of that digest and its config, as somebody has them at hand: by containerd's namespace and the digest. What it gives is not
+/// believed, but held against digests.
+pub type DocumentsAtHand = Box<dyn Fn(&str, &Digest) -> Option<(Bytes, Bytes)> + Send + Sync>;
+
 /// How images are got.
 pub struct Images {
     store: Arc<Store>,
@@ -28,6 +36,7 @@ pub struct Images {
     request: Box<dyn Fn(ImageReference) -> Request + Send + Sync>,
     bringing: Bringing,
     mounter: Mounter,
+    documents: Option<DocumentsAtHand>,
     /// The one that was found last comes last.
     at_hand: Mutex<VecDeque<AtHand>>,
     /// Who looks for an image, by its reference.
@@ -50,11 +59,21 @@ impl Images {
         mounter: Mounter,
     ) -> Images {
         let (at_hand, finding) = (Mutex::default(), Locks::default());
-        Images { store, threads, request: Box::new(request), bringing, mounter, at_hand, finding }
+        let request = Box::new(request);
+        Images { store, threads, request, bringing, mounter, documents: None, at_hand, finding }
+    }
+
+    /// The same; the registry is not asked for documents that these have.
+    pub fn with_documents(self, documents: DocumentsAtHand) -> Images {
+        Images { documents: Some(documents), ..self }
     }
 
     /// The image that has the layer, with the number of layers up to it.
-    fn find(&self, wanted: &LayerRequest) -> Result<Option<(Arc<ImageInParts>, usize)>, BoxError> {
+    fn find(
+        &self,
+        wanted: &LayerRequest,
+        namespace: &str,
+    ) -> Result<Option<(Arc<ImageInParts>, usize)>, BoxError> {
         let has = |image: Arc<ImageInParts>| {
             let layers = image.layers_of(&wanted.target, &wanted.layer)?;
             Some((image, layers))
@@ -67,7 +86,11 @@ impl Images {
         }
         let reference = ImageReference::Registry(wanted.reference.clone());
         let request = Request { pinned: wanted.manifest.clone(), ..(self.request)(reference) };
-        let known = ImageInParts::known(&self.store, &self.threads, &request, self.bringing)?;
+        let known = || ImageInParts::known(&self.store, &self.threads, &request, self.bringing);
+        let known = match known()? {
+            None if self.takes_documents(wanted, namespace)? => known()?,
+            known => known,
+        };
         let found = match known.and_then(has) {
             Some(found) => Some(found),
             None => has(ImageInParts::resolved(&self.store, &self.threads, &request, self.bringing)?),
@@ -81,6 +104,22 @@ impl Images {
             }
         }
         Ok(found)
+    }
+
+    /// Puts the documents of the image into the store, if somebody has them at hand who is asked before its registry.
+    fn takes_documents(&self, wanted: &LayerRequest, namespace: &str) -> Result<bool, StoreError> {
+        let (Some(documents), Some(digest)) = (&self.documents, &wanted.manifest) else { return Ok(false) };
+        let Some((manifest, config)) = documents(namespace, digest) else { return Ok(false) };
+        let parsed = || Image::parse(digest, &manifest, &config).ok();
+        let Some(image) = Some(()).filter(|()| digest.matches(&manifest)).and_then(|()| parsed()) else {
+            return Ok(false);
+        };
+        if !image.config.digest.matches(&config) {
+            return Ok(false);
+        }
+        self.store.content().put(image.config.digest.as_str(), &config)?;
+        self.store.content().put(digest.as_str(), &manifest)?;
+        Ok(true)
     }
 
     fn among_those_at_hand(&self, wanted: &LayerRequest) -> Vec<Arc<ImageInParts>> {
@@ -99,8 +138,8 @@ impl Images {
 }
 
 impl Remote for Images {
-    fn bring(&self, wanted: &LayerRequest) -> Result<Option<RemoteStack>, BoxError> {
-        let found = self.finding.alone(wanted.reference.to_string(), || self.find(wanted));
+    fn bring(&self, wanted: &LayerRequest, namespace: &str) -> Result<Option<RemoteStack>, BoxError> {
+        let found = self.finding.alone(wanted.reference.to_string(), || self.find(wanted, namespace));
         let Some((image, layers)) = found? else {
             tracing::warn!(image = %wanted.reference, layer = %wanted.layer, target = %wanted.target, "the image has no such layer; containerd unpacks it");
             return Ok(None);

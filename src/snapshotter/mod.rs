@@ -53,8 +53,9 @@ type Attempt<T> = Result<T, Stop<SnapshotterError>>;
 /// What has to do with images and processes: how layers come, and how their trees appear.
 pub trait Remote: Send + Sync {
     /// Brings a layer and those below it; tells what the layer's snapshot consists of. Nothing if that cannot be read lazily, or if
-    /// the image has no such layer: then containerd is to unpack it.
-    fn bring(&self, request: &LayerRequest) -> Result<Option<RemoteStack>, BoxError>;
+    /// the image has no such layer: then containerd is to unpack it. `namespace` is that of containerd's for which it is asked, if that is
+    /// known, else empty.
+    fn bring(&self, request: &LayerRequest, namespace: &str) -> Result<Option<RemoteStack>, BoxError>;
 
     /// Lets go of what is kept at hand for layers that will not be asked for soon.
     fn let_go(&self) {}

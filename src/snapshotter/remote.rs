@@ -42,7 +42,7 @@ impl Snapshotter {
         labels: &Labels,
     ) -> Result<Option<String>, SnapshotterError> {
         for request in LayerRequest::of_labels(labels) {
-            match self.prepare_layer(&request, parent, labels) {
+            match self.prepare_layer(&request, namespace_of(key), parent, labels) {
                 Ok(Some(name)) => return Ok(Some(name)),
                 Ok(None) => {}
                 // containerd is told what is wrong when it pulls the layer, or pulls it all the same.
@@ -57,6 +57,7 @@ impl Snapshotter {
     fn prepare_layer(
         &self,
         request: &LayerRequest,
+        namespace: &str,
         parent: &str,
         labels: &Labels,
     ) -> Result<Option<String>, super::BoxError> {
@@ -67,7 +68,7 @@ impl Snapshotter {
             Found::Ordinary => return Ok(None),
             Found::Missing { parent } => parent,
         };
-        let Some(stack) = self.remote.bring(request)? else { return Ok(None) };
+        let Some(stack) = self.remote.bring(request, namespace)? else { return Ok(None) };
         let layers_below = below.as_ref().and_then(|row| row.remote.as_ref()).map_or(0, |stack| stack.layers);
         if stack.layers != layers_below + 1 {
             tracing::warn!(image = %request.reference, layer = %request.layer, parent, "the layer does not lie on that snapshot; containerd unpacks it");
@@ -193,6 +194,16 @@ impl Snapshotter {
     }
 }
 
+/// The namespace that containerd asks for: it puts that, and a number, before what its clients call a snapshot
+/// (`NAMESPACE/NUMBER/KEY`). Empty for other keys.
+fn namespace_of(key: &str) -> &str {
+    let mut parts = key.splitn(3, '/');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(namespace), Some(number), Some(_)) if number.parse::<u64>().is_ok() => namespace,
+        _ => "",
+    }
+}
+
 /// Whether a layer is there already.
 fn here(tables: &SnapshotTables<'_>, request: &LayerRequest, parent: &str) -> super::Attempt<Found> {
     let parent = match parent {
@@ -221,4 +232,23 @@ fn is_of_tree(row: &SnapshotRow, stack: &RemoteStack) -> bool {
 fn trees(tables: &SnapshotTables<'_>) -> crate::store::record_tables::TableResult<Vec<String>> {
     let trees = tables.all()?.into_iter().filter_map(|row| row.remote).map(|stack| stack.tree);
     Ok(trees.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::namespace_of;
+
+    #[test]
+    fn the_namespace_is_before_the_number_that_containerd_puts_before_a_key() {
+        for (key, namespace) in [
+            ("k8s.io/12/extract-1-ab sha256:00", "k8s.io"),
+            ("default/3/a/b", "default"),
+            ("a/b/c", ""),
+            ("default/3", ""),
+            ("key", ""),
+            ("", ""),
+        ] {
+            assert_eq!(namespace_of(key), namespace, "{key}");
+        }
+    }
 }

@@ -25,7 +25,7 @@ struct World {
 }
 
 impl Remote for Arc<World> {
-    fn bring(&self, request: &LayerRequest) -> Result<Option<RemoteStack>, BoxError> {
+    fn bring(&self, request: &LayerRequest, _: &str) -> Result<Option<RemoteStack>, BoxError> {
         self.brought.fetch_add(1, Ordering::Relaxed);
         if request.layer != digest("lazy") {
             return Ok(None);

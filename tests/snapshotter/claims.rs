@@ -102,14 +102,16 @@ fn a_layer_that_the_image_does_not_have_so_is_not_brought() {
         ),
         ("its stack, by another layer", LayerRequest { target: scene.wanted(2).target, ..scene.wanted(1) }),
     ] {
-        assert_eq!(images.bring(&wanted).unwrap(), None, "{why}");
+        assert_eq!(images.bring(&wanted, "").unwrap(), None, "{why}");
     }
     assert!(
-        images.bring(&LayerRequest { manifest: Some(other()), ..scene.wanted(0) }).is_err(),
+        images.bring(&LayerRequest { manifest: Some(other()), ..scene.wanted(0) }, "").is_err(),
         "no such manifest"
     );
-    let stack =
-        images.bring(&LayerRequest { manifest: Some(manifest.clone()), ..scene.wanted(0) }).unwrap().unwrap();
+    let stack = images
+        .bring(&LayerRequest { manifest: Some(manifest.clone()), ..scene.wanted(0) }, "")
+        .unwrap()
+        .unwrap();
     assert_eq!((stack.layers, stack.manifest_digest), (1, manifest.to_string()));
 }
 
@@ -122,8 +124,8 @@ fn an_image_is_asked_for_once_and_each_layer_once_whoever_asks_for_it() {
             let (images, scene) = (&images, &scene);
             scope.spawn(move || {
                 // The first is known before the others ask: they do that one after the other.
-                let first = images.bring(&scene.wanted(0)).unwrap().unwrap();
-                let stack = images.bring(&scene.wanted(layer)).unwrap().unwrap();
+                let first = images.bring(&scene.wanted(0), "").unwrap().unwrap();
+                let stack = images.bring(&scene.wanted(layer), "").unwrap().unwrap();
                 assert_eq!(stack.layers as usize, layer + 1);
                 assert_eq!(stack.tree == first.tree, layer == 0, "a tree of its own");
             });
@@ -135,7 +137,7 @@ fn an_image_is_asked_for_once_and_each_layer_once_whoever_asks_for_it() {
     drop(images);
     let before = scene.registry.counters();
     let manifest = scene.layout.descriptor("test")["digest"].as_str().unwrap().parse().ok();
-    let again = scene.images(Bringing::Lazily).bring(&LayerRequest { manifest, ..scene.wanted(3) });
+    let again = scene.images(Bringing::Lazily).bring(&LayerRequest { manifest, ..scene.wanted(3) }, "");
     assert_eq!(again.unwrap().unwrap().layers, 4);
     assert_eq!(scene.registry.counters(), before);
 }
@@ -144,12 +146,12 @@ fn an_image_is_asked_for_once_and_each_layer_once_whoever_asks_for_it() {
 fn what_would_have_to_be_streamed_is_not_touched_unless_it_may_be() {
     let scene = Scene::new(&[Form::ESTARGZ, Form::GZIP]);
     let images = scene.images(Bringing::Lazily);
-    assert!(images.bring(&scene.wanted(0)).unwrap().is_some());
-    assert_eq!(images.bring(&scene.wanted(1)).unwrap(), None);
+    assert!(images.bring(&scene.wanted(0), "").unwrap().is_some());
+    assert_eq!(images.bring(&scene.wanted(1), "").unwrap(), None);
     let counters = scene.registry.counters();
     assert!(counters.blob_bytes < 150_000, "{counters:?}");
     let streaming = scene.images(Bringing::OrStreamed);
-    let stack = streaming.bring(&scene.wanted(1)).unwrap().unwrap();
+    let stack = streaming.bring(&scene.wanted(1), "").unwrap().unwrap();
     let used = streaming.usage(&stack).unwrap();
     assert!((200_000..800_000).contains(&used.bytes) && used.inodes > 0, "{used:?}");
 }
@@ -159,12 +161,64 @@ fn a_registry_that_fails_is_an_error_and_the_next_try_succeeds() {
     let scene = Scene::new(&[Form::ESTARGZ; 2]);
     let images = scene.images(Bringing::Lazily);
     scene.registry.set_fault("manifests/", Fault::Status(403));
-    assert!(images.bring(&scene.wanted(0)).is_err());
+    assert!(images.bring(&scene.wanted(0), "").is_err());
     scene.registry.clear_faults();
     let layer = scene.wanted(0).layer;
     scene.registry.set_fault(layer.as_str(), Fault::Status(403));
-    let error = images.bring(&scene.wanted(0)).unwrap_err();
+    let error = images.bring(&scene.wanted(0), "").unwrap_err();
     assert!(error.to_string().contains(layer.as_str()), "{error}");
     scene.registry.clear_faults();
-    assert!(images.bring(&scene.wanted(1)).unwrap().is_some());
+    assert!(images.bring(&scene.wanted(1), "").unwrap().is_some());
+}
+
+#[test]
+fn documents_at_hand_are_used_if_they_are_what_their_digests_say_and_the_registry_is_asked_for_others() {
+    type Given = Option<(Vec<u8>, Vec<u8>)>;
+    let read = |scene: &Scene| {
+        let manifest = scene.layout.manifest("test");
+        let blob = |digest: &serde_json::Value| {
+            std::fs::read(scene.layout.blob_path(digest.as_str().unwrap())).unwrap()
+        };
+        (blob(&scene.layout.descriptor("test")["digest"]), blob(&manifest["config"]["digest"]))
+    };
+    // What somebody has at hand, and whether the registry is asked for both documents.
+    type Case = (&'static str, fn(Vec<u8>, Vec<u8>) -> Given, bool);
+    let cases: [Case; 6] = [
+        ("both", |manifest, config| Some((manifest, config)), false),
+        ("nothing", |_, _| None, true),
+        (
+            "another manifest, as good as any",
+            |mut manifest, config| {
+                manifest.push(b' ');
+                Some((manifest, config))
+            },
+            true,
+        ),
+        (
+            "another config, as good as any",
+            |manifest, mut config| {
+                config.push(b' ');
+                Some((manifest, config))
+            },
+            true,
+        ),
+        ("no manifest", |_, config| Some((b"{}".to_vec(), config)), true),
+        ("a config for both", |_, config| Some((config.clone(), config)), true),
+    ];
+    for (what, given, is_asked) in cases {
+        let scene = Scene::new(&[Form::ESTARGZ]);
+        let digest: Digest = scene.layout.descriptor("test")["digest"].as_str().unwrap().parse().unwrap();
+        let (documents, named) = (read(&scene), digest.clone());
+        let images = scene.images(Bringing::Lazily).with_documents(Box::new(move |namespace, manifest| {
+            assert_eq!((namespace, manifest), ("a-namespace", &named));
+            given(documents.0.clone(), documents.1.clone())
+                .map(|(manifest, config)| (manifest.into(), config.into()))
+        }));
+        let wanted = LayerRequest { manifest: Some(digest.clone()), ..scene.wanted(0) };
+        let stack = images.bring(&wanted, "a-namespace").unwrap().unwrap();
+        assert_eq!((stack.layers, stack.manifest_digest), (1, digest.to_string()), "{what}");
+        let counters = scene.registry.counters();
+        let documents = u64::from(is_asked);
+        assert_eq!((counters.manifests, counters.blobs), (documents, documents + 1), "{what}");
+    }
 }

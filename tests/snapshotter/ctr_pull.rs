@@ -57,6 +57,27 @@ fn an_image_is_pulled_lazily_without_any_other_tool_kept_and_run() {
 }
 
 #[test]
+fn of_a_pull_each_document_and_each_table_crosses_the_network_once() {
+    let (peel, registry) = (Peel::new(), FakeRegistry::start());
+    let (reference, layers) = small_image(&peel, &registry, Form::ESTARGZ, Form::ESTARGZ);
+    let containerd = Containerd::start(&peel);
+    let address = containerd.address();
+    let daemon = Daemon::start(&peel, &["--containerd-address", address.to_str().unwrap()]);
+    assert_eq!(containerd.ctr_pulled(&peel, &reference, &[]), ["lazy"; 3]);
+    let counters = registry.counters();
+    assert_eq!(
+        (counters.manifests, counters.blobs),
+        (1, 1 + 3),
+        "{:?}\n{}",
+        registry.requests(),
+        daemon.log()
+    );
+    shows_what_the_layers_say(&peel, &containerd, &layers);
+    drop(containerd);
+    daemon.terminate();
+}
+
+#[test]
 fn what_cannot_be_lazy_is_unpacked_by_containerd() {
     const ESTARGZ: Form = Form::ESTARGZ;
     for (lower, upper, options, states) in [

@@ -13,7 +13,7 @@ use std::time::Duration;
 struct Nobody;
 
 impl Remote for Nobody {
-    fn bring(&self, _: &LayerRequest) -> Result<Option<RemoteStack>, BoxError> {
+    fn bring(&self, _: &LayerRequest, _: &str) -> Result<Option<RemoteStack>, BoxError> {
         Ok(None)
     }
 
