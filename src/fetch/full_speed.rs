@@ -500,12 +500,6 @@ mod tests {
         assert!(place.is_among());
         reads(&by_chance_seen, &mut (0..300));
         assert!(!place.is_among());
-        // A layer follows the tree once.
-        let full_speed = FullSpeed::default();
-        assert!(!full_speed.is_due_with_tree());
-        let _ = full_speed.place.set(by_chance_seen[2].place.clone().unwrap());
-        assert!(full_speed.is_due_with_tree());
-        assert!(!full_speed.is_due_with_tree());
     }
 
     #[test]
