@@ -489,6 +489,12 @@ mod tests {
         let by_chance_seen = seen();
         reads(&by_chance_seen, &mut by_chance(3, 4100).take(3 * WINDOW));
         assert!(is_all_over(&by_chance_seen));
+        // A layer follows the tree once.
+        let full_speed = FullSpeed::default();
+        assert!(!full_speed.is_due_with_tree());
+        let _ = full_speed.place.set(by_chance_seen[2].place.clone().unwrap());
+        assert!(full_speed.is_due_with_tree());
+        assert!(!full_speed.is_due_with_tree());
         // Four directories by turns, one of them in the last layer.
         let program_seen = seen();
         assert_eq!(reads(&program_seen, &mut (0..400).map(|number| number % 4 * 1300 + number / 4)), 0);
