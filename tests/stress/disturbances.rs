@@ -251,9 +251,16 @@ pub fn operate(stress: &Stress<'_>, choices: &mut Choices, worker: &Worker<'_>) 
             // There is none if it was removed.
             5 => does(&["rm", reference], &[0, 3]),
             6 => does(&["rm", "--now", reference], &[0, 3]),
-            7 => does(&["complete", reference], &[0, 3]),
-            8 => does(&["complete", reference, "--pause"], &[0, 3]),
-            9 => does(&["complete", reference, "--resume", "--rate", "4M"], &[0, 3]),
+            7..=9 => {
+                // What is wished of a mount that ends at that very moment would be left behind.
+                let Ok(mounted) = slot.gate.read() else { return };
+                let mut arguments = vec!["complete", slot.name()];
+                let wishes: &[&[&str]] = &[&[], &["--pause"], &["--resume", "--rate", "4M"]];
+                arguments.extend(*choices.one(wishes));
+                if *mounted {
+                    does(&arguments, &[0, 3]);
+                }
+            }
             10 => does(&["status", "--json"], &[0]),
             11 => does(&["ls", "--json"], &[0]),
             12 => does(&["records", "--json"], &[0]),
