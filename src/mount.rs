@@ -502,7 +502,8 @@ impl Mounted {
         drop(self.held.take());
         self.settle();
         self.prepared.counters.end();
-        Files::beside(self.prepared.counters.path()).remove();
+        let files = Files::beside(self.prepared.counters.path());
+        files.remove();
         // Last, as `peel unmount` waits for this process while the record is there.
         let (mountpoint, pid) = (self.session.mountpoint(), self.pid.load(Ordering::Relaxed));
         let ended = match self.records.take() {
@@ -515,6 +516,8 @@ impl Mounted {
         if let Err(error) = ended {
             tracing::warn!(error = %chain(&error), "the record of the mount stays until it is found to be stale");
         }
+        // Who found the record may have wished something meanwhile.
+        files.remove();
         Ok(())
     }
 }

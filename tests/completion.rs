@@ -215,6 +215,25 @@ fn a_completion_that_fails_says_so_once_and_is_tried_again_when_somebody_asks() 
 }
 
 #[test]
+fn what_is_wished_of_a_mount_while_it_ends_leaves_nothing_behind() {
+    let (_registry, reference, _blobs) = many_files();
+    let peel = Peel::new();
+    for _ in 0..12 {
+        let mount = peel.mount(&reference);
+        let path = mount.path().to_owned();
+        std::thread::scope(|scope| {
+            scope.spawn(|| while peel.run(&["complete", path.to_str().unwrap()]).code == Some(0) {});
+            mount.unmount();
+        });
+        peel.wait_for_servers_to_end();
+        let files = fs::read_dir(peel.store().join("run")).unwrap().map(|file| file.unwrap().file_name());
+        // What was counted of mounts that have ended.
+        let left: Vec<_> = files.filter(|name| name != "ended").collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
 fn a_completion_evicts_nothing_for_a_budget() {
     let (registry, reference, _blobs) = many_files();
     let peel = Peel::new();

@@ -73,16 +73,22 @@ pub fn run(arguments: &Arguments, store: &Path) -> anyhow::Result<ExitCode> {
     let store = Store::open(store)?;
     let mut mounts = live_mounts(&store)?;
     mounts.retain(|mount| mount.liveness == Liveness::Live && is_meant(mount, &arguments.target));
-    if mounts.is_empty() {
-        let target = arguments.target.display();
-        return Err(NotFound(format!("{target} is not mounted; `peel status` lists what is")).into());
-    }
-    for files in mounts.iter().filter_map(LiveMount::completion) {
+    let mut told = 0;
+    for (mount, files) in mounts.iter().filter_map(|mount| Some((mount, mount.completion()?))) {
         let before = files.wish().unwrap_or_default();
         let rate = arguments.rate.map_or(before.rate, |Limit(rate)| rate);
         let is_paused = arguments.pause && !arguments.resume;
         let wish = Wish { rate, is_paused, asked: before.asked.wrapping_add(1) };
         files.set_wish(wish).context("cannot tell the process that serves the mount")?;
+        // Who forgets a mount removes its files afterwards. If that is done, nobody would remove this one.
+        match store.database().find_mount(&mount.record.mountpoint)? {
+            Some(record) if record.pid == mount.record.pid => told += 1,
+            _ => files.remove(),
+        }
+    }
+    if told == 0 {
+        let target = arguments.target.display();
+        return Err(NotFound(format!("{target} is not mounted; `peel status` lists what is")).into());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -145,7 +145,7 @@ impl Files {
     }
 
     /// Removes what a mount has left that is gone.
-    pub(super) fn remove(&self) {
+    pub fn remove(&self) {
         for path in [&self.wish, &self.progress, &self.bell] {
             // Most mounts have none.
             let _ = std::fs::remove_file(path);
