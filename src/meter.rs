@@ -72,10 +72,14 @@ pub enum Count {
     ErrorsTrust,
     /// Reads that failed: this machine gave no threads, or else.
     ErrorsOther,
+    /// Bytes that were copied from other layers, instead of being fetched.
+    CopiedBytes,
 }
 
+/// How many there were when this was first written down.
+const FIRST_COUNTS: usize = Count::ErrorsOther as usize + 1;
 /// How many there are.
-const COUNTS: usize = Count::ErrorsOther as usize + 1;
+const COUNTS: usize = Count::CopiedBytes as usize + 1;
 
 impl Count {
     /// Why reads fail, with the words for it.

@@ -12,6 +12,7 @@ mod composing;
 mod convert;
 mod directories;
 mod docker_images;
+mod donors;
 mod equality;
 mod external_toc;
 mod formats;

@@ -39,6 +39,8 @@ struct MountLine {
     fetched_bytes: u64,
     /// Bytes of layer blobs, among them, that were fetched before they were read.
     prefetched_bytes: u64,
+    /// Bytes of content that were copied from other layers of the store, instead of being fetched; as of a second ago.
+    copied_bytes: u64,
     retries: u64,
     /// Bytes that the kernel was given; as of a second ago.
     read_bytes: u64,
@@ -115,6 +117,7 @@ fn line(store: &Store, images: &[ImageRecord], mount: &LiveMount) -> anyhow::Res
         requests: mount.counts.get(Count::Requests),
         fetched_bytes: mount.counts.get(Count::ReceivedBytes),
         prefetched_bytes: mount.counts.get(Count::PrefetchedBytes),
+        copied_bytes: mount.counts.get(Count::CopiedBytes),
         retries: mount.counts.get(Count::Retries),
         read_bytes: mount.counts.get(Count::ReadBytes),
         failed_reads: Count::ERRORS.iter().map(|(cause, _)| mount.counts.get(*cause)).sum(),

@@ -226,6 +226,11 @@ fn write_reads(text: &mut Exposition, counts: &Counts) {
             "Bytes of layers that were fetched before anybody wanted them.",
         ),
         ("peel_decoded_bytes_total", Count::DecodedBytes, "Bytes that were decoded and verified."),
+        (
+            "peel_copied_bytes_total",
+            Count::CopiedBytes,
+            "Bytes that were copied from other layers, instead of being fetched.",
+        ),
         ("peel_read_bytes_total", Count::ReadBytes, "Bytes that the kernel was given."),
     ] {
         text.family(name, Kind::Counter, help).number(&[], counts.get(what));

@@ -126,7 +126,7 @@ impl LayerContent {
                 }
                 let begun = Instant::now();
                 let bytes = self.blob_bytes_missing(&portion);
-                let brought = self.bring_portion(lazy, &portion, Purpose::Ahead).await;
+                let brought = self.bring_portion(lazy, &portion, Purpose::Completion).await;
                 brought.map_err(ExtractError::from)?;
                 courtesy.keep_to_rate(bytes, begun).await;
             }

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
+use super::donors::Donors;
 use super::lazy::{FetchError, Fetcher, Lazy};
 use super::planner::blob_range;
 use super::proof::Trust;
@@ -191,6 +192,13 @@ impl LayerContent {
 
     pub(super) fn lazy(&self) -> Option<&Lazy> {
         self.lazy.as_ref()
+    }
+
+    /// Says where its chunks may be found besides.
+    pub(super) fn copy_from(&self, donors: Donors) {
+        if let Some(lazy) = &self.lazy {
+            lazy.copy_from(donors);
+        }
     }
 
     /// Whether that chunk is here. No lock, no system call.

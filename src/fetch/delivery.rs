@@ -32,6 +32,7 @@ use crate::layer::chunk::Stretch;
 use crate::layer::entry::Chunk;
 use crate::layer::rebuild::next_stored;
 use crate::meter::{self, Count};
+use crate::store::StoreError;
 use crate::table::format::{ChunkRecord, Codec};
 
 /// Fetches what somebody wants.
@@ -86,7 +87,7 @@ async fn carry(content: &Arc<LayerContent>, request: Request, purpose: Purpose) 
                     }
                     let taken = arriving.push(&piece);
                     meter::count(Count::FetchedBytes, taken);
-                    if purpose == Purpose::Ahead {
+                    if purpose.is_ahead() {
                         lazy.fetcher().count_prefetched(taken);
                     }
                 }
@@ -314,18 +315,27 @@ pub(super) fn deliver_decoded(
     chunk: &Chunk,
     decoded: &[u8],
 ) -> Result<(), FetchError> {
+    keep_decoded(content, number, chunk, decoded)
+        .map_err(|cause| FetchError::Store { layer: content.layer().clone(), cause: Arc::new(cause) })?;
+    meter::count(Count::DecodedBytes, decoded.len() as u64);
+    Ok(())
+}
+
+/// The same, wherever they come from.
+pub(super) fn keep_decoded(
+    content: &LayerContent,
+    number: u32,
+    chunk: &Chunk,
+    decoded: &[u8],
+) -> Result<(), StoreError> {
     // A reader is never refused.
     let room = content.lazy().and_then(|lazy| lazy.fetcher().room());
     let _admitted = room.and_then(|room| room.admit(decoded.len() as u64, Urgency::Reader));
     let write = || content.write_and_mark(number as usize, chunk.decoded_offset, decoded);
-    let written = match write() {
+    match write() {
         Err(error) if error.is_full() && content.give_up_rests() => write(),
         written => written,
-    };
-    if written.is_ok() {
-        meter::count(Count::DecodedBytes, decoded.len() as u64);
     }
-    written.map_err(|cause| FetchError::Store { layer: content.layer().clone(), cause: Arc::new(cause) })
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ impl LayerContent {
             return Ok(Standing::Streamed);
         }
         let _turn = self.turn(EVERYTHING, progress).await?;
-        self.bring(EVERYTHING, progress).await?;
+        self.bring(EVERYTHING, Purpose::Extraction, progress).await?;
         progress(Event::Proving(self.layer().clone()));
         let content = self.clone();
         let standing = blocking(move || {
@@ -121,7 +121,7 @@ impl LayerContent {
             return Ok(());
         }
         let _turn = self.turn(parts, progress).await?;
-        self.bring(parts, progress).await?;
+        self.bring(parts, Purpose::Background, progress).await?;
         let content = self.clone();
         blocking(move || content.checkpoint()).await?;
         progress(Event::Done(self.layer().clone()));
@@ -140,7 +140,12 @@ impl LayerContent {
         Ok(Some(self.while_telling(self.missing(parts), progress, turn).await?))
     }
 
-    async fn bring(self: &Arc<Self>, parts: &[Range<u64>], progress: &Progress) -> Result<(), ExtractError> {
+    async fn bring(
+        self: &Arc<Self>,
+        parts: &[Range<u64>],
+        purpose: Purpose,
+        progress: &Progress,
+    ) -> Result<(), ExtractError> {
         for _ in 0..ROUNDS {
             if self.is_poisoned() {
                 let reason = self.poison().unwrap_or_default().to_owned();
@@ -151,16 +156,20 @@ impl LayerContent {
                 return Ok(());
             }
             let lazy = self.lazy().ok_or_else(|| FetchError::NoSource { layer: self.layer().clone() })?;
-            let work = self.bring_chunks(lazy, &missing);
+            let work = self.bring_chunks(lazy, &missing, purpose);
             self.while_telling(missing.clone(), progress, work).await?;
         }
         Err(ExtractError::Evicted)
     }
 
-    async fn bring_chunks(self: &Arc<Self>, lazy: &Lazy, missing: &[u32]) -> Result<(), FetchError> {
+    async fn bring_chunks(
+        self: &Arc<Self>,
+        lazy: &Lazy,
+        missing: &[u32],
+        purpose: Purpose,
+    ) -> Result<(), FetchError> {
         let portions = self.portions(missing, planner::BACKGROUND).into_iter();
-        let work = portions
-            .map(|portion| async move { self.bring_portion(lazy, &portion, Purpose::Background).await });
+        let work = portions.map(|portion| async move { self.bring_portion(lazy, &portion, purpose).await });
         futures_util::stream::iter(work).buffer_unordered(REQUESTS).try_collect().await
     }
 

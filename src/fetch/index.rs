@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::content::LayerContent;
+use super::donors::Donors;
 use super::draft_sink::DraftSink;
 use super::lazy::Fetcher;
 use super::names;
@@ -329,6 +330,7 @@ impl Indexer {
         let (source, fetcher) = (Arc::new(blob), self.fetcher.clone());
         let content = LayerContent::lazy_from(descriptor.digest.as_str(), table, files, source, fetcher);
         content.prove_by(prover);
+        content.copy_from(Donors::new(self.store.clone(), name.clone()));
         content
     }
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::content::LayerContent;
 use super::delivery::bring;
+use super::donors::{self, Donors};
 use super::full_speed::FullSpeed;
 use super::guess::{Guesses, Ledger, Misses, Neighbour, blob_bytes, neighbours};
 use super::link::Link;
@@ -125,6 +126,8 @@ pub struct Fetcher {
     threads: ThreadStarter,
     /// One permit per KiB of blob bytes that may be in memory.
     memory: Semaphore,
+    /// Batches of chunks that are copied from other layers at once.
+    copies: Semaphore,
     deadline: Duration,
     /// If its size matters.
     room: Option<Arc<Room>>,
@@ -145,6 +148,8 @@ pub(super) struct Waiting {
     pub served: u64,
 }
 
+/// As many threads as can be busy with it; each may have a chunk in memory.
+const COPIES: usize = 3;
 /// Blob bytes in memory at once, in KiB.
 const MEMORY: u32 = 96 << 10;
 
@@ -171,11 +176,22 @@ impl Fetcher {
         room: Option<Arc<Room>>,
         observer: impl Fn(u64) + Send + Sync + 'static,
     ) -> Arc<Fetcher> {
-        let memory = Semaphore::new(MEMORY as usize);
+        let (memory, copies) = (Semaphore::new(MEMORY as usize), Semaphore::new(COPIES));
         let (prefetched, waiting) = (AtomicU64::new(0), watch::Sender::default());
         let observer = Box::new(observer);
         let (link, ledger) = (Link::default(), Arc::default());
-        Arc::new(Fetcher { threads, memory, deadline, room, observer, prefetched, waiting, link, ledger })
+        Arc::new(Fetcher {
+            threads,
+            memory,
+            copies,
+            deadline,
+            room,
+            observer,
+            prefetched,
+            waiting,
+            link,
+            ledger,
+        })
     }
 }
 
@@ -185,6 +201,12 @@ impl Fetcher {
         let permits = u32::try_from(bytes >> 10).unwrap_or(MEMORY).clamp(1, MEMORY);
         // The semaphore is never closed, so this is always a permit.
         self.memory.acquire_many(permits).await.ok()
+    }
+
+    /// Waits until chunks may be copied from other layers.
+    pub(super) async fn turn_to_copy(&self) -> Option<SemaphorePermit<'_>> {
+        // As above.
+        self.copies.acquire().await.ok()
     }
 
     /// Who keeps the store's budget, if anybody need.
@@ -273,10 +295,14 @@ pub(super) type Done = Box<dyn FnOnce(Result<(), FetchError>) + Send>;
 pub(super) enum Purpose {
     /// Somebody waits for them to go on: they come before all else, and soon or not at all.
     Reader,
-    /// A layer is brought as a whole: in large requests, and after readers.
+    /// Parts of a layer are brought: in large requests, and after readers.
     Background,
+    /// So is all of it, to be proved then.
+    Extraction,
     /// Somebody will want them, one thinks. Who asks for them has waited for his turn.
     Ahead,
+    /// In the same way comes all of a layer, to be proved then.
+    Completion,
 }
 
 /// Longest time for one request of the background. The source's own patience is shorter; this ends the wait for a thread that died.
@@ -285,20 +311,30 @@ const BACKGROUND_DEADLINE: Duration = Duration::from_secs(3600);
 impl Purpose {
     fn limits(self) -> Limits {
         match self {
-            Purpose::Reader | Purpose::Ahead => Limits::default(),
-            Purpose::Background => planner::BACKGROUND,
+            Purpose::Reader | Purpose::Ahead | Purpose::Completion => Limits::default(),
+            Purpose::Background | Purpose::Extraction => planner::BACKGROUND,
         }
+    }
+
+    /// Whether they are brought before anybody wants them.
+    pub(super) fn is_ahead(self) -> bool {
+        matches!(self, Purpose::Ahead | Purpose::Completion)
+    }
+
+    /// Whether the layer is proved then.
+    fn ends_with_proof(self) -> bool {
+        matches!(self, Purpose::Extraction | Purpose::Completion)
     }
 
     /// Lets readers go first, and says that one waits if it is one.
     pub(super) async fn take_turn(self, fetcher: &Arc<Fetcher>) -> Option<Wanted> {
         match self {
             Purpose::Reader => Some(fetcher.wanted()),
-            Purpose::Background => {
+            Purpose::Background | Purpose::Extraction => {
                 fetcher.wait_for_readers().await;
                 None
             }
-            Purpose::Ahead => None,
+            Purpose::Ahead | Purpose::Completion => None,
         }
     }
 }
@@ -324,12 +360,23 @@ pub(super) struct Lazy {
     state: Mutex<State>,
     guesses: Guesses,
     full_speed: FullSpeed,
+    donors: OnceLock<Donors>,
 }
 
 impl Lazy {
     pub(super) fn new(source: Arc<dyn BlobSource>, fetcher: Arc<Fetcher>) -> Lazy {
         let (state, guesses, full_speed) = (Mutex::default(), Guesses::default(), FullSpeed::default());
-        Lazy { source, fetcher, state, guesses, full_speed }
+        Lazy { source, fetcher, state, guesses, full_speed, donors: OnceLock::new() }
+    }
+
+    /// Says where chunks may be found besides.
+    pub(super) fn copy_from(&self, donors: Donors) {
+        // A content is given them when it is made.
+        let _ = self.donors.set(donors);
+    }
+
+    pub(super) fn donors(&self) -> Option<&Donors> {
+        self.donors.get()
     }
 
     pub(super) fn fetcher(&self) -> &Arc<Fetcher> {
@@ -365,7 +412,6 @@ impl Lazy {
             }
             self.fetcher.ledger.wanted(bytes);
         });
-        self.full_speed.missed(content);
     }
 
     /// Brings exactly these chunks, for nobody who waits to read them.
@@ -426,20 +472,41 @@ impl Lazy {
         };
         let deadline = match purpose {
             Purpose::Reader => self.fetcher.deadline,
-            Purpose::Background | Purpose::Ahead => BACKGROUND_DEADLINE,
+            _ => BACKGROUND_DEADLINE,
         };
         self.watch(&threads, &waiter, content, deadline);
-        for span in self.take_long_spans(content, &mut fresh) {
+        // What comes with chunks is not copied with them.
+        let is_needed_for_proof = purpose.ends_with_proof() && content.needs_proof();
+        if fresh.is_empty() || is_needed_for_proof || !content.may_have_donors() {
+            return self.fetch(&threads, content, fresh, purpose);
+        }
+        let (content, runtime) = (content.clone(), threads.clone());
+        threads.spawn(async move {
+            let left = donors::bring(&content, fresh).await;
+            match content.lazy() {
+                Some(lazy) if !left.is_empty() => lazy.fetch(&runtime, &content, left, purpose),
+                _ => {}
+            }
+        });
+    }
+
+    /// Fetches these chunks, which were claimed.
+    fn fetch(&self, threads: &Handle, content: &Arc<LayerContent>, mut chunks: Vec<u32>, purpose: Purpose) {
+        for span in self.take_long_spans(content, &mut chunks) {
             threads.spawn(span::bring(content.clone(), span, purpose));
         }
-        for request in self.plan(content, fresh, purpose) {
+        for request in self.plan(content, chunks, purpose) {
             threads.spawn(bring(content.clone(), request, purpose));
+        }
+        if purpose == Purpose::Reader {
+            self.full_speed.missed(content);
         }
     }
 
     /// The requests that bring these chunks.
     fn plan(&self, content: &LayerContent, chunks: Vec<u32>, purpose: Purpose) -> Vec<planner::Request> {
-        let reads_parts = purpose != Purpose::Background && self.source.reads_parts();
+        let is_large = matches!(purpose, Purpose::Background | Purpose::Extraction);
+        let reads_parts = !is_large && self.source.reads_parts();
         planner::plan_parts(content.table().chunks(), chunks, purpose.limits(), reads_parts)
     }
 

@@ -4,8 +4,8 @@
 //! reader ──▶ content: is it here? ──yes──▶ pread, on the reader's thread
 //!                 │ no
 //!                 ▼
-//!            lazy: who already fetches it? ──▶ planner ──▶ source (ranged reads of the blob)
-//!                 ▲                                              │ piece by piece
+//!            lazy: who already fetches it? ──▶ donors: which other layer has it? ──▶ planner ──▶ source (ranged reads of the blob)
+//!                 ▲                                   │ a copy                                   │ piece by piece
 //!                 └── wake the readers ◀── mark ◀── write ◀── verify ◀── decode   (delivery)
 //! ```
 //!
@@ -16,6 +16,7 @@ pub mod archive;
 pub mod completion;
 pub mod content;
 mod delivery;
+mod donors;
 mod draft_sink;
 #[cfg(test)]
 mod eviction_tests;

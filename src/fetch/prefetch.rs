@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 
 use super::content::LayerContent;
 use super::delivery;
+use super::donors;
 use super::planner::{self, Limits, Request, blob_range, companions};
 use super::span::long_span;
 use crate::table::format::Codec;
@@ -89,7 +90,7 @@ impl Prefetch {
             if layer.is_poisoned() {
                 continue;
             }
-            let claimed = lazy.claim(&layer, &request.chunks);
+            let claimed = donors::bring(&layer, lazy.claim(&layer, &request.chunks)).await;
             for request in planner::plan_parts(layer.table().chunks(), claimed, LIMITS, reads_parts(&layer)) {
                 under_way.spawn(delivery::bring_ahead(layer.clone(), request));
             }
@@ -115,6 +116,7 @@ pub async fn bring_soon(layers: &[Arc<LayerContent>], wanted: impl IntoIterator<
     }
     let mut under_way = JoinSet::new();
     for (layer, claimed) in layers.iter().zip(claimed) {
+        let claimed = donors::bring(layer, claimed).await;
         for request in
             planner::plan_parts(layer.table().chunks(), claimed, Limits::default(), reads_parts(layer))
         {

@@ -11,6 +11,8 @@
 //!   wait for it on such threads and take over what it found.
 //! - The archive is put together from what is here ([`rebuild`](super::rebuild)), or the blob is streamed from its origin again; a
 //!   reader who waits for chunks of any layer of this process goes first.
+//! - Where chunks were copied from other layers ([`donors`](super::donors)), what comes with them in the archive is not here. If that is more than a
+//!   little, nobody fetches the blob for it unasked: the layer is proved when it is extracted or completed.
 //! - Of a layer that holds, what its archive has beside its files is kept, so that the archive can be written again
 //!   ([`archive`](super::archive)).
 //! - Only a blob that has its digest can poison a layer. A registry that sends something else is told of, and asked again some day.
@@ -433,7 +435,9 @@ impl LayerContent {
         let thread = std::thread::Builder::new().name("peel-proof".into()).spawn(move || {
             // Of this thread alone, and those that it makes (setpriority(2), "C library/kernel differences").
             let _ = rustix::process::setpriority_process(None, 10);
-            if let Err(error) = content.prove() {
+            if content.lacks_rests_of_copies() {
+                tracing::info!(layer = %content.layer(), "all of the layer is here, much of it from other layers: it is proved when it is extracted or completed");
+            } else if let Err(error) = content.prove() {
                 tracing::warn!(layer = %content.layer(), error = %chain(&error), "the layer could not be proved; this is tried again");
             }
             content.trust().is_running.store(false, Ordering::Release);

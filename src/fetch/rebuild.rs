@@ -19,7 +19,7 @@ use crate::layer::entry::Chunk;
 use crate::layer::rebuild::{Step, blob_bytes, next_stored, rest_of, steps};
 use crate::layer::stream::MAXIMUM_DECODED;
 use crate::layer::tar::{Limits, SinkError, TarReader, TarSink};
-use crate::store::{MAXIMUM_REST, Rest, RestWriter, Rests, TableSource, maximum_rests};
+use crate::store::{MAXIMUM_REST, Rest, RestWriter, Rests, StoreError, TableSource, maximum_rests};
 use crate::table::Codec;
 use crate::table::format::ChunkRecord;
 
@@ -32,10 +32,17 @@ const STEP: u64 = 4 << 20;
 /// Bytes of the archive that are read at once.
 const PIECE: usize = 1 << 20;
 
+/// Of a layer with chunks from other layers, no more of its blob is fetched to prove it, unless somebody asks for that: one of so many parts,
+/// or so many bytes.
+const LITTLE_PART: u64 = 16;
+const LITTLE: u64 = 1 << 20;
+
 /// Where the rests of a layer go, as long as it is to be proved.
 #[derive(Default)]
 pub(super) struct RestKeeper {
     writer: OnceLock<Option<RestWriter>>,
+    /// It is noted that some chunks have none.
+    has_copies: AtomicBool,
     /// They could not be kept: they are not worth the room that files may need.
     has_failed: AtomicBool,
 }
@@ -93,6 +100,30 @@ impl LayerContent {
         }
     }
 
+    /// Notes that a chunk is copied from another layer: before it is.
+    pub(super) fn note_copies(&self) -> Result<(), StoreError> {
+        let keeper = self.rest_keeper();
+        if self.needs_proof() && !keeper.has_copies.load(Ordering::Relaxed) {
+            self.files().note_copies()?;
+            keeper.has_copies.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Whether to prove the layer would fetch much of what was copied from other layers.
+    pub(super) fn lacks_rests_of_copies(&self) -> bool {
+        if !self.files().has_copies() || self.is_the_archive() {
+            return false;
+        }
+        let size = self.prover().map_or(0, |prover| prover.layer().descriptor.size);
+        let rests = self.files().rests().ok();
+        let steps =
+            rests.and_then(|rests| steps(self.table().chunks(), size, |number| rests.blob_end(number)));
+        let needed =
+            steps.filter(|steps| can_be_fetched(steps, size)).map_or(size, |steps| blob_bytes(&steps));
+        needed > LITTLE.max(size / LITTLE_PART)
+    }
+
     /// Frees the room that the rests take; whether they took any.
     pub(super) fn give_up_rests(&self) -> bool {
         self.rest_keeper().has_failed.store(true, Ordering::Relaxed);
@@ -126,8 +157,7 @@ impl Prover {
         let chunks = content.table().chunks();
         let size = self.layer().descriptor.size;
         let steps = steps(chunks, size, |number| rests.blob_end(number)).ok_or(RebuildError::TooMuch)?;
-        let requests = steps.iter().filter(|step| matches!(step, Step::Blob(_))).count();
-        if blob_bytes(&steps) > size / 2 || requests > MOST_REQUESTS {
+        if !can_be_fetched(&steps, size) {
             return Err(RebuildError::TooMuch);
         }
         let is_zstd = chunks.iter().any(|chunk| chunk.codec == Codec::Zstd as u8);
@@ -210,6 +240,12 @@ impl LayerContent {
             && chunks.windows(2).all(follows)
             && (chunks.iter().all(|chunk| spans.contains(&chunk.codec)) || was_streamed())
     }
+}
+
+/// Whether to fetch what these steps need costs less than to fetch all of the blob.
+fn can_be_fetched(steps: &[Step], size: u64) -> bool {
+    let requests = steps.iter().filter(|step| matches!(step, Step::Blob(_))).count();
+    blob_bytes(steps) <= size / 2 && requests <= MOST_REQUESTS
 }
 
 fn decoded_end(chunk: &ChunkRecord) -> u64 {

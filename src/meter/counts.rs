@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! little-endian words of 64 bits:  counts │ waits of reads │ for each host: its name, requests by kind and outcome, durations by kind
+//!                                  │ a mark │ later counts
 //! ```
 //!
+//! What was first counted by a later version comes last, where earlier ones see less than a host.
 //! Whoever reads a file while it is written may see some numbers later than others. One that is short, as a later version may write it or
 //! an earlier one did, lacks what it lacks.
 
@@ -12,14 +14,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use peelfs_registry::{RequestKind, RequestOutcome};
 
 use super::{
-    BOUNDS, COUNTS, Count, HOSTS, Host, IS_NEWS, LONGEST_HOST, MOST_HOSTS, NUMBERS, OTHER_HOSTS, READ_WAITS,
-    Timing,
+    BOUNDS, COUNTS, Count, FIRST_COUNTS, HOSTS, Host, IS_NEWS, LONGEST_HOST, MOST_HOSTS, NUMBERS,
+    OTHER_HOSTS, READ_WAITS, Timing,
 };
 
 const KINDS: usize = RequestKind::ALL.len();
 const OUTCOMES: usize = RequestOutcome::ALL.len();
 const TIMING_WORDS: usize = BOUNDS.len() + 2;
 const NAME_WORDS: usize = LONGEST_HOST / 8;
+/// Comes before the counts of later versions; no host's name begins so.
+const LATER: u64 = u64::from_le_bytes(*b"\0counts\n");
 /// The name is filled up with NUL, which no host has.
 const HOST_WORDS: usize = NAME_WORDS + KINDS * OUTCOMES + KINDS * TIMING_WORDS;
 
@@ -167,7 +171,9 @@ impl Counts {
     /// As they are written down.
     pub fn encode(&self) -> Vec<u8> {
         let hosts = self.hosts.iter().flat_map(HostCounts::words);
-        let words = self.counts.iter().copied().chain(self.read_waits.words()).chain(hosts);
+        let (first, later) = self.counts.split_at(FIRST_COUNTS);
+        let words = first.iter().copied().chain(self.read_waits.words()).chain(hosts);
+        let words = words.chain([LATER]).chain(later.iter().copied());
         words.flat_map(u64::to_le_bytes).collect()
     }
 
@@ -176,15 +182,20 @@ impl Counts {
         let words = bytes
             .chunks_exact(8)
             .map(|word| word.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte)));
-        let words: Vec<u64> = words.take(COUNTS + TIMING_WORDS + (MOST_HOSTS + 1) * HOST_WORDS).collect();
+        let most = FIRST_COUNTS + TIMING_WORDS + (MOST_HOSTS + 2) * HOST_WORDS;
+        let words: Vec<u64> = words.take(most).collect();
         if words.len() < 4 {
             return None;
         }
         let mut left = words.iter().copied();
-        let counts = std::array::from_fn(|_| left.next().unwrap_or_default());
+        let mut counts = [0; COUNTS];
+        counts[..FIRST_COUNTS].fill_with(|| left.next().unwrap_or_default());
         let read_waits = TimingCounts::read(&mut left);
-        let hosts = words.get(COUNTS + TIMING_WORDS..).unwrap_or_default();
-        let hosts = hosts.chunks_exact(HOST_WORDS).filter_map(HostCounts::read).collect();
+        let hosts = words.get(FIRST_COUNTS + TIMING_WORDS..).unwrap_or_default().chunks_exact(HOST_WORDS);
+        if let [LATER, later @ ..] = hosts.remainder() {
+            counts[FIRST_COUNTS..].iter_mut().zip(later).for_each(|(count, word)| *count = *word);
+        }
+        let hosts = hosts.take(MOST_HOSTS + 1).filter_map(HostCounts::read).collect();
         Some(Counts { counts, read_waits, hosts })
     }
 }
@@ -219,6 +230,11 @@ mod tests {
             assert_eq!(read.is_some(), length >= 32, "{length}");
             assert!(read.is_none_or(|read| read.get(Count::Requests) == 7 && read.hosts.len() <= 2));
         }
+        // So wrote a version that did not know the later counts, and so reads it what is written now.
+        let first = counts.clone().with(Count::CopiedBytes, 9);
+        let bytes_of_first = bytes.len() - 8 * (1 + COUNTS - FIRST_COUNTS);
+        assert_eq!(Counts::decode(&first.encode()[..bytes_of_first]), Some(counts.clone()));
+        assert_eq!(Counts::decode(&first.encode()), Some(first));
         // A later version writes more hosts than there can be.
         let many = bytes.iter().copied().chain(std::iter::repeat_n(b'x', 1 << 20)).collect::<Vec<u8>>();
         assert!(Counts::decode(&many).is_some_and(|read| read.hosts.len() <= MOST_HOSTS + 1));

@@ -126,6 +126,20 @@ pub(super) fn is_durably_whole(words: &[u64], count: u64) -> bool {
     })
 }
 
+/// Whether the words of a map, which others may change meanwhile and may be those of something else, say that this chunk is there.
+pub(super) fn seems_present(words: &[u64], chunk: u64) -> bool {
+    let is_in_map = words.get(2).is_some_and(|count| chunk < *count);
+    let word = HEADER_WORDS as u64 + chunk / 64;
+    is_in_map && words.get(word as usize).is_some_and(|word| word & bit(chunk) != 0)
+}
+
+/// The same of any chunk.
+pub(super) fn seems_present_at_all(words: &[u64]) -> bool {
+    let count = words.get(2).copied().unwrap_or_default();
+    let live = words.iter().skip(HEADER_WORDS).take(count.div_ceil(64) as usize);
+    live.into_iter().any(|word| *word != 0)
+}
+
 impl<W: Words> ChunkBits<W> {
     /// Takes [`words_for`]`(count)` words as a map; `None` if they are none, or one of another version or number of chunks.
     pub(super) fn new(words: W, count: u64) -> Option<ChunkBits<W>> {

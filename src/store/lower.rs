@@ -146,6 +146,11 @@ fn check_owner(path: &Path) -> Result<(), StoreError> {
 }
 
 impl LowerStore {
+    /// Its layers.
+    pub fn layers(&self) -> &LayerStore {
+        &self.layers
+    }
+
     /// The files of a layer, to be read only, if all of it is there and it is not known to be false.
     ///
     /// # Errors

@@ -9,6 +9,9 @@
 //! None of it is verified, and none of it is needed: what is missing, torn or wrong is fetched again. A record says what follows a
 //! chunk in the archive up to the next chunk, and where in the blob that ends. Of two of one chunk the last counts.
 //!
+//! A chunk that was copied from another layer has none. That there are such is said by an empty file, `copied`, which is there before the
+//! first of them is.
+//!
 //! As nobody needs them, they never stand in the way of what somebody does. They are
 //! - *given up* for good, and one byte is left that says so, when they would take more than their share of the layer
 //!   ([`maximum_rests`]), cannot be written, or take the room that a chunk needs: half of them would be worth next to nothing;
@@ -29,6 +32,7 @@ use super::error::{Context, StoreError};
 use super::layers::{LayerFiles, optional};
 
 const RESTS: &str = "rests";
+const COPIED: &str = "copied";
 const MAGIC: u32 = u32::from_le_bytes(*b"rest");
 
 /// Most bytes of one rest: the headers of a thousand entries.
@@ -124,6 +128,21 @@ impl LayerFiles {
         let file = home.open(RESTS, flags).context("make", &path)?;
         let length = file.metadata().context("look at", &path)?.len();
         Ok((length != GIVEN_UP).then_some(RestWriter { file, maximum, length: AtomicU64::new(length) }))
+    }
+
+    /// Says that chunks were copied from other layers.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn note_copies(&self) -> Result<(), StoreError> {
+        let home = self.data.home();
+        super::durable::crash_point();
+        home.open(COPIED, OFlags::WRONLY | OFlags::CREATE).context("make", home.path().join(COPIED)).map(drop)
+    }
+
+    /// Whether that was said.
+    pub fn has_copies(&self) -> bool {
+        self.data.home().open(COPIED, OFlags::RDONLY).is_ok()
     }
 
     /// The rests that are there.
