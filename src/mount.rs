@@ -22,6 +22,7 @@ pub mod memory;
 mod names;
 mod needs;
 pub mod parts;
+pub mod passthrough;
 mod prefetch;
 mod prepare;
 mod profile;
@@ -31,7 +32,7 @@ pub mod records;
 pub mod writable;
 
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -44,6 +45,7 @@ use tokio::task::AbortHandle;
 use self::bring::Brought;
 use self::completion::Files;
 use self::counters::Counters;
+use self::passthrough::{Passthrough, forget_records};
 use self::profile::ProfileKeeper;
 use self::recorder::Recorder;
 use self::writable::{HeldSnapshot, WritableError};
@@ -104,6 +106,8 @@ pub struct Request {
     pub known_by: u32,
     /// Whether the mount has files that say how much of each layer is here, in `/.peel`; not one that can be written to.
     pub status_files: bool,
+    /// Whether the kernel reads large files by itself.
+    pub passthrough: Passthrough,
     /// Told what happens to the layers.
     pub progress: Progress,
 }
@@ -240,6 +244,9 @@ pub struct Prepared {
     /// The process that the record of the mount will name.
     pid: u32,
     has_status_files: bool,
+    passthrough: Passthrough,
+    /// Where it is written down which files are open how, if any are passed through.
+    open_records: PathBuf,
     /// What brings the needs of programs. It listens before anybody can read: who reads at once begins a program, too.
     needs: Option<needs::Following>,
 }
@@ -280,13 +287,14 @@ impl Prepared {
 
     /// Mounts the tree. When this returns, the directory is usable and the mount is recorded.
     pub fn mount(self, options: &MountOptions) -> Result<Mounted, ImageMountError> {
-        let (session, status_inodes) = match self.status_tree(now()) {
-            Some(tree) => {
-                let inodes = tree.inodes();
-                (peelfs_fuse::mount(Arc::new(tree), options)?, inodes)
-            }
-            None => (peelfs_fuse::mount(self.tree.clone(), options)?, NO_INODES),
+        let options = self.with_passthrough(options, false);
+        let status_tree = self.status_tree(now());
+        let status_inodes = status_tree.as_ref().map_or(NO_INODES, StatusTree::inodes);
+        let session = match status_tree {
+            Some(tree) => peelfs_fuse::mount(Arc::new(tree), &options),
+            None => peelfs_fuse::mount(self.tree.clone(), &options),
         };
+        let session = session.inspect_err(|_| forget_records(&self.open_records))?;
         Ok(Mounted { status_inodes, ..self.mounted(session, None)? })
     }
 
@@ -315,6 +323,7 @@ impl Prepared {
             // Dropping the session unmounts: a mount that nobody can find must not stay.
             Err(cause) => {
                 let image = self.brought.reference.to_string();
+                forget_records(&self.open_records);
                 return Err(ImageMountError::Records { image, cause: Box::new(cause) });
             }
         };
@@ -504,6 +513,7 @@ impl Mounted {
         self.prepared.counters.end();
         let files = Files::beside(self.prepared.counters.path());
         files.remove();
+        forget_records(&self.prepared.open_records);
         // Last, as `peel unmount` waits for this process while the record is there.
         let (mountpoint, pid) = (self.session.mountpoint(), self.pid.load(Ordering::Relaxed));
         let ended = match self.records.take() {

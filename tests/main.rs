@@ -23,6 +23,7 @@ mod laziness;
 mod lower_store;
 mod merge_rules;
 mod names_and_garbage;
+mod passthrough;
 mod profile;
 mod proof;
 mod publishing;

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
     PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
@@ -40,7 +40,8 @@ const LARGEST_REQUEST: u32 = 1 << 20;
 /// How many readahead requests may be under way. fuser's 16 would leave a link with a long round trip idle.
 const BACKGROUND_REQUESTS: u16 = 128;
 
-/// Files below this size are not worth the two system calls that passing them through costs.
+/// Files below this size are not worth the system calls that passing them through costs. Servers of one mount must agree on it
+/// (see [`open_records`](crate::open_records)).
 const SMALLEST_PASSTHROUGH: u64 = 1 << 20;
 
 /// An inode number and a generation name an inode for ever; ours are never used again for another.
@@ -62,11 +63,13 @@ pub(crate) struct Adapter<T> {
     tree: Arc<T>,
     /// Whether whole files are passed through. Turned off for good when the kernel refuses it.
     passthrough: AtomicBool,
+    /// Whether the kernel need not ask when files are opened, once it has been told so.
+    may_open_without_us: bool,
     default_permissions: bool,
     /// Value of the attribute with the label, if all files have the same.
     label: Option<Vec<u8>>,
-    opens: Opens<BackingId>,
-    opens_without_us: bool,
+    /// If files can be passed through.
+    opens: Option<Opens>,
     opens_directories_without_us: bool,
     gate: Arc<Gate>,
 }
@@ -76,11 +79,11 @@ impl<T: Tree> Adapter<T> {
     pub(crate) fn new(tree: Arc<T>, options: &MountOptions, gate: Arc<Gate>) -> Self {
         Adapter {
             tree,
-            passthrough: AtomicBool::new(options.passthrough),
+            passthrough: AtomicBool::new(options.passthrough.is_some()),
+            may_open_without_us: false,
             default_permissions: options.default_permissions,
             label: options.label.as_ref().map(Label::value),
-            opens: Opens::new(),
-            opens_without_us: false,
+            opens: options.passthrough.clone().map(Opens::new),
             opens_directories_without_us: false,
             gate,
         }
@@ -100,19 +103,30 @@ impl<T: Tree> Adapter<T> {
     }
 
     /// How to open an inode that nobody has open.
-    fn choose_mode(&self, inode: u64, reply: &ReplyOpen) -> Mode<BackingId> {
-        if !self.passthrough.load(Ordering::Relaxed) || !self.is_worth_passing_through(inode) {
+    fn choose_mode(&self, inode: u64, flags: OpenFlags, reply: &ReplyOpen) -> Mode {
+        // The disk's file system would want aligned buffers (O_DIRECT); ours takes any.
+        let is_direct = flags.0 & libc::O_DIRECT != 0;
+        if is_direct || !self.passthrough.load(Ordering::Relaxed) {
             return Mode::Cached;
         }
         let Ok(Some(file)) = self.ask(|tree| Ok(tree.whole_file(inode))) else { return Mode::Cached };
         match reply.open_backing(&*file) {
-            Ok(backing) => Mode::Passthrough(Arc::new(backing)),
+            // Never released: see the head of `opens`.
+            Ok(backing) => Mode::Passthrough(backing.into_raw()),
             Err(error) => {
-                self.passthrough.store(false, Ordering::Relaxed);
-                tracing::warn!(inode, %error, "the kernel refuses to pass files through; we read them");
+                if !self.passthrough.swap(false, Ordering::Relaxed) {
+                    return Mode::Cached;
+                }
+                tracing::warn!(%error, "the kernel refuses to pass files through (root is needed, and a store that is on no overlay); we read them");
                 Mode::Cached
             }
         }
+    }
+
+    /// Whether the kernel may do without asking us at opens: nothing is passed through, nor will be.
+    fn needs_no_opens(&self) -> bool {
+        let is_none_open = || self.opens.as_ref().is_none_or(|opens| !opens.has_passthrough());
+        self.may_open_without_us && !self.passthrough.load(Ordering::Relaxed) && is_none_open()
     }
 
     fn is_worth_passing_through(&self, inode: u64) -> bool {
@@ -136,7 +150,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
             // to start if this is asked for without default_permissions.
             wanted |= InitFlags::FUSE_ALLOW_IDMAP;
         }
-        if *self.passthrough.get_mut() {
+        if self.opens.is_some() {
             wanted |= InitFlags::FUSE_PASSTHROUGH;
             // 1: backing files on an ordinary file system, and an overlay may be stacked on us.
             let possible =
@@ -144,8 +158,10 @@ impl<T: Tree> Filesystem for Adapter<T> {
             if !possible {
                 tracing::debug!("this kernel cannot pass files through (Linux 6.9 or newer is needed)");
                 *self.passthrough.get_mut() = false;
+                self.opens = None;
             }
         }
+        self.may_open_without_us = offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
         if !*self.passthrough.get_mut() {
             wanted |= InitFlags::FUSE_NO_OPEN_SUPPORT;
         }
@@ -154,7 +170,6 @@ impl<T: Tree> Filesystem for Adapter<T> {
             && config.set_max_write(LARGEST_REQUEST).is_ok()
             && config.set_max_background(BACKGROUND_REQUESTS).is_ok();
         tracing::debug!(?granted, refused = ?(wanted & !offered), raised, "agreed with the kernel");
-        self.opens_without_us = granted.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
         self.opens_directories_without_us = granted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         Ok(())
     }
@@ -199,14 +214,25 @@ impl<T: Tree> Filesystem for Adapter<T> {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::READ_ONLY.into());
         }
-        if self.opens_without_us {
+        if self.needs_no_opens() {
             return reply.error(fuser::Errno::ENOSYS);
         }
-        match self.opens.open(inode.0, || self.choose_mode(inode.0, &reply)) {
-            Mode::Cached => reply.opened(NO_HANDLE, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
-            // FOPEN_KEEP_CACHE would be refused here: nothing is cached for this handle.
-            Mode::Passthrough(backing) => {
-                reply.opened_passthrough(NO_HANDLE, FopenFlags::FOPEN_NOFLUSH, &backing);
+        let cached = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+        let is_candidate =
+            |opens: &&Opens| opens.has_room_for(inode.0) && self.is_worth_passing_through(inode.0);
+        let Some(opens) = self.opens.as_ref().filter(is_candidate) else {
+            return reply.opened(NO_HANDLE, cached);
+        };
+        let handle = FileHandle(opens.handle());
+        let choose = || self.choose_mode(inode.0, flags, &reply);
+        match opens.open(inode.0, choose) {
+            Mode::Cached => reply.opened(handle, cached),
+            Mode::Passthrough(number) => {
+                // SAFETY: whoever wrote the number down has registered it, and nobody releases it; nor does this, which gives it back.
+                let backing = unsafe { reply.wrap_backing(number) };
+                // FOPEN_KEEP_CACHE would be refused here: nothing is cached for this handle.
+                reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
+                backing.into_raw();
             }
         }
     }
@@ -215,13 +241,15 @@ impl<T: Tree> Filesystem for Adapter<T> {
         &self,
         _request: &Request,
         inode: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.opens.release(inode.0);
+        if let Some(opens) = &self.opens {
+            opens.release(inode.0, handle.0);
+        }
         reply.ok();
     }
 

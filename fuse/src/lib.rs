@@ -17,7 +17,7 @@
 //! - [`unmount()`] takes it away, whoever serves it, alive or dead; [`mounts`] lists what is there.
 //!
 //! Rules that hold in this crate: only it names a `fuser` type; no operation on metadata waits; handles carry
-//! no state, so that another process could go on serving the same mount; nothing can be written to a tree.
+//! no state (but see `opens`), so that another process could go on serving the same mount; nothing can be written to a tree.
 
 mod adapter;
 mod attr;
@@ -34,6 +34,7 @@ mod mapped;
 mod mount;
 mod mount_error;
 mod mountinfo;
+mod open_records;
 mod opens;
 mod overlay;
 mod read_reply;
@@ -50,6 +51,7 @@ pub use mapped::{IdMap, IdRange, MapError, mount_mapped, outside};
 pub use mount::{MountOptions, mount, mount_writable};
 pub use mount_error::MountError;
 pub use mountinfo::{FILESYSTEM_TYPE, MountEntry, is_mountpoint, mount_at, mounts};
+pub use open_records::OpenRecords;
 pub use overlay::{OverlayAttributes, Upper, may_mount_writable};
 pub use read_reply::{ReadAnswer, ReadReply};
 pub use session::{KernelCache, ServeError, Session, Unmounter};

@@ -24,6 +24,7 @@ use crate::kernel_mount::{self, Failure};
 use crate::label::Label;
 use crate::mount_error::MountError;
 use crate::mountinfo::{MountEntry, device_of, mount_at, mount_id};
+use crate::open_records::OpenRecords;
 use crate::overlay::{self, Upper};
 use crate::session::{self, Session};
 use crate::tree::{ROOT_INODE, Tree};
@@ -47,10 +48,10 @@ pub struct MountOptions {
     pub label: Option<Label>,
     /// How many threads take requests; at least 1.
     pub threads: usize,
-    /// Whether the kernel reads whole local files itself ([`Tree::whole_file`]). Needs root and Linux 6.9;
-    /// where that is not given, reads go through us. It costs each open and close a round trip, which is
-    /// spared otherwise.
-    pub passthrough: bool,
+    /// If the kernel is to read whole local files itself ([`Tree::whole_file`]): where it is written down for a successor which are open so.
+    /// Needs root and Linux 6.9; where that is not given, reads go through us. It costs each open and close a round trip, which is
+    /// spared otherwise; and one file system fewer can be stacked on the mount: an overlay, but none upon that.
+    pub passthrough: Option<Arc<OpenRecords>>,
     /// How far the kernel reads ahead of a reader, in bytes; rounded down to KiB. Best effort: needs a
     /// writable `/sys`.
     pub readahead_bytes: u32,
@@ -68,7 +69,7 @@ impl MountOptions {
             nodev: true,
             label: None,
             threads: processors().clamp(2, 8),
-            passthrough: false,
+            passthrough: None,
             readahead_bytes: 1 << 20,
         }
     }

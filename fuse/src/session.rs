@@ -64,6 +64,7 @@ pub(crate) struct Service {
     outcome: Mutex<Option<Result<(), String>>>,
     ended: Condvar,
     greeting: Greeting,
+    passes_through: bool,
     /// Until serving has ended. Nothing if another process could not go on with it.
     device: Mutex<Option<OwnedFd>>,
 }
@@ -75,7 +76,7 @@ impl Session {
     }
 
     /// What another process needs to go on if this one is killed. Nothing if none could: the kernel must hand out again what is not
-    /// answered (Linux 6.9), and files that are passed through are known to this process alone.
+    /// answered (Linux 6.9).
     ///
     /// # Errors
     /// If this process has no descriptor left.
@@ -85,6 +86,7 @@ impl Session {
             id: *id,
             device: *device,
             greeting: service.greeting.clone(),
+            passes_through: service.passes_through,
             mountpoint: mountpoint.clone(),
         };
         let device = service.device.lock().unwrap_or_else(PoisonError::into_inner);
@@ -248,6 +250,7 @@ fn start(
         outcome: Mutex::new(None),
         ended: Condvar::new(),
         greeting: greeting.clone(),
+        passes_through: options.passthrough.is_some(),
         device: Mutex::new(None),
     });
     let (serving, opened) = (Arc::clone(&service), gate.clone());
@@ -265,7 +268,7 @@ fn start(
         // Only serving that has ended opens the gate.
         false => Err(io::Error::other(service.wait().err().unwrap_or_default())),
     };
-    if begun.is_ok() && greeting.promises_to_resend() && !options.passthrough {
+    if begun.is_ok() && greeting.promises_to_resend() {
         *service.device.lock().unwrap_or_else(PoisonError::into_inner) = Some(device);
     }
     gate.open();

@@ -132,8 +132,8 @@ pub trait Tree: Send + Sync + 'static {
     fn read(&self, inode: u64, offset: u64, length: u32, reply: ReadReply);
 
     /// A local file that holds exactly this inode's bytes from offset 0 on, verified and never to change, so
-    /// that the kernel may read it without asking us. Asked only with
-    /// [`passthrough`](crate::MountOptions::passthrough).
+    /// that the kernel may read it without asking us. What locks it has (`flock(2)`) stay until the file system is
+    /// gone, since the kernel may read it so long. Asked only with [`passthrough`](crate::MountOptions::passthrough).
     fn whole_file(&self, inode: u64) -> Option<Arc<File>> {
         let _ = inode;
         None

@@ -33,6 +33,7 @@ mod messages;
 mod mount;
 mod network;
 mod output;
+mod passthrough;
 mod profile;
 mod progress;
 mod pull;

@@ -24,6 +24,7 @@ use super::beginning::{Beginning, Role};
 use super::complete::CompletionArgument;
 use super::log_file::LogFile;
 use super::network::SourceArguments;
+use super::passthrough::PassthroughArgument;
 use super::server::Server;
 use super::signals::{self, Held};
 use super::{environment, progress};
@@ -68,6 +69,11 @@ pub struct Arguments {
     profile_from_registry: bool,
     #[command(flatten)]
     completion: CompletionArgument,
+    /// Whether the kernel reads files of 1 MiB and more itself, where they are wholly here and proved: as fast as the store's disk is. Each open of
+    /// any file asks the serving process then, and only one overlay can be laid over the mount. Needs root, Linux 6.9, and a store without a
+    /// budget that is on no overlay; else files are read as ever
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = PassthroughArgument::Auto)]
+    passthrough: PassthroughArgument,
     /// Do not record which files are read; `peel profile` shows what is recorded
     #[arg(long)]
     no_profile: bool,
@@ -265,6 +271,7 @@ fn request(arguments: &Arguments, server: &Server) -> Request {
         profile_from_registry: arguments.profile_from_registry,
         known_by: server.pid(),
         status_files: arguments.status_files,
+        passthrough: arguments.passthrough.into(),
         progress: progress::to_terminal(arguments.quiet),
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use peelfs::fetch::{NetworkThreads, ThreadStarter};
 use peelfs::mount::extract::ImageExtractError;
+use peelfs::mount::passthrough::Passthrough;
 use peelfs::mount::pull::{OtherPlatform, Pulled, pull};
 use peelfs::mount::{Prefetching, Pull, Request};
 use peelfs::store::Store;
@@ -128,6 +129,7 @@ impl Bringing {
             profile_from_registry: false,
             known_by: std::process::id(),
             status_files: false,
+            passthrough: Passthrough::Never,
             reference: reference.clone(),
             platform: self.platform(),
             pull: when,

@@ -22,6 +22,7 @@ use peelfs::fetch::NetworkThreads;
 use peelfs::mount::counters::Counters;
 use peelfs::mount::live;
 use peelfs::mount::parts::Bringing;
+use peelfs::mount::passthrough::Passthrough;
 use peelfs::mount::{Prefetching, Pull, Request, memory};
 use peelfs::snapshotter::images::Images;
 use peelfs::snapshotter::{BoxError, RemoteStack, Snapshotter, store_fault};
@@ -36,6 +37,7 @@ use super::complete::CompletionArgument;
 use super::environment;
 use super::failure::Usage;
 use super::network::SourceArguments;
+use super::passthrough::PassthroughArgument;
 use super::upgrade::upgrade_trees;
 use super::{inherited, stack};
 
@@ -81,6 +83,10 @@ pub struct Arguments {
     /// Show in /.peel of each image, which no list has, how much of its layers is here: a file of JSON for each
     #[arg(long)]
     status_files: bool,
+    /// Whether the kernel reads large files of images itself, as for `peel mount`: then a container's root can be no lower directory of an overlay
+    /// that the container mounts
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = PassthroughArgument::Never)]
+    passthrough: PassthroughArgument,
     /// Where nothing is known here of what mounts of the image read, ask its registry for a profile that was pushed beside it: a request for each image
     /// of which something is missing. Whoever may push there decides what is fetched first, and nothing else
     #[arg(long)]
@@ -228,6 +234,7 @@ fn images(
         profile_from_registry: false,
         known_by: std::process::id(),
         status_files: false,
+        passthrough: Passthrough::Never,
         progress: Arc::new(|_| {}),
     };
     let bringing = if arguments.stream { Bringing::OrStreamed } else { Bringing::Lazily };
@@ -243,6 +250,9 @@ fn images(
     }
     if arguments.profile_from_registry {
         options.push(stack::PROFILE_FROM_REGISTRY.into());
+    }
+    if arguments.passthrough != PassthroughArgument::Never {
+        options.extend(arguments.passthrough.to_argument());
     }
     options.extend(arguments.completion.to_argument());
     let path = store.path().to_owned();

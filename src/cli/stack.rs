@@ -19,6 +19,7 @@ use super::complete::CompletionArgument;
 use super::log_file::LogFile;
 use super::mount::{go_on_with, serve_mounted};
 use super::network::NetworkArguments;
+use super::passthrough::PassthroughArgument;
 use super::server::Server;
 use super::signals;
 use super::{background, environment};
@@ -57,6 +58,9 @@ pub struct Arguments {
     /// As for `peel mount`
     #[arg(long)]
     profile_from_registry: bool,
+    /// As for `peel mount`
+    #[arg(long, value_enum, default_value_t = PassthroughArgument::Never)]
+    passthrough: PassthroughArgument,
     #[command(flatten)]
     completion: CompletionArgument,
     #[command(flatten)]
@@ -110,6 +114,7 @@ fn serve(arguments: &Arguments, store: &Path, verbose: u8, server: &mut Server) 
         profile_from_registry: arguments.profile_from_registry,
         known_by: server.pid(),
         status_files: arguments.status_files,
+        passthrough: arguments.passthrough.into(),
         progress: Arc::new(|_| {}),
     };
     // What a container may do is decided where the overlay above this is mounted; the store's directory is closed to others.

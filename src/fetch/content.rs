@@ -9,6 +9,7 @@ use super::lazy::{FetchError, Fetcher, Lazy};
 use super::planner::blob_range;
 use super::proof::Trust;
 use super::rebuild::RestKeeper;
+use super::room::Room;
 use super::source::BlobSource;
 use crate::layer::entry::Chunk;
 use crate::layer::gzip::checkpoint::{Checkpoint, CheckpointError, Checkpoints};
@@ -256,8 +257,7 @@ impl LayerContent {
 
     /// Says that these chunks are warm, if that matters to anybody.
     fn touch(&self, chunks: Range<u64>) {
-        let room = self.lazy.as_ref().and_then(|lazy| lazy.fetcher().room());
-        if room.is_some_and(|room| room.is_limited())
+        if self.room().is_some_and(|room| room.is_limited())
             && let Some(touched) = self.files.touched()
         {
             touched.touch(chunks);
@@ -368,19 +368,36 @@ impl LayerContent {
     /// The data file that holds exactly the large file whose content begins there, if all of it is here. Nothing of it is evicted as long
     /// as it is open.
     pub fn whole_file(&self, decoded_offset: u64, size: u64) -> Option<Arc<std::fs::File>> {
+        let decoded = decoded_offset..decoded_offset.saturating_add(size);
         let mut pieces = self.table.pieces(decoded_offset, size);
         let piece = pieces.next()?;
         let DataFile::Large(number) = piece.file else { return None };
         if self.is_poisoned()
             || piece.file_offset != 0
             || piece.length != size
-            || !self.is_present(decoded_offset..decoded_offset + size)
+            || !self.is_present(decoded.clone())
         {
             return None;
         }
         let file = self.data().large_kept(number).ok().flatten()?;
         // Evictions are kept away only now.
-        self.is_present(decoded_offset..decoded_offset + size).then_some(file)
+        self.is_present(decoded).then_some(file)
+    }
+
+    /// The same for the kernel, which nobody can stop once it reads it, and for which it is kept as long as somebody does: the layer is
+    /// proved, so that it will never be found to be false, and there is no budget, for which it might have to go.
+    pub fn whole_file_to_pass_through(&self, decoded_offset: u64, size: u64) -> Option<Arc<std::fs::File>> {
+        let has_budget = || self.room().is_some_and(|room| room.has_budget_now());
+        if !self.is_vouched_for() || has_budget() {
+            return None;
+        }
+        let file = self.whole_file(decoded_offset, size)?;
+        // Zeros at the end need not have been written, and the kernel would find the end before them.
+        file.metadata().is_ok_and(|metadata| metadata.len() == size).then_some(file)
+    }
+
+    fn room(&self) -> Option<&Arc<Room>> {
+        self.lazy.as_ref().and_then(|lazy| lazy.fetcher().room())
     }
 }
 

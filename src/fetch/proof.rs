@@ -418,6 +418,23 @@ impl LayerContent {
             && trust.poison.get().is_none()
     }
 
+    /// Whether the layer will never be found to be false: it is proved, or there was nothing to prove.
+    pub(super) fn is_vouched_for(&self) -> bool {
+        let trust = self.trust();
+        if self.files().chunk_map.is_none() || trust.is_settled.load(Ordering::Relaxed) {
+            return true;
+        }
+        let Some(prover) = trust.prover.get() else { return false };
+        let holds = matches!(
+            self.standing(&prover.layer),
+            Ok(Standing::Streamed | Standing::Judged(Verdict::Proved { .. }))
+        );
+        if holds {
+            trust.is_settled.store(true, Ordering::Relaxed);
+        }
+        holds
+    }
+
     fn remove_rests(&self) {
         if let Err(error) = self.files().remove_rests() {
             tracing::warn!(layer = %self.layer(), error = %chain(&error), "what is of no more use stays behind");

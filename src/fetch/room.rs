@@ -83,17 +83,17 @@ pub(super) struct Admitted<'a> {
 impl Room {
     /// In that store.
     pub fn new(store: Arc<Store>) -> Room {
-        // If it cannot be read, the first who writes says so.
-        let has_budget = store.budget().map_or(true, |budget| budget.is_some());
-        Room {
+        let room = Room {
             store,
             granted: AtomicI64::new(0),
             in_flight: AtomicU64::new(0),
-            has_budget: AtomicBool::new(has_budget),
+            has_budget: AtomicBool::new(false),
             was_told: Mutex::new(false),
             publishing: Mutex::new(0),
             published: Condvar::new(),
-        }
+        };
+        room.has_budget_now();
+        room
     }
 
     /// To be asked when a layer is whole and before it is published, which takes as long as the disk does.
@@ -116,6 +116,14 @@ impl Room {
     /// Whether there is a budget, so that it matters what was read of late.
     pub(super) fn is_limited(&self) -> bool {
         self.has_budget.load(Ordering::Relaxed)
+    }
+
+    /// The same, looked up: for who acts on it seldom, and must not act on what was true when something was last written.
+    pub fn has_budget_now(&self) -> bool {
+        // If it cannot be read, the first who writes says so.
+        let has_budget = self.store.budget().map_or(true, |budget| budget.is_some());
+        self.has_budget.store(has_budget, Ordering::Relaxed);
+        has_budget
     }
 
     /// To be asked before so many bytes are written; what it gives is dropped once they are. Nothing: they are not to be written; a reader

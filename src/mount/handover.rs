@@ -186,9 +186,13 @@ impl Prepared {
         self.counters.go_on();
         let status_tree = self.status_tree(note.started_at);
         let status_inodes = status_tree.as_ref().map_or(NO_INODES, StatusTree::inodes);
+        let options = match kernel.passes_through() {
+            true => self.with_records_of_predecessor(options),
+            false => options.clone(),
+        };
         let session = match status_tree {
-            Some(tree) => peelfs_fuse::take_over(Arc::new(tree), kernel, options),
-            None => peelfs_fuse::take_over(self.tree.clone(), kernel, options),
+            Some(tree) => peelfs_fuse::take_over(Arc::new(tree), kernel, &options),
+            None => peelfs_fuse::take_over(self.tree.clone(), kernel, &options),
         };
         let session = session.map_err(|error| ImageMountError::TakeOver {
             image,

@@ -10,6 +10,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::completion::{Files, Progress, Stage, Wish};
 use super::counters;
+use super::passthrough::{forget_records, records_path};
 use crate::meter::Counts;
 use crate::store::record_tables::RecordId;
 use crate::store::{MountRecord, Store, StoreError};
@@ -118,6 +119,7 @@ fn forget(store: &Store, record: &MountRecord) -> Result<(), StoreError> {
         // It may be gone already, or belong to the next process of that number, which begins with a new one.
         counters::retire(store, path);
         Files::beside(path).remove();
+        forget_records(&records_path(path, record.pid, record.pid_start_time));
     }
     Ok(())
 }

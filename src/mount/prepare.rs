@@ -6,6 +6,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::bring::bring_lowest;
 use super::counters::Counters;
+use super::live::start_time;
+use super::passthrough::records_path;
 use super::{ImageMountError, Prefetching, Prepared, Request, needs};
 use crate::error::chain;
 use crate::fetch::index::{identity as layer_identity, open_local_of, open_local_when_made};
@@ -78,7 +80,7 @@ pub fn prepare_lowest(
     layers: usize,
 ) -> Result<Prepared, ImageMountError> {
     let name = request.reference.to_string();
-    let (pid, has_status_files) = (request.known_by, request.status_files);
+    let (pid, has_status_files, passthrough) = (request.known_by, request.status_files, request.passthrough);
     let counters = Arc::new(match request.takes_over {
         Some(_) => Counters::of_successor(store.clone(), pid),
         None => Counters::new(store.clone(), pid),
@@ -100,6 +102,7 @@ pub fn prepare_lowest(
     brought.wait_for_database();
     let (tree, pending_tree) = (Arc::new(tree), Mutex::new(pending_tree));
     let tree_key = hex(&composition.identity);
+    let open_records = records_path(counters.path(), pid, start_time(pid).unwrap_or_default());
     read_together(tree.layers());
     let is_lazy = !tree.layers().iter().all(|layer| layer.is_complete());
     let needs = (prefetching == Prefetching::Auto && is_lazy).then(|| needs::begin(&tree, &brought.threads));
@@ -113,6 +116,8 @@ pub fn prepare_lowest(
         pending_tree,
         pid,
         has_status_files,
+        passthrough,
+        open_records,
         needs,
     })
 }

@@ -12,6 +12,7 @@ use peelfs_registry::{Digest, ImageReference, Platform};
 
 use super::bring::Brought;
 use super::handover::HeldNote;
+use super::passthrough::forget_records;
 use super::{ImageMountError, Mounted, Prepared, now};
 use crate::cache::{Cache, CacheError, ImmutableRef, MutableRef, NamedSnapshot, Purpose};
 use crate::error::chain;
@@ -321,10 +322,13 @@ impl Prepared {
                 self.new_snapshot(&cache, &name, generation, Some(&record), Some(record.id()))?
             }
         };
-        match self.mount_above(options, &name, mutable) {
+        let options = self.with_passthrough(options, true);
+        let open_records = self.open_records.clone();
+        match self.mount_above(&options, &name, mutable) {
             Ok(mounted) => Ok(mounted),
             Err(refused) => {
                 let NotMounted { error, mutable } = *refused;
+                forget_records(&open_records);
                 if let Some(mutable) = mutable.filter(|_| is_new) {
                     discard(&cache, &name, mutable);
                 }

@@ -499,7 +499,7 @@ impl Tree for MergedTree {
                 Ok(false) | Err(_) => return None,
             }
         }
-        let file = layer.whole_file(record.content.get(), record.size.get())?;
+        let file = layer.whole_file_to_pass_through(record.content.get(), record.size.get())?;
         if let Some(programs) = self.programs.get() {
             // Its beginning will not be seen.
             programs.begun(inode);

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use peelfs_fuse::ROOT_INODE;
+use peelfs_fuse::{OpenRecords, ROOT_INODE};
 use rustix::fs::{SeekFrom, seek};
 
 use super::toy_tree::{Content, ToyTree, generated, generated_byte};
@@ -139,7 +139,7 @@ fn a_whole_file_is_read_without_us() {
     tree.content(ROOT_INODE, b"whole", size as u64, Content::Whole(Arc::clone(&local)));
     tree.content(ROOT_INODE, b"remote", size as u64, Content::Generated);
     tree.content(ROOT_INODE, b"small", 1000, Content::Whole(local));
-    let mounted = Mounted::with(tree, |options| options.passthrough = true);
+    let mounted = Mounted::with(tree, |options| options.passthrough = Some(open_records()));
     let whole = mounted.mountpoint.join("whole");
 
     // Opened twice at once, and again after the last close.
@@ -172,7 +172,7 @@ fn files_open_and_close_from_many_threads_whichever_way_they_are_read() {
     tree.content(ROOT_INODE, b"whole", size as u64, Content::Whole(local));
     tree.content(ROOT_INODE, b"remote", size as u64, Content::Generated);
     let mounted = Mounted::with(tree, |options| {
-        options.passthrough = true;
+        options.passthrough = Some(open_records());
         options.threads = 4;
     });
     std::thread::scope(|scope| {
@@ -190,6 +190,11 @@ fn files_open_and_close_from_many_threads_whichever_way_they_are_read() {
             });
         }
     });
+}
+
+fn open_records() -> Arc<OpenRecords> {
+    let file = tempfile::tempfile().expect("a file");
+    Arc::new(OpenRecords::create(file, 100).expect("written"))
 }
 
 /// Passthrough came with Linux 6.9 and needs root.

@@ -8,6 +8,7 @@ use crate::support::peel::Peel;
 use crate::support::registry::{FakeRegistry, Fault};
 use peelfs::fetch::NetworkThreads;
 use peelfs::mount::parts::Bringing;
+use peelfs::mount::passthrough::Passthrough;
 use peelfs::mount::{Prefetching, Pull, Request};
 use peelfs::snapshotter::images::Images;
 use peelfs::snapshotter::{LayerRequest, Remote, RemoteStack};
@@ -66,6 +67,7 @@ impl Scene {
             profile_from_registry: false,
             known_by: std::process::id(),
             status_files: false,
+            passthrough: Passthrough::Never,
             progress: Arc::new(|_| {}),
         };
         let mounter = |_: &RemoteStack, _: &std::path::Path| Err("nobody mounts here".into());

@@ -9,6 +9,7 @@ pub mod content;
 pub mod cri;
 pub mod docker_registry;
 pub mod image;
+pub mod mapped;
 pub mod merged;
 pub mod metrics;
 pub mod model;

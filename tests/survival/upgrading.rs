@@ -2,6 +2,7 @@
 //! meanwhile, it is served on; and if the program cannot serve it, it stays with the one that does.
 
 use super::*;
+use crate::support::mapped::Mapped;
 use crate::support::peel::{Outcome, run_to_end};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -43,35 +44,6 @@ fn is_ended_by_its_holder(peel: &Peel, mount: crate::support::peel::Mount<'_>) {
 
 fn first_program() -> PathBuf {
     fs::canonicalize(env!("CARGO_BIN_EXE_peel")).unwrap()
-}
-
-/// A file that is mapped into memory.
-struct Mapped {
-    address: *mut std::ffi::c_void,
-    length: usize,
-}
-
-impl Mapped {
-    fn new(file: &File) -> Mapped {
-        use rustix::mm::{MapFlags, ProtFlags, mmap};
-        let length = file.metadata().unwrap().len() as usize;
-        // SAFETY: a new mapping, wherever there is room.
-        let mapped =
-            unsafe { mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE, file, 0) };
-        Mapped { address: mapped.unwrap(), length }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: it is mapped as long as this lives; nobody changes the file.
-        unsafe { std::slice::from_raw_parts(self.address.cast(), self.length) }
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: what was mapped, and nobody has it any more.
-        unsafe { rustix::mm::munmap(self.address, self.length).unwrap() };
-    }
 }
 
 #[test]
