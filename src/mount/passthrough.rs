@@ -1,10 +1,12 @@
 //! Whether the kernel reads large files of a mount itself, from the store's disk, without asking whoever serves it.
 //!
-//! What is gained: such a file is read as fast as any on that disk, and is in memory once and not twice, also if several mounts show it.
-//! What it costs, for all files of the mount: the kernel asks at each open, where it need not else, and tells each close. Opening and closing
-//! a small file takes 33 µs then and not 5 (as many as reading 300 KB of a large one that is here); and one overlay can be laid over
-//! the mount, not one over the other. So by itself it is chosen for images that are large files for the greater part, which are opened seldom
-//! for what is read of them, and not for mounts that are overlays already.
+//! What is gained: such a file is read as fast as any on that disk, and is in memory once and not twice, also if several mounts show it. (32 MiB
+//! that are in memory take 3.2 ms of processor time, and 8.0 ms through the cache of FUSE; but 7.6 ms as long as the kernel has them in the small
+//! pieces in which they were written to the data file, which ends when it has read them from the disk once.)
+//! What it costs, for all files of the mount: the kernel asks at each open, where it need not else, and tells each close. To open and close a
+//! small file takes 38 µs then and not 5, as on the disk (a loop over 1,000 files; medians on a busy machine 93 and 12). And one overlay can be
+//! laid over the mount, not one over the other. So by itself it is chosen for images that are large files for the greater part, of which
+//! programs open few files for what they read of them, and not for mounts that are overlays already.
 //!
 //! A file is passed through when it is opened, if it is wholly here then and its layer proved; where a store has a budget none is, as what
 //! the kernel reads cannot be evicted.
@@ -20,7 +22,7 @@ use peelfs_fuse::{MountOptions, OpenRecords};
 
 use super::Prepared;
 
-/// Files of this size or more are worth the opens of all others: to read one takes as long as a hundred opens.
+/// Files of this size or more are worth the opens of others: to read one that is here, in memory, takes as long as a hundred opens do.
 const LARGE: u64 = 16 << 20;
 
 /// When large files of a mount are passed through.
