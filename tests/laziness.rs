@@ -333,7 +333,8 @@ fn mounted_content_is_fetched_once_by_all_readers_mounts_and_processes() {
         }
     });
     let fetched = registry.counters().blob_bytes;
-    assert!(fetched < 5 * MEBIBYTE, "2 MiB of content cost {fetched}");
+    // Two processes may ask for the same at the same moment, and each for some more ahead. Readers by themselves would cost 16 MiB.
+    assert!(fetched < 8 * MEBIBYTE, "2 MiB of content cost {fetched}");
     mount.unmount();
     other.unmount();
 

@@ -78,7 +78,9 @@ impl Peel {
         // By another process: a child of another test, which holds what this one has open for writing from its fork to its exec, would make the
         // program busy.
         let mut copy = Command::new("sh");
-        copy.args(["-c", r#"cp "$0" "$1" && printf since >>"$1""#, env!("CARGO_BIN_EXE_peel")]).arg(&path);
+        // In one step, as others may do the same at this moment.
+        let script = r#"cp "$0" "$1.$$" && printf since >>"$1.$$" && mv "$1.$$" "$1""#;
+        copy.args(["-c", script, env!("CARGO_BIN_EXE_peel")]).arg(&path);
         let outcome = run_to_end(copy, self.scratch());
         assert_eq!(outcome.code, Some(0), "copying the program: {}", outcome.stderr);
         path
